@@ -1,0 +1,33 @@
+"""Launcher of the C++ form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import extension
+from ...extension import pointer
+from .._philox import keep_scale, threshold
+
+
+def supports(direction: str, x: Tensor, *_) -> str | None:
+    """None where the C++ form computes this, else the reason."""
+    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+
+
+def forward(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """See `bertfast.ops.attention`; the second result is None unless `save`."""
+    tokens, _, heads, d = qkv.shape
+    if qkv.stride()[1:] != (heads * d, d, 1):
+        qkv = qkv.contiguous()
+    cu_seqlens = cu_seqlens.contiguous()
+    out = qkv.new_empty(tokens, heads * d)
+    lse = torch.empty(heads, tokens, dtype=torch.float32) if save else None
+    extension.cpu.attention_fwd(
+        qkv.data_ptr(), cu_seqlens.data_ptr(), out.data_ptr(), pointer(lse), tokens, cu_seqlens.numel() - 1, heads, d,
+        qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p), extension.DTYPE_CODES[qkv.dtype],
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out, lse

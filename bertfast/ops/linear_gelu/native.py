@@ -1,0 +1,29 @@
+"""Launcher of the C++ form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import extension
+from ...extension import pointer
+from ..packed import buffer_of
+
+
+def supports(direction: str, x: Tensor, *_) -> str | None:
+    """None where the C++ form computes this, else the reason."""
+    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
+    """See `bertfast.ops.linear_gelu`; the second result is None unless `save`."""
+    x, bias = extension.with_dense_rows(x), bias.contiguous()
+    (rows, k), n = x.shape, weight.shape[0]
+    out = x.new_empty(rows, n)
+    pre = torch.empty_like(out) if save else None
+    packed = buffer_of(weight)
+    extension.cpu.linear_gelu_fwd(
+        x.data_ptr(), packed.data_ptr(), bias.data_ptr(), out.data_ptr(), pointer(pre), rows, n, k, x.stride(0),
+        extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return out, pre

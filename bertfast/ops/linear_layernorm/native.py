@@ -1,0 +1,38 @@
+"""Launcher of the C++ form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import extension
+from ...extension import pointer
+from .._philox import keep_scale, threshold
+from ..packed import buffer_of
+
+
+def supports(direction: str, x: Tensor, *_) -> str | None:
+    """None where the C++ form computes this, else the reason."""
+    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float,
+    p: float, seed: Tensor | None, cu_seqlens: Tensor | None, save: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """See `bertfast.ops.linear_layernorm`; only the first result unless `save`."""
+    x, residual = extension.with_dense_rows(x), extension.with_dense_rows(residual)
+    bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
+    (rows, k), n = x.shape, weight.shape[0]
+    out = x.new_empty(rows, n)
+    z = torch.empty_like(out) if save else None
+    mean, rstd = extension.statistics(rows, save), extension.statistics(rows, save)
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    packed = buffer_of(weight)
+    extension.cpu.linear_layernorm_fwd(
+        x.data_ptr(), packed.data_ptr(), bias.data_ptr(), residual.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(),
+        out.data_ptr(), pointer(z), pointer(mean), pointer(rstd), pointer(cu_seqlens), rows, n, k, x.stride(0),
+        residual.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, eps, pointer(seed), threshold(p),
+        keep_scale(p), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return out, z, mean, rstd

@@ -1,0 +1,30 @@
+"""Launcher of the C++ form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import extension
+from ..packed import buffer_of
+
+
+def supports(direction: str, x: Tensor, *_) -> str | None:
+    """None where the C++ form computes this, else the reason."""
+    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+
+
+def forward(
+    x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, bq: Tensor, bk: Tensor, bv: Tensor, num_heads: int
+) -> Tensor:
+    """See `bertfast.ops.qkv_projection`."""
+    x = extension.with_dense_rows(x)
+    (rows, k), n = x.shape, wq.shape[0]
+    packed = [buffer_of(weight, slot) for slot, weight in enumerate((wq, wk, wv))]
+    biases = [bias.contiguous() for bias in (bq, bk, bv)]
+    out = x.new_empty(rows, 3, num_heads, n // num_heads)
+    extension.cpu.qkv_projection_fwd(
+        x.data_ptr(), *(p.data_ptr() for p in packed), *(b.data_ptr() for b in biases), out.data_ptr(), rows, n, k,
+        x.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,23 @@
+// attention: out = dropout(softmax(scale q k^T)) v inside each sequence of a packed stream.
+#pragma once
+#include "common/dropout.h"
+#include "common/dtype.h"
+#include "common/variants.h"
+
+namespace bf {
+
+struct AttentionFwd {
+  const void* qkv;                 // [tokens, 3, heads, head_size], token stride qkv_stride
+  const std::int32_t* cu_seqlens;  // [sequences + 1]
+  void* out;                       // [tokens, heads, head_size]
+  float* lse;                      // [heads, tokens] or null: log sum exp of the scaled logits
+  long tokens, sequences, heads, head_size, qkv_stride;
+  float scale;
+  Dropout dropout;
+  DType dtype;
+  int threads;
+};
+
+BF_DECLARE_CPU(attention_fwd, AttentionFwd)
+
+}  // namespace bf

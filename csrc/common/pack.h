@@ -1,0 +1,62 @@
+// Packing of a row-major matrix into panels: dst[panel][k][kNR] from src[row][k], rows past `rows` as zeros.
+#pragma once
+#include "common/gemm.h"
+
+namespace bf {
+namespace BF_ISA {
+namespace {
+
+#if !defined(__clang__)
+// In-place transpose of kLanes vectors by log2(kLanes) rounds of two-input shuffles.
+BF_INLINE void transpose(F v[kLanes]) {
+#pragma GCC unroll 4
+  for (int s = 1; s < kLanes; s *= 2) {
+    I low, high;
+    for (int l = 0; l < kLanes; ++l) {
+      low[l] = l & s ? kLanes + l - s : l;
+      high[l] = l & s ? kLanes + l : l + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & s) continue;
+      const F a = v[i], b = v[i + s];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + s] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+#endif
+
+// One panel; TS -> TD converts (fp32 panels of half rows for attention), equal types copy bits.
+template <class TS, class TD>
+static void pack_panel(const TS* src, long stride, long rows, long k, TD* dst) {
+  if (rows > kNR) rows = kNR;
+  long done = 0;
+#if !defined(__clang__)
+  if constexpr (sizeof(TD) == sizeof(float)) {
+    for (; done + kLanes <= k; done += kLanes) {
+      for (int block = 0; block < kNR; block += kLanes) {
+        F v[kLanes];
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r)
+          v[r] = block + r < rows ? load(src + (block + r) * stride + done) : F{};
+        transpose(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(dst + (done + i) * kNR + block, v[i]);
+      }
+    }
+  }
+#endif
+  for (long c = done; c < k; ++c)
+    for (int r = 0; r < kNR; ++r) {
+      if constexpr (sizeof(TD) == sizeof(TS)) {
+        dst[c * kNR + r] = r < rows ? src[r * stride + c] : TD{};
+      } else {
+        dst[c * kNR + r] = r < rows ? load_n(src + r * stride + c, 1)[0] : 0.0f;
+      }
+    }
+}
+
+}  // namespace
+}  // namespace BF_ISA
+}  // namespace bf

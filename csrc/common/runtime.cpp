@@ -1,0 +1,78 @@
+#include "common/runtime.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <numeric>
+
+namespace bf {
+namespace {
+
+struct Arena {
+  void* data = nullptr;
+  std::size_t size = 0;
+  ~Arena() { std::free(data); }
+};
+
+std::atomic<bool> forked{false};
+const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+}  // namespace
+
+void* scratch(std::size_t bytes, int slot) {
+  thread_local Arena arenas[2];
+  Arena& arena = arenas[slot];
+  if (bytes > arena.size) {
+    std::free(arena.data);
+    arena.data = nullptr;
+    arena.size = 0;
+    void* data = nullptr;
+    const std::size_t rounded = (bytes + 4095) / 4096 * 4096;
+    if (posix_memalign(&data, 64, rounded) != 0) throw std::bad_alloc();
+    arena.data = data;
+    arena.size = rounded;
+  }
+  return arena.data;
+}
+
+int usable_threads(int requested) { return forked || requested < 1 ? 1 : requested; }
+
+long l2_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const long size = [] {
+    const long s = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return s >= (128 << 10) && s <= (64 << 20) ? s : (512 << 10);
+  }();
+  return size;
+#else
+  return 512 << 10;
+#endif
+}
+
+void longest_first(const std::int32_t* cu_seqlens, long sequences, std::int32_t* order) {
+  std::iota(order, order + sequences, 0);
+  std::stable_sort(order, order + sequences, [&](std::int32_t a, std::int32_t b) {
+    return cu_seqlens[a + 1] - cu_seqlens[a] > cu_seqlens[b + 1] - cu_seqlens[b];
+  });
+}
+
+std::uint64_t sample_hash(const void* matrix, long rows, long columns, long row_bytes, int item_bytes) {
+  constexpr long kSamples = 128;
+  const char* base = static_cast<const char*>(matrix);
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (long i = 0; i < kSamples && rows > 0 && columns > 0; ++i) {
+    const long row = i * (rows - 1) / (kSamples - 1);
+    const long column = (i * 7919 + 13) % columns;  // a stride coprime to common widths: no column is favoured
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, base + row * row_bytes + column * item_bytes, item_bytes);
+    hash = (hash ^ bits) * 0x100000001b3u;
+  }
+  return hash;
+}
+
+}  // namespace bf

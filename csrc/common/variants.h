@@ -1,0 +1,30 @@
+// The instruction sets that every kernel unit is compiled for, narrow to wide; setup.py may name a part of them.
+// avx2_wide is the AVX-512 tile at AVX2 width, for tests.
+#pragma once
+
+#if !defined(BF_FOR_EACH_ISA) && defined(__x86_64__)
+#define BF_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx2_wide) X(avx512)
+#elif !defined(BF_FOR_EACH_ISA)
+#define BF_FOR_EACH_ISA(X) X(baseline)
+#endif
+
+#if defined(__x86_64__)
+#define BF_DECLARE_CPU(NAME, PARAMS)            \
+  namespace baseline {                          \
+  void NAME(const PARAMS&);                     \
+  }                                             \
+  namespace avx2 {                              \
+  void NAME(const PARAMS&);                     \
+  }                                             \
+  namespace avx2_wide {                         \
+  void NAME(const PARAMS&);                     \
+  }                                             \
+  namespace avx512 {                            \
+  void NAME(const PARAMS&);                     \
+  }
+#else
+#define BF_DECLARE_CPU(NAME, PARAMS) \
+  namespace baseline {               \
+  void NAME(const PARAMS&);          \
+  }
+#endif

@@ -1,0 +1,35 @@
+// A thread owns whole rows: bias, dropout, residual and LN run over a block of rows that the product left in L2.
+#include "linear_layernorm/op.h"
+
+#include "common/gemm.h"
+#include "common/layernorm.h"
+#include "common/philox.h"
+
+namespace bf {
+namespace BF_ISA {
+namespace {
+
+template <class T>
+void run(const LinearLayernormFwd& p) {
+  const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
+  const T* bias = static_cast<const T*>(p.bias);
+  product_whole_rows(x, static_cast<const T*>(p.packed), p.n, p.threads, [&](float* z, long row) {
+    const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride;
+    for_lanes(p.n, [&](long i, int m) { store_some(z + i, load_some(z + i, m) + load_some(bias + i, m), m); });
+    if (p.dropout.seed) dropout_token(p.dropout, z, p.n, p.cu_seqlens, p.sequences, row);
+    for_lanes(p.n, [&](long i, int m) {
+      const F sum = load_some(z + i, m) + load_some(residual + i, m);
+      store_some(z + i, sum, m);
+      if (p.z) store_some(static_cast<T*>(p.z) + row * p.n + i, sum, m);
+    });
+    layernorm_row(z, p.n, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias), p.eps,
+                  static_cast<T*>(p.out) + row * p.n, p.mean ? p.mean + row : nullptr, p.rstd ? p.rstd + row : nullptr);
+  });
+}
+
+}  // namespace
+
+void linear_layernorm_fwd(const LinearLayernormFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
+
+}  // namespace BF_ISA
+}  // namespace bf

@@ -1,0 +1,30 @@
+// linear_layernorm: out = LN(z), z = residual + dropout(x weight^T + bias).
+#pragma once
+#include "common/dropout.h"
+#include "common/dtype.h"
+#include "common/variants.h"
+
+namespace bf {
+
+struct LinearLayernormFwd {
+  const void* x;         // [rows, k], row stride x_stride
+  const void* packed;    // weight [n, k], packed
+  const void* bias;      // [n]
+  const void* residual;  // [rows, n], row stride residual_stride
+  const void* ln_weight;
+  const void* ln_bias;  // [n]
+  void* out;            // [rows, n]
+  void* z;              // [rows, n] or null: the sum before LN, for backward
+  float* mean;          // [rows] or null
+  float* rstd;          // [rows] or null
+  const std::int32_t* cu_seqlens;  // [sequences + 1]; read only with dropout
+  long rows, n, k, x_stride, residual_stride, sequences;
+  float eps;
+  Dropout dropout;
+  DType dtype;
+  int threads;
+};
+
+BF_DECLARE_CPU(linear_layernorm_fwd, LinearLayernormFwd)
+
+}  // namespace bf

@@ -1,0 +1,23 @@
+// masked_cross_entropy: lse[t] = log sum_v exp(x[t] weight[v]^T + bias[v]) and the label's logit, labelled rows only.
+#pragma once
+#include "common/dtype.h"
+#include "common/variants.h"
+
+namespace bf {
+
+struct MaskedCrossEntropyFwd {
+  const void* x;             // [tokens, k], row stride x_stride
+  const void* weight;        // [vocabulary, k], row stride weight_stride, as it stands (not packed)
+  const void* bias;          // [vocabulary] or null
+  const std::int64_t* rows;  // [labelled]: the labelled tokens
+  const std::int64_t* labels;  // [labelled]: their labels
+  float* lse;                  // [labelled]
+  float* logit;                // [labelled]: the label's logit
+  long labelled, vocabulary, k, x_stride, weight_stride;
+  DType dtype;
+  int threads;
+};
+
+BF_DECLARE_CPU(masked_cross_entropy_fwd, MaskedCrossEntropyFwd)
+
+}  // namespace bf

@@ -1,0 +1,34 @@
+// The panels of the three weights form one list, so that the threads share all of them.
+#include "qkv_projection/op.h"
+
+#include "common/gemm.h"
+
+namespace bf {
+namespace BF_ISA {
+namespace {
+
+template <class T>
+void run(const QkvProjectionFwd& p) {
+  const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
+  const long each = panels(p.n);
+  T* out = static_cast<T*>(p.out);
+  product(x, 3 * each, [&](long panel) { return static_cast<const T*>(p.packed[panel / each]) + panel % each * kNR * p.k; },
+          p.threads, [&](const float* c, long first, long rows, long panel) {
+            const long s = panel / each, column = panel % each * kNR;
+            const long columns = p.n - column < kNR ? p.n - column : kNR;
+            const T* bias = static_cast<const T*>(p.bias[s]) + column;
+            for (long r = 0; r < rows; ++r) {
+              T* to = out + ((first + r) * 3 + s) * p.n + column;
+              for_lanes(columns, [&](long i, int m) {
+                store_some(to + i, load(c + r * kNR + i) + load_some(bias + i, m), m);
+              });
+            }
+          });
+}
+
+}  // namespace
+
+void qkv_projection_fwd(const QkvProjectionFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
+
+}  // namespace BF_ISA
+}  // namespace bf
