@@ -16,7 +16,7 @@ namespace {
 #if defined(BF_WIDE_TILE)  // the AVX-512 tile at AVX2 width: for tests on machines without AVX-512
 constexpr int kMR = 12, kNR = 32, kKC = 384;
 #elif defined(__AVX512F__)
-constexpr int kMR = 12, kNR = 32, kKC = 384;
+constexpr int kMR = 12, kNR = 32, kKC = 768;
 #elif defined(__AVX2__)
 constexpr int kMR = 6, kNR = 16, kKC = 384;
 #elif defined(__aarch64__)

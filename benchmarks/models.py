@@ -1,0 +1,48 @@
+"""The models and batches that whole-model benchmarks run: seeded random weights, real lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bertfast import BertConfig, BertModel
+
+SHAPES = {
+    "base": {},
+    "minilm-l6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+}
+# 32 sentences: lognormal lengths, median 40, clipped to 8 .. 512
+RAGGED = np.random.RandomState(20).lognormal(np.log(40), 0.8, 32).clip(8, 512).astype(int).tolist()
+LOADS = {"8x128": [128] * 8, "1x16": [16], "ragged-32": RAGGED}
+
+
+def config(shape: str) -> dict:
+    """The fields of config.json."""
+    return {**BertConfig.base().to_dict(), **SHAPES[shape]}
+
+
+def model(shape: str) -> BertModel:
+    """A BertModel in eval mode, the same weights every time."""
+    torch.manual_seed(20)
+    return BertModel(BertConfig.from_dict(config(shape))).eval()
+
+
+def batch(load: str) -> dict[str, Tensor]:
+    """input_ids and, where the lengths differ, attention_mask."""
+    lengths = torch.tensor(LOADS[load])
+    generator = torch.Generator().manual_seed(20)
+    ids = torch.randint(1000, 30000, (len(lengths), int(lengths.max())), generator=generator)
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    if real.all():
+        return {"input_ids": ids}
+    return {"input_ids": ids.masked_fill(~real, 0), "attention_mask": real.long()}
+
+
+def flops(shape: str, load: str) -> float:
+    """Operations of the matrix products of all layers, real tokens only; the pooler's rows are left out."""
+    fields, lengths = config(shape), LOADS[load]
+    hidden, inner = fields["hidden_size"], fields["intermediate_size"]
+    products = 2 * sum(lengths) * (4 * hidden**2 + 2 * hidden * inner)
+    attention = 4 * sum(length**2 for length in lengths) * hidden
+    return float(fields["num_hidden_layers"] * (products + attention))
