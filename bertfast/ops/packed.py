@@ -21,7 +21,9 @@ from torch import Tensor
 from .. import extension
 from ..errors import UnsupportedError
 
-_ACTIVE: contextvars.ContextVar[Cache | None] = contextvars.ContextVar("bertfast_packed_cache", default=None)
+_ACTIVE: contextvars.ContextVar[Cache | None] = contextvars.ContextVar(
+    "bertfast_packed_cache", default=None
+)
 _SCRATCH = threading.local()
 
 
@@ -141,8 +143,22 @@ def _scratch(weight: Tensor, slot: int) -> Tensor:
 
 _READABLE = {
     getattr(torch.Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "requires_grad", "ndim", "layout", "is_leaf", "grad", "is_meta", "itemsize")
-} | {getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "nelement", "stride", "element_size", "is_floating_point")}
+    for name in (
+        "shape",
+        "dtype",
+        "device",
+        "requires_grad",
+        "ndim",
+        "layout",
+        "is_leaf",
+        "grad",
+        "is_meta",
+        "itemsize",
+    )
+} | {
+    getattr(torch.Tensor, name)
+    for name in ("size", "dim", "numel", "nelement", "stride", "element_size", "is_floating_point")
+}
 
 
 class FrozenParameter(torch.nn.Parameter):
