@@ -1,0 +1,60 @@
+"""softmax(q · kᵀ / √d) · v inside each sequence, in plain torch: the definition."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from .._autograd import gradients, statistics_dtype
+from .._philox import attention_keep, dropout
+
+
+def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
+    tokens, _, heads, size = qkv.shape
+    wide = qkv.to(statistics_dtype(qkv.dtype))
+    out, lse = wide.new_zeros(tokens, heads, size), wide.new_zeros(heads, tokens)
+    for row, (start, stop) in _sequences(cu_seqlens):
+        keep = _keep(seed, p, row, heads, stop - start)
+        out[start:stop] = _attend(wide[start:stop], scale, p, keep)
+        lse[:, start:stop] = _logits(wide[start:stop], scale).logsumexp(-1)
+    return out.to(qkv.dtype).flatten(1), lse
+
+
+def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
+    wide = qkv.to(statistics_dtype(qkv.dtype))
+    dout = dout.unflatten(1, qkv.shape[2:]).to(wide.dtype)
+    dqkv = torch.zeros_like(wide)
+    for row, (start, stop) in _sequences(cu_seqlens):
+        keep = _keep(seed, p, row, qkv.shape[2], stop - start)
+        (dqkv[start:stop],) = gradients(
+            lambda piece, keep=keep: _attend(piece, scale, p, keep),
+            (wide[start:stop],),
+            dout[start:stop],
+        )
+    return dqkv.to(qkv.dtype)
+
+
+def supports(direction, *args):
+    return None
+
+
+def _sequences(cu_seqlens):
+    """(batch row, (start, stop)) of each sequence that is not empty."""
+    return [
+        (row, ends) for row, ends in enumerate(pairwise(cu_seqlens.tolist())) if ends[0] < ends[1]
+    ]
+
+
+def _keep(seed, p, row, heads, length):
+    return attention_keep(seed, p, row, heads, length) if p > 0 else None
+
+
+def _logits(qkv, scale):
+    query, key = qkv[:, 0].transpose(0, 1), qkv[:, 1].transpose(0, 1)
+    return query @ key.transpose(1, 2) * scale  # [h,L,L]
+
+
+def _attend(qkv, scale, p, keep):
+    probabilities = dropout(_logits(qkv, scale).softmax(-1), p, keep)
+    return (probabilities @ qkv[:, 2].transpose(0, 1)).transpose(0, 1)  # [L,h,d]

@@ -1,0 +1,22 @@
+"""gelu(x · Wᵀ + b) in plain torch: the definition."""
+
+from __future__ import annotations
+
+from torch.nn import functional as F
+
+from .._autograd import gradients, linear_gradients, rounded, upcast
+
+
+def forward(x, weight, bias, save):
+    pre = F.linear(*upcast(x, weight, bias))
+    return F.gelu(pre).to(x.dtype), pre.to(x.dtype)
+
+
+def backward(dout, x, weight, pre, needs):
+    wide_dout, wide_x, wide_weight, wide_pre = upcast(dout, x, weight, pre)
+    (dpre,) = gradients(F.gelu, (wide_pre,), wide_dout)
+    return rounded(linear_gradients(dpre, wide_x, wide_weight, needs), x.dtype)
+
+
+def supports(direction, *args):
+    return None

@@ -1,0 +1,30 @@
+"""LN(residual + dropout(x · Wᵀ + b)) in plain torch: the definition."""
+
+from __future__ import annotations
+
+from torch.nn import functional as F
+
+from .._autograd import layer_norm, layer_norm_gradients, linear_gradients, rounded, upcast
+from .._philox import dropout, hidden_keep
+
+
+def forward(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save):
+    keep = hidden_keep(seed, p, cu_seqlens, *residual.shape) if p > 0 else None
+    x_, weight, bias, residual, ln_weight, ln_bias = upcast(
+        x, weight, bias, residual, ln_weight, ln_bias
+    )
+    z = residual + dropout(F.linear(x_, weight, bias), p, keep)
+    out, mean, rstd = layer_norm(z, ln_weight, ln_bias, eps)
+    return out.to(x.dtype), z.to(x.dtype), mean, rstd
+
+
+def backward(dout, x, weight, z, mean, rstd, ln_weight, p, seed, cu_seqlens, needs):
+    keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p > 0 else None
+    dout, x_, weight, z, ln_weight = upcast(dout, x, weight, z, ln_weight)
+    dz, dln_weight, dln_bias = layer_norm_gradients(dout, z, mean, rstd, ln_weight)
+    products = linear_gradients(dropout(dz, p, keep), x_, weight, needs)
+    return rounded((*products, dz, dln_weight, dln_bias), x.dtype)
+
+
+def supports(direction, *args):
+    return None

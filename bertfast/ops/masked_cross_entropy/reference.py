@@ -1,0 +1,38 @@
+"""Mean of -log softmax(x · Wᵀ + b)[label] over the labelled rows, in plain torch: the definition."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .._autograd import linear_gradients, rounded, upcast
+
+
+def forward(x, weight, bias, labels, ignore_index, num_items):
+    rows, targets = _labelled(labels, ignore_index)
+    logits = F.linear(*upcast(x[rows], weight, bias))
+    row_lse = logits.logsumexp(1)
+    losses = row_lse - logits.gather(1, targets[:, None]).squeeze(1)
+    loss = losses.sum() / (len(rows) if num_items is None else num_items)
+    return loss, row_lse.new_zeros(x.shape[0]).index_copy(0, rows, row_lse)
+
+
+def backward(dloss, x, weight, bias, labels, lse, ignore_index, num_items, needs):
+    rows, targets = _labelled(labels, ignore_index)
+    x_rows, wide_weight, wide_bias = upcast(x[rows], weight, bias)
+    dlogits = torch.exp(F.linear(x_rows, wide_weight, wide_bias) - lse[rows, None])
+    dlogits[torch.arange(len(rows), device=x.device), targets] -= 1
+    dlogits *= dloss / (len(rows) if num_items is None else num_items)
+    dx_rows, dweight, dbias = linear_gradients(dlogits, x_rows, wide_weight, needs)
+    dbias = None if bias is None else dbias
+    dx = None if dx_rows is None else dx_rows.new_zeros(x.shape).index_copy(0, rows, dx_rows)
+    return rounded((dx, dweight, dbias), x.dtype)
+
+
+def supports(direction, *args):
+    return None
+
+
+def _labelled(labels, ignore_index):
+    rows = (labels != ignore_index).nonzero().squeeze(1)
+    return rows, labels[rows]

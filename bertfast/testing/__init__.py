@@ -1,0 +1,236 @@
+"""The parity harness that tests and benchmarks share: one list of cases an operation, one rule.
+
+Two-error rule. Against the same formula in float64, a form may err at most twice as much as plain
+torch does in the same dtype (its largest error over the tensor) + 8 eps S in every element, where S
+is the largest size of the element's row (the formula on absolute values, `bounds`), and 1.5 times
+torch's root mean square error over the tensor. The latter has an allowance of 8 eps rms(S) / √n for
+n elements: torch may be exact by luck where there are few.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import dispatch, ops
+from . import bounds, formulas
+from .cases import CASES, Case, make_gradient, make_inputs, timed_cases
+from .mutations import mutations
+
+__all__ = [
+    "CASES",
+    "OPERATIONS",
+    "Case",
+    "arguments",
+    "cases",
+    "check_backward",
+    "check_forward",
+    "check_function",
+    "check_gradients",
+    "compare",
+    "make_gradient",
+    "make_inputs",
+    "mutations",
+    "op",
+    "public",
+    "refusal",
+    "timed_cases",
+]
+
+OPERATIONS = tuple(CASES)
+_RESULTS = {
+    "embedding": ("out", "mean", "rstd"),
+    "qkv_projection": ("qkv",),
+    "attention": ("out", "lse"),
+    "linear_gelu": ("out", "pre"),
+    "linear_layernorm": ("out", "z", "mean", "rstd"),
+    "gelu_layernorm": ("out", "pre", "mean", "rstd"),
+    "masked_cross_entropy": ("loss", "lse"),
+}
+
+
+class Expected(NamedTuple):
+    """One tensor in float64, plain torch's in the dtype under test, and the size of its terms."""
+
+    truth: Tensor
+    torch: Tensor
+    size: Tensor
+
+
+def cases(operation: str) -> list[Case]:
+    """The parity cases of an operation (the sizes for benchmarks: `timed_cases`)."""
+    return CASES[operation]
+
+
+def public(operation: str) -> Callable[..., Tensor]:
+    """The public function of an operation."""
+    return getattr(ops, operation)
+
+
+def compare(label: str, got: Tensor, expected: Expected) -> None:
+    """Apply the two-error rule; raises AssertionError with the largest error, its index and both
+    values.
+    """
+    truth, baseline, size = expected
+    assert got.shape == truth.shape, (
+        f"{label}: shape {list(got.shape)}, expected {list(truth.shape)}"
+    )
+    if truth.numel() == 0:
+        return
+    eps = torch.finfo(baseline.dtype).eps
+    error, torch_error = (got.double() - truth).abs(), (baseline.double() - truth).abs()
+    error = error.nan_to_num(nan=torch.inf)
+    rows = size.reshape(-1, size.shape[-1]) if size.ndim else size.reshape(1, 1)
+    allowed = (
+        (2 * torch_error.max() + 8 * eps * rows.amax(1, keepdim=True))
+        .expand_as(rows)
+        .reshape(truth.shape)
+    )
+    place = int((error - allowed).argmax())
+    index = list(torch.unravel_index(torch.tensor(place), truth.shape)) if truth.ndim else []
+    where = f"{[int(i) for i in index]}: got {got.flatten()[place]:.9g}, expected {truth.flatten()[place]:.9g}"
+    rms, torch_rms = error.square().mean().sqrt(), torch_error.square().mean().sqrt()
+    limit = 1.5 * torch_rms + 8 * eps * size.square().mean().sqrt() / truth.numel() ** 0.5
+    found = f"error {error.flatten()[place]:.3g} at {where}; {allowed.flatten()[place]:.3g} is allowed there"
+    found += f" (torch's largest {torch_error.max():.3g}). RMS error {rms:.3g}, allowed {limit:.3g}"
+    assert (error <= allowed).all(), f"{label}: {found}"
+    assert rms <= limit, f"{label}: RMS: {found}"
+
+
+def check_forward(operation: str, case: Case, dtype: torch.dtype, backend: str) -> None:
+    """The result of a backend, and all that it saves for backward, by the two-error rule."""
+    inputs, expected = make_inputs(operation, case, dtype), _expected(operation, case, dtype)[0]
+    label = f"{operation} {case} {dtype} {backend}"
+    with dispatch.use_backend(backend), torch.no_grad():
+        compare(f"{label}: {_RESULTS[operation][0]}", public(operation)(**inputs), expected[0])
+        results = _forward_op(operation, inputs)
+    for name, result, wanted in zip(_RESULTS[operation], results, expected, strict=True):
+        compare(f"{label}, saving: {name}", result, wanted)
+
+
+def check_backward(
+    operation: str, case: Case, dtype: torch.dtype, backend: str, forward: str | None = None
+) -> None:
+    """Every gradient of a backend, from what the forward of the backend `forward` (the same if
+    None) saved.
+    """
+    label = f"{operation} {case} {dtype}, backward {backend} of forward {forward or backend}"
+
+    def function(**inputs):
+        with dispatch.use_backend(forward or backend):
+            return public(operation)(**inputs)
+
+    with dispatch.use_backend(backend):
+        check_gradients(operation, case, dtype, function, label)
+
+
+def check_function(
+    operation: str, case: Case, dtype: torch.dtype, function: Callable[..., Tensor]
+) -> None:
+    """The result of any function with the public function's arguments."""
+    expected = _expected(operation, case, dtype)[0][0]
+    compare(
+        f"{operation} {case} {dtype}", function(**make_inputs(operation, case, dtype)), expected
+    )
+
+
+def check_gradients(
+    operation: str, case: Case, dtype: torch.dtype, function: Callable[..., Tensor], label: str = ""
+) -> None:
+    """The gradients of any differentiable function with the public function's arguments."""
+    inputs, leaves = _leaves(make_inputs(operation, case, dtype))
+    out = function(**inputs)
+    gradient = make_gradient(case, out)
+    found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
+    expected = _expected(operation, case, dtype)[1]
+    for name, gradient in zip(leaves, found, strict=True):
+        compare(f"{label or operation}: gradient of {name}", gradient, expected[name])
+
+
+def refusal(
+    operation: str, direction: str, case: Case, dtype: torch.dtype, backend: str
+) -> str | None:
+    """Why the backend does not compute this case, in the words of its supports(); None if it does."""
+    return dispatch.reasons(operation, direction, arguments(operation, direction, case, dtype))[
+        backend
+    ]
+
+
+def arguments(
+    operation: str, direction: str, case: Case, dtype: torch.dtype, save: bool = True
+) -> tuple:
+    """The positional arguments of the op, and of a form's function, for a case."""
+    named = {**make_inputs(operation, case, dtype), "save": save}
+    if direction == "backward":
+        with dispatch.use_backend("reference"):
+            results = _forward_op(operation, make_inputs(operation, case, dtype))
+        named |= dict(zip(_RESULTS[operation], results, strict=True))
+        named |= {f"d{_RESULTS[operation][0]}": make_gradient(case, results[0])}
+        named |= {"needs": [True] * len(op(operation, direction)._schema.returns)}
+    return tuple(named[argument.name] for argument in op(operation, direction)._schema.arguments)
+
+
+def op(operation: str, direction: str) -> torch._ops.OpOverload:
+    """The torch.library op `bertfast::<operation>_fwd` or `_bwd`."""
+    suffix = {"forward": "fwd", "backward": "bwd"}[direction]
+    return getattr(torch.ops.bertfast, f"{operation}_{suffix}").default
+
+
+def _forward_op(operation: str, inputs: dict) -> tuple[Tensor, ...]:
+    forward = op(operation, "forward")
+    save = {"save": True} if forward._schema.arguments[-1].name == "save" else {}
+    results = forward(**inputs, **save)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _leaves(inputs: dict) -> tuple[dict, dict[str, Tensor]]:
+    """(the inputs, the floating-point ones among them), the latter asking for a gradient."""
+    floating = {
+        name: value.detach().requires_grad_()
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    return {**inputs, **floating}, floating
+
+
+def _plain(
+    operation: str, case: Case, dtype: torch.dtype, wide: bool
+) -> tuple[tuple[Tensor, ...], dict]:
+    """Results and gradients of the torch formula on the inputs in `dtype`, computed in float64 if
+    `wide`.
+    """
+    inputs = make_inputs(operation, case, dtype)
+    inputs, leaves = _leaves(_widen(inputs) if wide else inputs)
+    results = getattr(formulas, operation)(**inputs)
+    gradient = make_gradient(case, results[0].to(dtype)).to(results[0].dtype)
+    gradients = torch.autograd.grad(results[0], list(leaves.values()), gradient)
+    return tuple(result.detach() for result in results), dict(zip(leaves, gradients, strict=True))
+
+
+def _widen(inputs: dict) -> dict:
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def _expected(
+    operation: str, case: Case, dtype: torch.dtype
+) -> tuple[list[Expected], dict[str, Expected]]:
+    """What to expect of each result and of each gradient."""
+    results, gradients = _plain(operation, case, dtype, wide=True)
+    torch_results, torch_gradients = _plain(operation, case, dtype, wide=False)
+    dout = make_gradient(case, torch_results[0].to(dtype)).double()
+    sizes, gradient_sizes = getattr(bounds, operation)(
+        dout, **_widen(make_inputs(operation, case, dtype))
+    )
+    triples = [Expected(*item) for item in zip(results, torch_results, sizes, strict=True)]
+    return triples, {
+        name: Expected(truth, torch_gradients[name], gradient_sizes[name])
+        for name, truth in gradients.items()
+    }

@@ -1,0 +1,307 @@
+"""The cases of every operation, for tests and benchmarks alike, and their seeded inputs.
+
+Inputs are made so that every term counts: attention logits of deviation 4, random gain and bias in
+    LN, random segments and positions, rows near constant (where eps shows) and rows with a large
+    mean in cases of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SEGMENTS = 2
+POSITIONS = 600
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and kind of one input.
+
+    Fields:
+        lengths: tokens of each sequence; T is their sum.
+        inner: features of x (K). outer: features of the result (N), vocabulary where words are
+            looked up or predicted.
+        heads: attention heads; the head size is outer / heads.
+        p: dropout. strided: rows are cut from wider tensors, gradients too.
+        variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds",
+            "no-bias", "num-items".
+    """
+
+    name: str
+    lengths: tuple[int, ...]
+    inner: int = 0
+    outer: int = 0
+    heads: int = 1
+    p: float = 0.0
+    strided: bool = False
+    variant: str = ""
+    eps: float = 1e-3
+    seed: int = 20
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def __str__(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+
+_PRODUCT = [
+    Case("tiny", (1,), 7, 5),
+    Case("odd", (17, 0, 5), 33, 70, strided=True),
+    Case("minilm", (129,), 384, 1536),
+    Case("base", (17,), 768, 3072),
+    Case("large", (5,), 1024, 4096),
+    Case("long", (512,), 33, 384),
+]
+_PRODUCT_LAYERNORM = [
+    Case("tiny", (1,), 5, 7),
+    Case("odd", (17, 0, 5), 70, 33, strided=True),
+    Case("minilm", (129,), 384, 384, eps=1e-12),
+    Case("large", (5,), 1024, 1024),
+    Case("long", (512,), 33, 384),
+    Case("near-constant", (17,), 64, 768, variant="near-constant"),
+    Case("large-mean", (17,), 64, 768, variant="large-mean"),
+]
+CASES: dict[str, list[Case]] = {
+    "embedding": [
+        Case("tiny", (1,), 7, 11),
+        Case("odd", (17, 0, 5), 33, 50),
+        Case("minilm", (129,), 384, 1000, eps=1e-12),
+        Case("large", (17,), 1024, 100),
+        Case("long", (512,), 33, 100),
+        Case("embeds", (17, 1), 768, variant="embeds", strided=True),
+        Case("dropout", (17, 0, 129), 33, 50, p=0.1),
+        Case("near-constant", (17,), 768, 100, variant="near-constant"),
+        Case("large-mean", (17,), 768, 100, variant="large-mean"),
+    ],
+    "qkv_projection": [
+        Case("tiny", (1,), 7, 6, heads=2),
+        Case("odd", (17, 0, 5), 33, 33, heads=3, strided=True),
+        Case("minilm", (129,), 384, 384, heads=12),
+        Case("base", (17,), 768, 768, heads=12),
+        Case("large", (5,), 1024, 1024, heads=16),
+        Case("long", (512,), 33, 64, heads=1),
+    ],
+    "attention": [
+        Case("tiny", (1,), outer=6, heads=2),
+        Case("odd", (17, 0, 5), outer=33, heads=3, strided=True),
+        Case("minilm", (1, 17, 0, 129), outer=384, heads=12),
+        Case("base", (129, 17), outer=256, heads=4),
+        Case("long", (512,), outer=64, heads=1),
+        Case("dropout", (17, 0, 129, 1), outer=96, heads=3, p=0.1),
+        Case("sharp", (33, 17), outer=128, heads=2, variant="sharp"),
+    ],
+    "linear_gelu": _PRODUCT,
+    "linear_layernorm": [
+        *_PRODUCT_LAYERNORM,
+        Case("base", (17,), 3072, 768),
+        Case("dropout", (17, 0, 129), 64, 33, p=0.1),
+    ],
+    "gelu_layernorm": _PRODUCT_LAYERNORM,
+    "masked_cross_entropy": [
+        Case("tiny", (1,), 7, 11),
+        Case("odd", (17, 0, 5), 33, 101, strided=True),
+        Case("base", (129,), 768, 3001),
+        Case("long", (512,), 33, 384),
+        Case("no-bias", (17,), 64, 101, variant="no-bias"),
+        Case("num-items", (17, 5), 64, 101, variant="num-items"),
+    ],
+}
+
+_RAGGED = (8, 512, 40, 23, 77, 31, 120, 55, 18, 64, 36, 210, 44, 29, 92, 15)
+_LOADS = {"8x128": (128,) * 8, "1x16": (16,), "ragged": _RAGGED}
+
+
+def timed_cases(operation: str) -> list[Case]:
+    """The sizes that benchmarks time: BERT-base and MiniLM-L6 shapes, dense, one short sentence,
+    ragged.
+    """
+    cases = []
+    for model, hidden, heads in (("base", 768, 12), ("minilm", 384, 12)):
+        inner, outer = {
+            "embedding": (hidden, 30522),
+            "linear_gelu": (hidden, 4 * hidden),
+            "linear_layernorm": (4 * hidden, hidden),
+            "masked_cross_entropy": (hidden, 30522),
+        }.get(operation, (hidden, hidden))
+        cases += [
+            Case(f"{model}-{load}", lengths, inner, outer, heads, eps=1e-12)
+            for load, lengths in _LOADS.items()
+        ]
+    return cases
+
+
+class _Source:
+    """Seeded tensors in one dtype; in a strided case rows lie apart and the columns start off a
+    boundary.
+    """
+
+    def __init__(self, case: Case, dtype: torch.dtype, seed: int):
+        self.case, self.dtype = case, dtype
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+        if self.case.strided and len(shape) > 1:
+            wide = self._normal(*shape[:-1], shape[-1] + 5, scale=scale, mean=mean)
+            return wide[..., 3 : 3 + shape[-1]]
+        return self._normal(*shape, scale=scale, mean=mean)
+
+    def _normal(self, *shape: int, scale: float, mean: float) -> Tensor:
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float32)
+        return (values * scale + mean).to(self.dtype)
+
+    def integers(self, low: int, high: int, count: int) -> Tensor:
+        return torch.randint(low, high, (count,), generator=self.generator)
+
+    def cu_seqlens(self) -> Tensor:
+        return torch.tensor([0, *self.case.lengths]).cumsum(0).to(torch.int32)
+
+    def row_scale(self) -> tuple[float, float]:
+        """(deviation, mean) of what LN normalises."""
+        return {"near-constant": (0.03, 1.0), "large-mean": (1.0, 100.0)}.get(
+            self.case.variant, (1.0, 0.0)
+        )
+
+    def dropout(self) -> dict:
+        dropped = self.case.p > 0
+        seed = torch.tensor([0x0123456789ABCDEF + self.case.seed]) if dropped else None
+        return {
+            "p": self.case.p,
+            "seed": seed,
+            "cu_seqlens": self.cu_seqlens() if dropped else None,
+        }
+
+
+def _layer_norm(source: _Source, features: int) -> dict:
+    weight, bias = source.normal(features, scale=0.5, mean=1.0), source.normal(features)
+    return {"ln_weight": weight, "ln_bias": bias, "eps": source.case.eps}
+
+
+def _product(source: _Source) -> dict:
+    case = source.case
+    return {
+        "x": source.normal(case.tokens, case.inner),
+        "weight": source.normal(case.outer, case.inner, scale=case.inner**-0.5),
+        "bias": source.normal(case.outer),
+    }
+
+
+def _embedding(source: _Source) -> dict:
+    case, (deviation, mean) = source.case, source.row_scale()
+    tokens, hidden, embeds = case.tokens, case.inner, case.variant == "embeds"
+    ids = None if embeds else source.integers(0, case.outer, tokens)
+    if ids is not None:
+        ids[::4] = 0  # the padding row, often
+    return {
+        "input_ids": ids,
+        "word": None if embeds else source.normal(case.outer, hidden, scale=deviation),
+        "inputs_embeds": source.normal(tokens, hidden, scale=deviation) if embeds else None,
+        "position_ids": source.integers(0, POSITIONS, tokens),
+        "position": source.normal(POSITIONS, hidden, scale=deviation, mean=mean),
+        "token_type_ids": source.integers(0, SEGMENTS, tokens),
+        "segment": source.normal(SEGMENTS, hidden, scale=deviation),
+        **_layer_norm(source, hidden),
+        **source.dropout(),
+        "padding_idx": 0,
+    }
+
+
+def _qkv_projection(source: _Source) -> dict:
+    case = source.case
+    inputs = {"x": source.normal(case.tokens, case.inner)}
+    for name in "qkv":
+        inputs[f"w{name}"] = source.normal(case.outer, case.inner, scale=case.inner**-0.5)
+    for name in "qkv":
+        inputs[f"b{name}"] = source.normal(case.outer)
+    return {**inputs, "num_heads": case.heads}
+
+
+def _attention(source: _Source) -> dict:
+    case = source.case
+    size = case.outer // case.heads
+    qkv = source.normal(case.tokens, 3, case.heads, size)
+    qkv[:, 0] *= (
+        40 if case.variant == "sharp" else 4
+    )  # the deviation of the logits, as the keys have 1
+    dropout = source.dropout()
+    return {
+        "qkv": qkv,
+        "cu_seqlens": source.cu_seqlens(),
+        "max_seqlen": max(case.lengths) + 3,
+        "scale": size**-0.5,
+        "p": dropout["p"],
+        "seed": dropout["seed"],
+    }
+
+
+def _linear_layernorm(source: _Source) -> dict:
+    deviation, mean = source.row_scale()
+    product = _product(source)
+    product["weight"] *= deviation
+    product["bias"] *= deviation
+    residual = source.normal(source.case.tokens, source.case.outer, scale=deviation, mean=mean)
+    return {
+        **product,
+        "residual": residual,
+        **_layer_norm(source, source.case.outer),
+        **source.dropout(),
+    }
+
+
+def _gelu_layernorm(source: _Source) -> dict:
+    deviation, mean = source.row_scale()
+    product = _product(source)
+    product["weight"] *= deviation
+    product["bias"] = source.normal(source.case.outer, scale=deviation, mean=mean)
+    return {**product, **_layer_norm(source, source.case.outer)}
+
+
+def _masked_cross_entropy(source: _Source) -> dict:
+    case, product = source.case, _product(source)
+    labels = source.integers(0, case.outer, case.tokens)
+    labels[source.integers(0, 4, case.tokens) > 0] = -100
+    labels[-1:] = case.outer - 1
+    if case.variant == "no-bias":
+        product["bias"] = None
+    num_items = 37 if case.variant == "num-items" else None
+    return {**product, "labels": labels, "ignore_index": -100, "num_items": num_items}
+
+
+_INPUTS: dict[str, Callable[[_Source], dict]] = {
+    "embedding": _embedding,
+    "qkv_projection": _qkv_projection,
+    "attention": _attention,
+    "linear_gelu": _product,
+    "linear_layernorm": _linear_layernorm,
+    "gelu_layernorm": _gelu_layernorm,
+    "masked_cross_entropy": _masked_cross_entropy,
+}
+
+
+@functools.lru_cache(maxsize=2)
+def _made(operation: str, case: Case, dtype: torch.dtype) -> dict:
+    return _INPUTS[operation](_Source(case, dtype, case.seed))
+
+
+def make_inputs(
+    operation: str, case: Case, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> dict:
+    """The arguments of the public function by name, floating-point tensors in `dtype`, the same for
+    the same case.
+    """
+    inputs = _made(operation, case, dtype)
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+
+
+def make_gradient(case: Case, like: Tensor) -> Tensor:
+    """A random gradient of the result `like`, strided where the case is."""
+    return _Source(case, like.dtype, case.seed + 1).normal(*like.shape).to(like.device)

@@ -1,0 +1,84 @@
+"""The seed of every test, and the table of which form computed which operation."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+
+import numpy
+import pytest
+import torch
+
+from bertfast import dispatch, ops
+
+DIRECTIONS = ("forward", "backward")
+OPERATIONS = ops.__all__
+_RAN: Counter[tuple[str, str, str]] = Counter()  # (form, operation, direction) -> passed tests
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--seed", type=int, default=20, help="seed of torch, numpy and random in every test"
+    )
+
+
+def pytest_report_header(config):
+    return f"bertfast: seed {config.getoption('seed')}, {torch.get_num_threads()} threads"
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    seed = request.config.getoption("seed")
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    with dispatch.record() as log:
+        outcome = yield
+    if item.path.parent.name == "ops" and outcome.excinfo is None:
+        _RAN.update({(form, name, direction) for name, direction, form, _ in log})
+
+
+def _asked() -> list[tuple[str, str, str]]:
+    """What a full run must have computed: every form forward, and backward where it has one. None needs a GPU."""
+    return [
+        (form, operation, direction)
+        for operation in OPERATIONS
+        for form in dispatch.ORDER
+        for direction in DIRECTIONS
+        if direction == "forward" or hasattr(dispatch._FORMS[operation][form], direction)
+    ]
+
+
+def _whole_suite(config) -> bool:
+    asked = [os.path.abspath(name) for name in config.args]
+    root = str(config.rootpath)
+    plain = not (config.option.keyword or config.option.markexpr or config.option.lf)
+    return plain and any(name in (root, os.path.join(root, "tests")) for name in asked)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    empty = [cell for cell in _asked() if not _RAN[cell]]
+    if os.environ.get("CI") and _whole_suite(session.config) and empty and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not _RAN:
+        return
+    asked = _asked()
+    terminalreporter.section("form by operation: tests passed in tests/ops, forward + backward")
+    forms = dispatch.ORDER
+    terminalreporter.write_line(f"{'':24}" + "".join(f"{form:>16}" for form in forms))
+    for operation in OPERATIONS:
+        cells = [[(form, operation, direction) for direction in DIRECTIONS] for form in forms]
+        texts = [" + ".join(str(_RAN[c]) if c in asked else "-" for c in cell) for cell in cells]
+        terminalreporter.write_line(f"{operation:24}" + "".join(f"{text:>16}" for text in texts))
+    if _whole_suite(config):
+        for form, operation, direction in asked:
+            if not _RAN[form, operation, direction]:
+                terminalreporter.write_line(f"empty: {form} {direction} of {operation}", red=True)

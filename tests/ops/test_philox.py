@@ -1,0 +1,161 @@
+"""Dropout's bits: the published test vectors, an independent generator, counters, rates, and seeds."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy
+import pytest
+import torch
+
+from bertfast import dispatch, ops
+from bertfast.ops import _philox
+
+MASK = 0xFFFFFFFF
+
+
+def philox_in_python(counter, key):
+    """Philox-4x32-10 on Python's integers."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(b >> 32) ^ c[1] ^ k[0], b & MASK, (a >> 32) ^ c[3] ^ k[1], a & MASK]
+        k = [(k[0] + 0x9E3779B9) & MASK, (k[1] + 0xBB67AE85) & MASK]
+    return c
+
+
+def signed(low, high):
+    return torch.tensor([((high << 32 | low) ^ (1 << 63)) - (1 << 63)])
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),  # the known answers of the authors' Random123 library
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((MASK,) * 4, (MASK, MASK), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_known_answers(counter, key, words):
+    assert philox_in_python(counter, key) == list(words)
+    got = _philox.philox(tuple(torch.tensor([c]) for c in counter), signed(*key))
+    assert [word.item() for word in got] == list(words)
+
+
+def expected_keep(seed, p, i, j, head, row):
+    words = philox_in_python((i // 8, j, head, row), (seed & MASK, seed >> 32 & MASK))
+    word = words[i % 8 // 2]
+    return (word >> 16 if i % 2 else word & 0xFFFF) >= round(p * 65536)
+
+
+@pytest.mark.parametrize("seed", [0, 5, -1, 0x0123456789ABCDEF, -(2**63)])
+def test_hidden_mask_is_the_definition(seed):
+    starts = [0, 3, 3, 8]
+    cu_seqlens = torch.tensor(starts, dtype=torch.int32)
+    keep = _philox.hidden_keep(torch.tensor([seed]), 0.5, cu_seqlens, 8, 11)
+    rows = [0, 0, 0, 2, 2, 2, 2, 2]
+    for token, feature in itertools.product(range(8), range(11)):
+        position = token - starts[rows[token]]
+        assert keep[token, feature] == expected_keep(seed, 0.5, feature, position, 0, rows[token])
+
+
+def test_attention_mask_is_the_definition():
+    keep = _philox.attention_keep(torch.tensor([77]), 0.3, 5, 2, 9)
+    assert keep.shape == (2, 9, 9)
+    for head, query, key in itertools.product(range(2), range(9), range(9)):
+        assert keep[head, query, key] == expected_keep(77, 0.3, key, query, head, 5)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-6, 0.1, 0.37, 0.5, 0.9, 1.0])
+def test_rate_and_scale(p):
+    n = 1 << 18
+    keep = _philox.hidden_keep(
+        torch.tensor([9]), p, torch.tensor([0, 512], dtype=torch.int32), 512, 512
+    )
+    share = 1 - round(p * 65536) / 65536
+    deviation = (share * (1 - share) / n) ** 0.5
+    assert abs(keep.double().mean().item() - share) <= 5 * deviation
+    assert _philox.keep_scale(p) == (1 / share if share else 0)
+    for lag in (1, 8, 512):  # neighbours, the next call, the next token
+        flat = keep.flatten().double() - share
+        assert abs((flat[lag:] * flat[:-lag]).mean().item()) <= 5 * deviation**2 * n**0.5 + 1e-12
+
+
+def test_masks_differ_between_seeds_rows_and_heads():
+    keep = _philox.attention_keep(torch.tensor([1]), 0.5, 0, 2, 64)
+    others = [
+        _philox.attention_keep(torch.tensor([s]), 0.5, row, 2, 64)
+        for s, row in ((2, 0), (1 << 32 | 1, 0), (1, 1))
+    ]
+    for other in (*others, keep.flip(0), keep.transpose(1, 2)):
+        assert 0.4 < (keep == other).double().mean() < 0.6
+
+
+def _layer(x, cu_seqlens, seed, residual):
+    weight, ones, zeros = torch.eye(16), torch.ones(16), torch.zeros(16)
+    out = ops.linear_layernorm(
+        x, weight, zeros, residual, ones, zeros, eps=1e-5, p=0.3, seed=seed, cu_seqlens=cu_seqlens
+    )
+    qkv = torch.stack([out, out.flip(1), out * 2], dim=1).unflatten(2, (2, 8))
+    return ops.attention(qkv, cu_seqlens, 9, p=0.3, seed=seed)
+
+
+def test_mask_is_the_same_with_other_layouts(backend_of_dropout):
+    """Packed, with all-padding rows added, and each sequence packed among others: the same numbers."""
+    x, residual, seed = (
+        torch.randn(11, 16),
+        torch.randn(11, 16),
+        torch.tensor([1234567890123456789]),
+    )
+    with dispatch.use_backend(backend_of_dropout), torch.no_grad():
+        packed = _layer(x, torch.tensor([0, 7, 11], dtype=torch.int32), seed, residual)
+        added = _layer(x, torch.tensor([0, 7, 11, 11, 11], dtype=torch.int32), seed, residual)
+        first = _layer(x[:7], torch.tensor([0, 7], dtype=torch.int32), seed, residual[:7])
+    assert torch.equal(packed, added)
+    torch.testing.assert_close(packed[:7], first, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(params=dispatch.ORDER)
+def backend_of_dropout(request):
+    qkv, starts = torch.zeros(1, 3, 1, 8), torch.tensor([0, 1], dtype=torch.int32)
+    reason = dispatch.reasons(
+        "attention", "forward", (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), False)
+    )[request.param]
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+def test_draw_seed_follows_torch_generator():
+    torch.manual_seed(3)
+    first = [_philox.draw_seed("cpu") for _ in range(3)]
+    torch.manual_seed(3)
+    again = [_philox.draw_seed(torch.device("cpu")) for _ in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({seed.item() for seed in first}) == 3
+    assert first[0].dtype is torch.int64
+    assert first[0].shape == (1,)
+    torch.manual_seed(3)
+    compiled = torch.compile(
+        lambda: (_philox.draw_seed("cpu"), _philox.draw_seed("cpu")),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert [seed.item() for seed in compiled()] == [seed.item() for seed in first[:2]]
+
+
+def test_seed_op():
+    seed = torch.zeros(1, dtype=torch.int64)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.bertfast.fill_seed_.default, (seed,), test_utils=checks)
+
+
+def test_seeds_use_all_bits():
+    torch.manual_seed(0)
+    seeds = numpy.array([_philox.draw_seed("cpu").item() for _ in range(200)]).view(numpy.uint64)
+    assert int(numpy.bitwise_or.reduce(seeds)) == 2**64 - 1
+    assert int(numpy.bitwise_and.reduce(seeds)) == 0
