@@ -1,0 +1,110 @@
+"""Files: output appears whole under its name, or what stood there before stays; JSON is read with clear errors."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """For a writer that wants a file name: give it the yielded temporary path, in the same directory.
+
+    When the block ends well, that file is flushed to disk and renamed to `path`; when it raises, it is removed and
+    `path` is as before. A device or pipe (``/dev/null``) is yielded as it is and never replaced. Several files become
+    visible together by entering them all in one ``contextlib.ExitStack``: the last entered is renamed first.
+
+    Raises:
+        OSError: with `path` as its file name, when the directory is missing or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        yield path
+        return
+    temporary, mode = _create(path)
+    try:
+        yield temporary
+        _flush(temporary)
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_write(
+    path: str | os.PathLike[str],
+    mode: str = "wb",
+    encoding: str | None = None,
+    newline: str | None = None,
+) -> Iterator[IO[Any]]:
+    """Open a file for writing that replaces `path` only when the block ends without an exception.
+
+    Args:
+        path: the file to write; its directory must exist. A device or pipe is opened straight.
+        mode: "wb" or "w"; text is UTF-8 unless `encoding` says otherwise.
+        encoding, newline: as in `open`.
+
+    Raises:
+        OSError: the file cannot be created, written or renamed (disk full, no permission); nothing is left behind.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode: expected 'w' or 'wb', got {mode!r}.")
+    if mode == "w" and encoding is None:
+        encoding = "utf-8"
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, mode, encoding=encoding, newline=newline) as handle,
+    ):
+        yield handle
+
+
+def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
+    """The JSON object that a file holds; raises `error`, naming the file, when there is none."""
+    if not path.is_file():
+        raise error(
+            f"{path}: expected a file, got {'a directory' if path.is_dir() else 'nothing'} there."
+        )
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as cause:
+        raise error(f"{path}: cannot be read, {cause.strerror}.") from cause
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{path}: expected JSON in UTF-8, got something else ({cause}).") from cause
+    if not isinstance(value, dict):
+        raise error(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _create(path: Path) -> tuple[Path, int]:
+    """An empty file beside `path`, and the permissions that the finished file shall have: those of the file that it
+    replaces, else what the umask leaves (a writer may make the temporary file anew, with others)."""
+    temporary = path.with_name(
+        f".bertfast-{secrets.token_hex(8)}.tmp"
+    )  # short: `path` may be as long as allowed
+    try:
+        mode = path.stat().st_mode & 0o777 if path.is_file() else None
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
+        return temporary, os.fstat(handle).st_mode & 0o777 if mode is None else mode
+    finally:
+        os.close(handle)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
