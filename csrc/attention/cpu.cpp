@@ -27,18 +27,6 @@ struct Buffers {
   }
 };
 
-// values[panel][key][kNR] from v[key][d]; columns past d are zeros.
-template <class T>
-void pack_values(const T* v, long stride, long length, long d, float* to) {
-  for (long column = 0; column < d; column += kNR)
-    for (long key = 0; key < length; ++key, to += kNR)
-      for (long i = 0; i < kNR; i += kLanes) {
-        const long left = d - column - i;
-        const T* from = v + key * stride + column + i;
-        store(to + i, left >= kLanes ? load(from) : left > 0 ? load_n(from, static_cast<int>(left)) : F{});
-      }
-}
-
 struct RowState {
   float max = -__builtin_inff(), sum = 0;
 };
@@ -120,7 +108,7 @@ void attend(const AttentionFwd& p, const Task& task, const Buffers& b) {
                   task.head};
   for (long key = 0; key < h.length; key += kNR)
     pack_panel(h.k + key * p.qkv_stride, p.qkv_stride, h.length - key, d, b.keys + key * d);
-  pack_values(h.v, p.qkv_stride, h.length, d, b.values);
+  pack_columns(h.v, p.qkv_stride, h.length, d, b.values, h.length);
   const long rows = h.length - task.row < kQueryBlock ? h.length - task.row : kQueryBlock;
   const long tiles = ceil_div(rows, kMR), height = rows / tiles, higher = rows % tiles;
   long first = task.row;

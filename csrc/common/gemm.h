@@ -1,10 +1,10 @@
 // The product core: C[rows, columns] += A[rows, K] * W[columns, K]^T on packed weights.
 //
 // A packed weight is a run of panels of kNR output columns; a panel holds, for each k, its kNR values side by side
-// (columns past N are zeros). The microkernel keeps a kMR x kNR tile of C in registers while k runs. K is cut into
-// blocks of kKC so that a panel's block stays in L1 while the rows of a task pass over it; the rows of a task stay in L2.
-// Every element of C is one chain of multiply-adds in the order of k, whatever the tile that holds it, so a row's result
-// does not depend on how many rows or threads there are.
+// (columns past N are zeros). The microkernel keeps a kMR x kNR tile of C in registers while k runs. K is cut into equal
+// blocks of at most kKC: a panel's block stays in L1 while the rows of a task pass over it (the rows stay in L2), and the
+// rounding error grows with the block, not with K, as the blocks' sums are added. Every element of C is the same sum in the
+// same order whatever the tile that holds it, so a row's result does not depend on how many rows or threads there are.
 #pragma once
 #include "common/parallel.h"
 #include "common/simd.h"
@@ -14,30 +14,33 @@ namespace BF_ISA {
 namespace {
 
 #if defined(BF_WIDE_TILE)  // the AVX-512 tile at AVX2 width: for tests on machines without AVX-512
-constexpr int kMR = 12, kNR = 32, kKC = 384;
+constexpr int kMR = 12, kNR = 32, kKC = 192;
 #elif defined(__AVX512F__)
-constexpr int kMR = 12, kNR = 32, kKC = 768;
+constexpr int kMR = 12, kNR = 32, kKC = 192;
 #elif defined(__AVX2__)
-constexpr int kMR = 6, kNR = 16, kKC = 384;
+constexpr int kMR = 6, kNR = 16, kKC = 192;
 #elif defined(__aarch64__)
-constexpr int kMR = 6, kNR = 16, kKC = 384;
+constexpr int kMR = 6, kNR = 16, kKC = 192;
 #else
-constexpr int kMR = 4, kNR = 8, kKC = 384;
+constexpr int kMR = 4, kNR = 8, kKC = 192;
 #endif
 
 BF_INLINE long panels(long n) { return (n + kNR - 1) / kNR; }
 BF_INLINE long packed_elements(long n, long k) { return panels(n) * kNR * k; }
 
-// One tile: c[MR, NR] (row stride ldc) = or += a[MR, kc] (row stride lda) * b[kc, NR].
-template <int W, int MR, int NR, class TW>
+// How the left operand lies: rows one after the other (k contiguous), or k one after the other (rows contiguous).
+enum class Left { kRows, kColumns };
+
+// One tile: c[MR, NR] (row stride ldc) = or += a[MR, kc] * b[kc, NR]; lda is the stride of what is not contiguous in a.
+template <Left L, int MR, int NR, class TW>
 static void micro(long kc, const float* a, long lda, const TW* b, float* c, long ldc, bool accumulate) {
-  constexpr int NV = NR / W;
-  static_assert(W == kLanes && NR % W == 0);
+  constexpr int W = kLanes, NV = NR / W;
+  static_assert(NR % W == 0);
   F acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * W) : F{};
+    for (int v = 0; v < NV; ++v) acc[r][v] = F{};
   const float* row[(MR + 2) / 3];  // a pointer serves three rows: base, base + lda, base + 2 lda
 #pragma GCC unroll 16
   for (int r = 0; r < MR; r += 3) row[r / 3] = a + r * lda;
@@ -48,7 +51,7 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
     for (int v = 0; v < NV; ++v) bv[v] = load(b + k * NR + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      const F av = splat(row[r / 3][(r % 3) * lda + k]);
+      const F av = splat(L == Left::kRows ? row[r / 3][(r % 3) * lda + k] : a[k * lda + r]);
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[r][v] += av * bv[v];
     }
@@ -56,15 +59,18 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(c + r * ldc + v * W, acc[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      float* to = c + r * ldc + v * W;
+      store(to, accumulate ? load(to) + acc[r][v] : acc[r][v]);
+    }
 }
 
 template <class TW>
 using Micro = void (*)(long, const float*, long, const TW*, float*, long, bool);
 
-template <class TW>
+template <class TW, Left L = Left::kRows>
 static Micro<TW> micro_of(int rows) {
-#define BF_MICRO(R) micro<kLanes, (R <= kMR ? R : kMR), kNR, TW>
+#define BF_MICRO(R) micro<L, (R <= kMR ? R : kMR), kNR, TW>
   static constexpr Micro<TW> table[] = {BF_MICRO(1), BF_MICRO(2), BF_MICRO(3), BF_MICRO(4),  BF_MICRO(5),  BF_MICRO(6),
                                         BF_MICRO(7), BF_MICRO(8), BF_MICRO(9), BF_MICRO(10), BF_MICRO(11), BF_MICRO(12)};
 #undef BF_MICRO
@@ -72,17 +78,21 @@ static Micro<TW> micro_of(int rows) {
   return table[rows - 1];
 }
 
-// c[rows, kNR] = a[rows, k] * panel[k, kNR]; the rows are cut into tiles of nearly equal height.
-template <class TW>
-static void panel_product(const float* a, long lda, long rows, long k, const TW* panel, float* c, long ldc) {
+// c[rows, kNR] = (or +=) a[rows, k] * panel[k, kNR]; the rows are cut into tiles of nearly equal height.
+template <Left L = Left::kRows, class TW>
+static void panel_product(const float* a, long lda, long rows, long k, const TW* panel, float* c, long ldc,
+                          bool accumulate = false) {
   const long tiles = ceil_div(rows, kMR);
   const int height = static_cast<int>(rows / tiles), higher = static_cast<int>(rows % tiles);
-  const Micro<TW> tall = micro_of<TW>(height < kMR ? height + 1 : kMR), low = micro_of<TW>(height);
-  for (long k0 = 0; k0 < k || k0 == 0; k0 += kKC) {
-    const long kc = k - k0 < kKC ? k - k0 : kKC;
+  const Micro<TW> tall = micro_of<TW, L>(height < kMR ? height + 1 : kMR), low = micro_of<TW, L>(height);
+  const long row_stride = L == Left::kRows ? lda : 1, k_stride = L == Left::kRows ? 1 : lda;
+  const long block = ceil_div(k, ceil_div(k, kKC));
+  for (long k0 = 0; k0 < k; k0 += block) {
+    const long kc = k - k0 < block ? k - k0 : block;
     long r = 0;
     for (long tile = 0; tile < tiles; ++tile) {
-      (tile < higher ? tall : low)(kc, a + r * lda + k0, lda, panel + k0 * kNR, c + r * ldc, ldc, k0 > 0);
+      (tile < higher ? tall : low)(kc, a + r * row_stride + k0 * k_stride, lda, panel + k0 * kNR, c + r * ldc, ldc,
+                                   accumulate || k0 > 0);
       r += height + (tile < higher);
     }
   }

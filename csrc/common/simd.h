@@ -10,7 +10,7 @@
 #ifndef BF_ISA
 #error "kernel units are compiled with -DBF_ISA=<instruction set>"
 #endif
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -172,24 +172,30 @@ BF_INLINE F vexp(F x) {
   return select(x < -87.33654f, F{}, y);
 }
 
-// Phi(-u) for u >= 0: erfc(z) = t Q(t) exp(-z^2), t = 1 / (1 + 0.33 z), z = u / sqrt 2. Q is a degree 7 fit,
-// relative error 9e-8 for z <= 6; smooth and positive beyond, so the tail falls to 0 without a wiggle.
-BF_INLINE F normal_tail(F u) {
-  F t = 1.0f / (1.0f + u * 0.233345238f);
-  F q = splat(-0.0667944207f);
-  q = q * t + 0.225862288f;
-  q = q * t - 0.166921793f;
-  q = q * t + 0.194694023f;
-  q = q * t + 0.0297962758f;
-  q = q * t + 0.0982679581f;
-  q = q * t + 0.0919589741f;
-  q = q * t + 0.0931376984f;
-  return q * t * vexp(u * u * -0.5f);
+// Phi(-u) for u >= 0, given e = exp(-u^2 / 2): erfc(z) = t Q(t) exp(-z^2), t = 1 / (1 + 0.37 z), z = u / sqrt 2. Q is a
+// degree 8 fit, relative error 7e-9 for z <= 6; smooth and positive beyond, so the tail falls to 0 without a wiggle.
+BF_INLINE F normal_tail(F u, F e) {
+  F t = 1.0f / (1.0f + u * 0.261629509f);
+  F q = splat(0.03239331229f);
+  q = q * t - 0.1587135889f;
+  q = q * t + 0.2583581135f;
+  q = q * t - 0.160211374f;
+  q = q * t + 0.1679475997f;
+  q = q * t + 0.04768466723f;
+  q = q * t + 0.1046296031f;
+  q = q * t + 0.1034906037f;
+  q = q * t + 0.1044210663f;
+  return q * t * e;
 }
-// gelu(x) = x Phi(x), with Phi(x) = 1 - Phi(-x) where x >= 0.
-BF_INLINE F vgelu(F x) {
-  F tail = normal_tail(vabs(x));
-  return x * select(x < 0.0f, tail, 1.0f - tail);
+BF_INLINE F normal_cdf(F x, F e) {
+  F tail = normal_tail(vabs(x), e);
+  return select(x < 0.0f, tail, 1.0f - tail);
+}
+BF_INLINE F vgelu(F x) { return x * normal_cdf(x, vexp(x * x * -0.5f)); }
+// d gelu / dx = Phi(x) + x phi(x); phi is 0 before x overflows its product.
+BF_INLINE F vgelu_slope(F x) {
+  F e = vexp(x * x * -0.5f);
+  return normal_cdf(x, e) + select(e > 0.0f, x * e * 0.398942280f, F{});
 }
 
 }  // namespace
