@@ -14,7 +14,9 @@ MEMORY: list[tuple[str, float, float]] = []  # contender, steady MiB, MiB above 
 
 
 def pytest_addoption(parser):
-    parser.addoption("--threads", type=int, default=2, help="threads of every contender (default 2)")
+    parser.addoption(
+        "--threads", type=int, default=2, help="threads of every contender (default 2)"
+    )
 
 
 @pytest.hookimpl(trylast=True)
@@ -36,7 +38,9 @@ def record_memory():
 
 
 def pytest_report_header():
-    return f"benchmarks: {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return (
+        f"benchmarks: {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -44,7 +48,9 @@ def pytest_terminal_summary(terminalreporter):
     if MEMORY:
         terminalreporter.section("peak memory of one forward, base ragged-32")
     for name, steady, above in MEMORY:
-        write(f"  {name:<26}{steady:8.0f} MiB steady + {above:6.0f} MiB at the peak = {steady + above:6.0f} MiB")
+        write(
+            f"  {name:<26}{steady:8.0f} MiB steady + {above:6.0f} MiB at the peak = {steady + above:6.0f} MiB"
+        )
     if not RACES:
         return
     terminalreporter.section(f"real tokens only, {processor()}, {torch.get_num_threads()} threads")
@@ -65,6 +71,8 @@ def pytest_terminal_summary(terminalreporter):
 def processor() -> str:
     try:
         with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            return next(
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

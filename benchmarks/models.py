@@ -10,7 +10,12 @@ from bertfast import BertConfig, BertModel
 
 SHAPES = {
     "base": {},
-    "minilm-l6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "minilm-l6": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
 }
 # 32 sentences: lognormal lengths, median 40, clipped to 8 .. 512
 RAGGED = np.random.RandomState(20).lognormal(np.log(40), 0.8, 32).clip(8, 512).astype(int).tolist()

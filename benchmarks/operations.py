@@ -33,7 +33,9 @@ def parameters(operation: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("case", "name"), rows)
 
 
-def run(benchmark, operation: str, case: testing.Case, name: str, flops: Callable[[testing.Case], float]) -> None:
+def run(
+    benchmark, operation: str, case: testing.Case, name: str, flops: Callable[[testing.Case], float]
+) -> None:
     """The row of `name`; the first row of a case runs its race."""
     group = f"{operation} {case.name}"
     if group not in RACES:
@@ -60,7 +62,9 @@ def _run_race(race: Race, operation: str, case: testing.Case) -> None:
 def _compare(group: str, ours: Tensor, torchs: Tensor) -> None:
     """Both sides round in fp32, in another order (the parity tests hold the form to a stricter rule)."""
     difference = (ours - torchs).abs().max() / torchs.abs().max()
-    assert difference < 1e-5, f"{group}: bertfast differs from torch by {difference:.2g} of the largest value"
+    assert difference < 1e-5, (
+        f"{group}: bertfast differs from torch by {difference:.2g} of the largest value"
+    )
 
 
 def peers(operation: str, case: testing.Case, inputs: dict) -> dict[str, Callable[[], Tensor]]:
@@ -70,7 +74,11 @@ def peers(operation: str, case: testing.Case, inputs: dict) -> dict[str, Callabl
     wide = _padded(case, inputs)
     formula = getattr(formulas, f"{operation}")
     if operation == "masked_cross_entropy":
-        return {"eager": lambda: F.cross_entropy(F.linear(wide["x"], wide["weight"], wide["bias"]), wide["labels"])}
+        return {
+            "eager": lambda: F.cross_entropy(
+                F.linear(wide["x"], wide["weight"], wide["bias"]), wide["labels"]
+            )
+        }
     if operation == "linear_gelu":
         return {"eager": lambda: F.gelu(F.linear(wide["x"], wide["weight"], wide["bias"]))}
     if operation == "qkv_projection":
@@ -84,7 +92,9 @@ def _padded(case: testing.Case, inputs: dict) -> dict:
     padded = {}
     for name, value in inputs.items():
         per_token = isinstance(value, Tensor) and value.ndim and value.shape[0] == case.tokens
-        padded[name] = value[index.clamp(min=0)] if per_token and name not in ("word", "weight") else value
+        padded[name] = (
+            value[index.clamp(min=0)] if per_token and name not in ("word", "weight") else value
+        )
     if "labels" in padded:
         padded["labels"][index < 0] = -100
     return padded
@@ -106,7 +116,11 @@ def _attention_peers(case: testing.Case, inputs: dict) -> dict[str, Callable[[],
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B,h,S,d] each, strided as transformers' are
     real = (index >= 0).view(rows, 1, 1, -1)
     ragged = len(set(case.lengths)) > 1
-    additive = torch.zeros(real.shape).masked_fill(~real, torch.finfo(torch.float32).min) if ragged else None
+    additive = (
+        torch.zeros(real.shape).masked_fill(~real, torch.finfo(torch.float32).min)
+        if ragged
+        else None
+    )
     mask = real.expand(rows, 1, qkv.shape[1], -1) if ragged else None
 
     def eager() -> Tensor:
@@ -115,6 +129,10 @@ def _attention_peers(case: testing.Case, inputs: dict) -> dict[str, Callable[[],
         return (F.softmax(logits, dim=-1) @ value).transpose(1, 2).flatten(2)
 
     def sdpa() -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        return (
+            F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            .transpose(1, 2)
+            .flatten(2)
+        )
 
     return {"eager": eager, "sdpa": sdpa}

@@ -23,7 +23,9 @@ def run_race(shape: str, load: str) -> Race:
     contenders = {"bertfast": lambda: ours(**batch)}
     truth = ours(**batch).last_hidden_state
     if "avx2" not in extension.cpu.variants() or extension.cpu.variant() == "avx2":
-        race.skipped["bertfast-avx2"] = f"{extension.cpu.variant()} is the instruction set of `bertfast` here"
+        race.skipped["bertfast-avx2"] = (
+            f"{extension.cpu.variant()} is the instruction set of `bertfast` here"
+        )
     else:
         contenders["bertfast-avx2"] = _at_avx2(models.model(shape), batch)
     for name in ("sdpa", "eager"):
@@ -32,7 +34,9 @@ def run_race(shape: str, load: str) -> Race:
         contenders[name] = lambda peer=peer: peer(**batch)
     reason, worker = transformers_bert.Worker.refusal(), None
     if reason is None:
-        worker = transformers_bert.Worker(models.config(shape), ours.state_dict(), torch.get_num_threads())
+        worker = transformers_bert.Worker(
+            models.config(shape), ours.state_dict(), torch.get_num_threads()
+        )
         _compare("sdpa-mkl-intel", truth, worker.output(batch), batch)
         contenders["sdpa-mkl-intel"] = worker
     else:

@@ -6,6 +6,8 @@ Kernels (`bertfast._cpu`) know pointers, sizes and dtype codes; this module know
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,24 @@ def with_dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
+def contiguous(*tensors: Tensor) -> list[Tensor]:
+    """The tensors themselves where contiguous, else copies."""
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def gradients(
+    x: Tensor, shapes: Sequence[tuple[int, ...]], needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Memory for the wanted gradients of a product, in the dtype of x [rows, k]; None for the others.
+
+    With no rows nothing is computed and the gradients are zeros.
+    """
+    new = x.new_empty if x.shape[0] else x.new_zeros
+    return tuple(
+        new(shape) if wanted else None for shape, wanted in zip(shapes, needs, strict=True)
+    )
+
+
 def statistics(count: int, save: bool) -> Tensor | None:
     """An uninitialised fp32 [count] for a saved statistic, or None."""
     return torch.empty(count, dtype=torch.float32) if save else None
@@ -55,7 +75,14 @@ def describe() -> dict:
         to wide), `active` (the one in use), `threads` (what the kernels use now) and `openmp` (the runtime's file).
     """
     if cpu is None:
-        return {"built": False, "reason": REASON, "instruction_sets": [], "active": None, "threads": 0, "openmp": None}
+        return {
+            "built": False,
+            "reason": REASON,
+            "instruction_sets": [],
+            "active": None,
+            "threads": 0,
+            "openmp": None,
+        }
     return {
         "built": True,
         "reason": None,

@@ -49,7 +49,9 @@ class Worker:
         before = os.environ.get("LD_PRELOAD")
         os.environ["LD_PRELOAD"] = str(library)
         try:
-            self._process = context.Process(target=_serve, args=(end, config, weights, threads), daemon=True)
+            self._process = context.Process(
+                target=_serve, args=(end, config, weights, threads), daemon=True
+            )
             self._process.start()
         finally:
             os.environ.pop("LD_PRELOAD")
@@ -77,7 +79,11 @@ class Worker:
         """Why this contender makes no sense here, or None."""
         if not is_amd():
             return "not an AMD processor: stock MKL is at its best already"
-        return None if shutil.which("cc") else "no C compiler to build the one-line library that tells MKL"
+        return (
+            None
+            if shutil.which("cc")
+            else "no C compiler to build the one-line library that tells MKL"
+        )
 
 
 def _serve(pipe, config: dict, weights: Path, threads: int) -> None:

@@ -18,6 +18,22 @@ struct AttentionFwd {
   int threads;
 };
 
+struct AttentionBwd {
+  const void* dout;                // [tokens, heads, head_size]
+  const void* qkv;                 // [tokens, 3, heads, head_size], token stride qkv_stride
+  const void* out;                 // [tokens, heads, head_size]
+  const float* lse;                // [heads, tokens]
+  const std::int32_t* cu_seqlens;  // [sequences + 1]
+  void* dqkv;  // [tokens, 3, heads, head_size], contiguous; rows of no sequence are the caller's
+               // zeros
+  long tokens, sequences, heads, head_size, qkv_stride;
+  float scale;
+  Dropout dropout;
+  DType dtype;
+  int threads;
+};
+
 BF_DECLARE_CPU(attention_fwd, AttentionFwd)
+BF_DECLARE_CPU(attention_bwd, AttentionBwd)
 
 }  // namespace bf

@@ -1,5 +1,5 @@
-// BF_CHECK throws std::invalid_argument with the failed condition's meaning, file and line; pybind11 turns it into
-// ValueError. Only host code outside parallel regions may use it.
+// BF_CHECK throws std::invalid_argument with the failed condition's meaning, file and line;
+// pybind11 turns it into ValueError. Only host code outside parallel regions may use it.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -12,7 +12,7 @@ namespace bf {
 
 }  // namespace bf
 
-#define BF_CHECK(CONDITION, WHAT) \
-  do {                            \
+#define BF_CHECK(CONDITION, WHAT)                           \
+  do {                                                      \
     if (!(CONDITION)) ::bf::fail(WHAT, __FILE__, __LINE__); \
   } while (0)

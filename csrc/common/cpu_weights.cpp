@@ -13,7 +13,8 @@ double now() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-// Ten chains hide the latency of a multiply-add on every core this is compiled for. Returns the operations done.
+// Ten chains hide the latency of a multiply-add on every core this is compiled for. Returns the
+// operations done.
 double multiply_add_chains(long rounds) {
   constexpr int kChains = 10;
   F acc[kChains];
@@ -38,8 +39,8 @@ void packed_size(const PackedSize& p) { *p.elements = packed_elements(p.n, p.k);
 void pack_weight(const PackWeight& p) {
   BF_DISPATCH_DTYPE(p.dtype, T, {
     parallel_tasks(p.threads, panels(p.n), [&](long panel, int) {
-      pack_panel(static_cast<const T*>(p.weight) + panel * kNR * p.stride, p.stride, p.n - panel * kNR, p.k,
-                 static_cast<T*>(p.packed) + panel * kNR * p.k);
+      pack_panel(static_cast<const T*>(p.weight) + panel * kNR * p.stride, p.stride,
+                 p.n - panel * kNR, p.k, static_cast<T*>(p.packed) + panel * kNR * p.k);
     });
   })
 }

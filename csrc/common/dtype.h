@@ -18,21 +18,21 @@ inline constexpr int dtype_bytes(DType t) { return t == DType::kFloat32 ? 4 : 2;
 }  // namespace bf
 
 // Runs BODY with the type named T bound to the element type of DTYPE.
-#define BF_DISPATCH_DTYPE(DTYPE, T, ...)   \
-  switch (DTYPE) {                         \
-    case ::bf::DType::kFloat32: {          \
-      using T = float;                     \
-      __VA_ARGS__;                         \
-      break;                               \
-    }                                      \
-    case ::bf::DType::kBFloat16: {         \
-      using T = ::bf::bf16;                \
-      __VA_ARGS__;                         \
-      break;                               \
-    }                                      \
-    case ::bf::DType::kFloat16: {          \
-      using T = ::bf::f16;                 \
-      __VA_ARGS__;                         \
-      break;                               \
-    }                                      \
+#define BF_DISPATCH_DTYPE(DTYPE, T, ...) \
+  switch (DTYPE) {                       \
+    case ::bf::DType::kFloat32: {        \
+      using T = float;                   \
+      __VA_ARGS__;                       \
+      break;                             \
+    }                                    \
+    case ::bf::DType::kBFloat16: {       \
+      using T = ::bf::bf16;              \
+      __VA_ARGS__;                       \
+      break;                             \
+    }                                    \
+    case ::bf::DType::kFloat16: {        \
+      using T = ::bf::f16;               \
+      __VA_ARGS__;                       \
+      break;                             \
+    }                                    \
   }

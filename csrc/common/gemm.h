@@ -1,10 +1,12 @@
 // The product core: C[rows, columns] += A[rows, K] * W[columns, K]^T on packed weights.
 //
-// A packed weight is a run of panels of kNR output columns; a panel holds, for each k, its kNR values side by side
-// (columns past N are zeros). The microkernel keeps a kMR x kNR tile of C in registers while k runs. K is cut into equal
-// blocks of at most kKC: a panel's block stays in L1 while the rows of a task pass over it (the rows stay in L2), and the
-// rounding error grows with the block, not with K, as the blocks' sums are added. Every element of C is the same sum in the
-// same order whatever the tile that holds it, so a row's result does not depend on how many rows or threads there are.
+// A packed weight is a run of panels of kNR output columns; a panel holds, for each k, its kNR
+// values side by side (columns past N are zeros). The microkernel keeps a kMR x kNR tile of C in
+// registers while k runs. K is cut into equal blocks of at most kKC: a panel's block stays in L1
+// while the rows of a task pass over it (the rows stay in L2), and the rounding error grows with
+// the block, not with K, as the blocks' sums are added. Every element of C is the same sum in the
+// same order whatever the tile that holds it, so a row's result does not depend on how many rows or
+// threads there are.
 #pragma once
 #include "common/parallel.h"
 #include "common/simd.h"
@@ -28,12 +30,15 @@ constexpr int kMR = 4, kNR = 8, kKC = 192;
 BF_INLINE long panels(long n) { return (n + kNR - 1) / kNR; }
 BF_INLINE long packed_elements(long n, long k) { return panels(n) * kNR * k; }
 
-// How the left operand lies: rows one after the other (k contiguous), or k one after the other (rows contiguous).
+// How the left operand lies: rows one after the other (k contiguous), or k one after the other
+// (rows contiguous).
 enum class Left { kRows, kColumns };
 
-// One tile: c[MR, NR] (row stride ldc) = or += a[MR, kc] * b[kc, NR]; lda is the stride of what is not contiguous in a.
+// One tile: c[MR, NR] (row stride ldc) = or += a[MR, kc] * b[kc, NR]; lda is the stride of what is
+// not contiguous in a.
 template <Left L, int MR, int NR, class TW>
-static void micro(long kc, const float* a, long lda, const TW* b, float* c, long ldc, bool accumulate) {
+static void micro(long kc, const float* a, long lda, const TW* b, float* c, long ldc,
+                  bool accumulate) {
   constexpr int W = kLanes, NV = NR / W;
   static_assert(NR % W == 0);
   F acc[MR][NV];
@@ -71,28 +76,31 @@ using Micro = void (*)(long, const float*, long, const TW*, float*, long, bool);
 template <class TW, Left L = Left::kRows>
 static Micro<TW> micro_of(int rows) {
 #define BF_MICRO(R) micro<L, (R <= kMR ? R : kMR), kNR, TW>
-  static constexpr Micro<TW> table[] = {BF_MICRO(1), BF_MICRO(2), BF_MICRO(3), BF_MICRO(4),  BF_MICRO(5),  BF_MICRO(6),
-                                        BF_MICRO(7), BF_MICRO(8), BF_MICRO(9), BF_MICRO(10), BF_MICRO(11), BF_MICRO(12)};
+  static constexpr Micro<TW> table[] = {BF_MICRO(1), BF_MICRO(2),  BF_MICRO(3),  BF_MICRO(4),
+                                        BF_MICRO(5), BF_MICRO(6),  BF_MICRO(7),  BF_MICRO(8),
+                                        BF_MICRO(9), BF_MICRO(10), BF_MICRO(11), BF_MICRO(12)};
 #undef BF_MICRO
   static_assert(kMR <= 12);
   return table[rows - 1];
 }
 
-// c[rows, kNR] = (or +=) a[rows, k] * panel[k, kNR]; the rows are cut into tiles of nearly equal height.
+// c[rows, kNR] = (or +=) a[rows, k] * panel[k, kNR]; the rows are cut into tiles of nearly equal
+// height.
 template <Left L = Left::kRows, class TW>
-static void panel_product(const float* a, long lda, long rows, long k, const TW* panel, float* c, long ldc,
-                          bool accumulate = false) {
+static void panel_product(const float* a, long lda, long rows, long k, const TW* panel, float* c,
+                          long ldc, bool accumulate = false) {
   const long tiles = ceil_div(rows, kMR);
   const int height = static_cast<int>(rows / tiles), higher = static_cast<int>(rows % tiles);
-  const Micro<TW> tall = micro_of<TW, L>(height < kMR ? height + 1 : kMR), low = micro_of<TW, L>(height);
+  const Micro<TW> tall = micro_of<TW, L>(height < kMR ? height + 1 : kMR),
+                  low = micro_of<TW, L>(height);
   const long row_stride = L == Left::kRows ? lda : 1, k_stride = L == Left::kRows ? 1 : lda;
   const long block = ceil_div(k, ceil_div(k, kKC));
   for (long k0 = 0; k0 < k; k0 += block) {
     const long kc = k - k0 < block ? k - k0 : block;
     long r = 0;
     for (long tile = 0; tile < tiles; ++tile) {
-      (tile < higher ? tall : low)(kc, a + r * row_stride + k0 * k_stride, lda, panel + k0 * kNR, c + r * ldc, ldc,
-                                   accumulate || k0 > 0);
+      (tile < higher ? tall : low)(kc, a + r * row_stride + k0 * k_stride, lda, panel + k0 * kNR,
+                                   c + r * ldc, ldc, accumulate || k0 > 0);
       r += height + (tile < higher);
     }
   }
@@ -112,13 +120,15 @@ static const float* rows_fp32(const Rows<T>& x, long first, long count, float* b
     *lda = x.stride;
     return x.data + first * x.stride;
   } else {
-    for (long r = 0; r < count; ++r) convert_row(x.data + (first + r) * x.stride, buffer + r * x.k, x.k);
+    for (long r = 0; r < count; ++r)
+      convert_row(x.data + (first + r) * x.stride, buffer + r * x.k, x.k);
     *lda = x.k;
     return buffer;
   }
 }
 
-// How T rows are cut into blocks: a block's activations and its `c_columns` of output fit half of L2.
+// How T rows are cut into blocks: a block's activations and its `c_columns` of output fit half of
+// L2.
 struct RowBlocks {
   long rows, count;
 };
@@ -131,12 +141,15 @@ inline RowBlocks row_blocks(long rows, long k, long c_columns, int threads) {
   return {block, ceil_div(rows, block)};
 }
 
-// For each panel p < panel_count: c = x * weight(p)^T, handed to epilogue(c, row stride, first row, rows, p) while it is hot.
+// For each panel p < panel_count: c = x * weight(p)^T, handed to epilogue(c, row stride, first row,
+// rows, p) while it is hot.
 template <class T, class PanelOf, class Epilogue>
-static void product(const Rows<T>& x, long panel_count, PanelOf panel_of, int threads, Epilogue epilogue) {
+static void product(const Rows<T>& x, long panel_count, PanelOf panel_of, int threads,
+                    Epilogue epilogue) {
   if (x.count == 0) return;
   const RowBlocks blocks = row_blocks(x.count, x.k, kNR, threads);
-  long chunks = ceil_div(4 * threads, blocks.count);  // few rows: the columns are shared out instead
+  long chunks =
+      ceil_div(4 * threads, blocks.count);  // few rows: the columns are shared out instead
   if (threads == 1) chunks = 1;
   if (chunks > panel_count) chunks = panel_count;
   const long per_chunk = ceil_div(panel_count, chunks);
@@ -158,18 +171,22 @@ static void product(const Rows<T>& x, long panel_count, PanelOf panel_of, int th
   });
 }
 
-// The same for epilogues that need whole rows: finish(z, row) gets z[n] = x[row] * weight^T in fp32 and may overwrite it.
-// With fewer row blocks than threads the columns are shared out first, and the rows are finished in a second pass.
+// The same for epilogues that need whole rows: finish(z, row) gets z[n] = x[row] * weight^T in fp32
+// and may overwrite it. With fewer row blocks than threads the columns are shared out first, and
+// the rows are finished in a second pass.
 template <class T, class Finish>
-static void product_whole_rows(const Rows<T>& x, const T* packed, long n, int threads, Finish finish) {
+static void product_whole_rows(const Rows<T>& x, const T* packed, long n, int threads,
+                               Finish finish) {
   if (x.count == 0) return;
   const long ldz = panels(n) * kNR;
   if (threads > 1 && x.count < threads * 2 * kMR) {
-    float* z = static_cast<float*>(scratch(4 * x.count * ldz, 1));
-    product(x, panels(n), [&](long p) { return packed + p * kNR * x.k; }, threads,
-            [&](const float* c, long first, long rows, long p) {
-              for (long r = 0; r < rows; ++r) std::memcpy(z + (first + r) * ldz + p * kNR, c + r * kNR, 4 * kNR);
-            });
+    float* z = static_cast<float*>(scratch(4 * x.count * ldz, Slot::kOperand));
+    product(
+        x, panels(n), [&](long p) { return packed + p * kNR * x.k; }, threads,
+        [&](const float* c, long first, long rows, long p) {
+          for (long r = 0; r < rows; ++r)
+            std::memcpy(z + (first + r) * ldz + p * kNR, c + r * kNR, 4 * kNR);
+        });
     parallel_tasks(threads, x.count, [&](long row, int) { finish(z + row * ldz, row); });
     return;
   }
@@ -183,7 +200,8 @@ static void product_whole_rows(const Rows<T>& x, const T* packed, long n, int th
     const long rows = x.count - first < blocks.rows ? x.count - first : blocks.rows;
     long lda;
     const float* a = rows_fp32(x, first, rows, z + blocks.rows * ldz, &lda);
-    for (long p = 0; p < panels(n); ++p) panel_product(a, lda, rows, x.k, packed + p * kNR * x.k, z + p * kNR, ldz);
+    for (long p = 0; p < panels(n); ++p)
+      panel_product(a, lda, rows, x.k, packed + p * kNR * x.k, z + p * kNR, ldz);
     for (long r = 0; r < rows; ++r) finish(z + r * ldz, first + r);
   });
 }

@@ -1,4 +1,5 @@
-// Packing of a row-major matrix into panels: dst[panel][k][kNR] from src[row][k], rows past `rows` as zeros.
+// Packing of a row-major matrix into panels: dst[panel][k][kNR] from src[row][k], rows past `rows`
+// as zeros.
 #pragma once
 #include "common/gemm.h"
 
@@ -57,17 +58,21 @@ static void pack_panel(const TS* src, long stride, long rows, long k, TD* dst) {
     }
 }
 
-// The other direction: dst[panel][row][kNR] from src[row][column] in fp32; columns past `columns` as zeros. `panels` of them
-// from column 0, `dst_rows` apart (the rows of a whole panel, of which these may be a part).
+// The other direction: dst[panel][row][kNR] from src[row][column] in fp32; columns past `columns`
+// as zeros. `panels` of them from column 0, `dst_rows` apart (the rows of a whole panel, of which
+// these may be a part).
 template <class T>
-static void pack_columns(const T* src, long stride, long rows, long columns, float* dst, long dst_rows) {
+static void pack_columns(const T* src, long stride, long rows, long columns, float* dst,
+                         long dst_rows) {
   for (long row = 0; row < rows; ++row)
     for (long column = 0; column < columns; column += kNR) {
       float* to = dst + column * dst_rows + row * kNR;
       const T* from = src + row * stride + column;
       for (long i = 0; i < kNR; i += kLanes) {
         const long left = columns - column - i;
-        store(to + i, left >= kLanes ? load(from + i) : left > 0 ? load_n(from + i, static_cast<int>(left)) : F{});
+        store(to + i, left >= kLanes ? load(from + i)
+                      : left > 0     ? load_n(from + i, static_cast<int>(left))
+                                     : F{});
       }
     }
 }

@@ -1,4 +1,5 @@
-// Tasks over threads. Tasks are independent and write disjoint outputs, so results do not depend on who runs them.
+// Tasks over threads. Tasks are independent and write disjoint outputs, so results do not depend on
+// who runs them.
 #pragma once
 #include <omp.h>
 
@@ -28,7 +29,8 @@ static void parallel_tasks(int threads, long tasks, Body body) {
 BF_INLINE long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 BF_INLINE long ceil_div(long n, long d) { return (n + d - 1) / d; }
 
-// Hands out pieces of one scratch block, each 64-byte aligned. Sized first (with no base), then carved.
+// Hands out pieces of one scratch block, each 64-byte aligned. Sized first (with no base), then
+// carved.
 struct Carver {
   char* base = nullptr;
   long used = 0;

@@ -24,9 +24,9 @@ const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; })
 
 }  // namespace
 
-void* scratch(std::size_t bytes, int slot) {
-  thread_local Arena arenas[2];
-  Arena& arena = arenas[slot];
+void* scratch(std::size_t bytes, Slot slot) {
+  thread_local Arena arenas[static_cast<int>(Slot::kCount)];
+  Arena& arena = arenas[static_cast<int>(slot)];
   if (bytes > arena.size) {
     std::free(arena.data);
     arena.data = nullptr;
@@ -61,13 +61,15 @@ void longest_first(const std::int32_t* cu_seqlens, long sequences, std::int32_t*
   });
 }
 
-std::uint64_t sample_hash(const void* matrix, long rows, long columns, long row_bytes, int item_bytes) {
+std::uint64_t sample_hash(const void* matrix, long rows, long columns, long row_bytes,
+                          int item_bytes) {
   constexpr long kSamples = 128;
   const char* base = static_cast<const char*>(matrix);
   std::uint64_t hash = 0xcbf29ce484222325u;
   for (long i = 0; i < kSamples && rows > 0 && columns > 0; ++i) {
     const long row = i * (rows - 1) / (kSamples - 1);
-    const long column = (i * 7919 + 13) % columns;  // a stride coprime to common widths: no column is favoured
+    const long column =
+        (i * 7919 + 13) % columns;  // a stride coprime to common widths: no column is favoured
     std::uint32_t bits = 0;
     std::memcpy(&bits, base + row * row_bytes + column * item_bytes, item_bytes);
     hash = (hash ^ bits) * 0x100000001b3u;

@@ -1,15 +1,24 @@
-// What is compiled once for every instruction set: scratch memory, threads, the machine, weight samples.
+// What is compiled once for every instruction set: scratch memory, threads, the machine, weight
+// samples.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace bf {
 
-// Grow-only, 64-byte aligned memory of the calling thread; the next call for the same slot may return the same bytes.
-// Throws std::bad_alloc. Call it before a parallel region, never inside.
-void* scratch(std::size_t bytes, int slot = 0);
+// Grow-only, 64-byte aligned memory of the calling thread; the next call for the same slot may
+// return the same bytes. Throws std::bad_alloc. Call it before a parallel region, never inside.
+enum class Slot {
+  kThreads,
+  kOperand,
+  kRows,
+  kSums,
+  kCount
+};  // a function that holds one slot may call one that takes another
+void* scratch(std::size_t bytes, Slot slot = Slot::kThreads);
 
-// The number of threads to use: `requested`, or 1 in a forked child (the OpenMP pool does not survive a fork).
+// The number of threads to use: `requested`, or 1 in a forked child (the OpenMP pool does not
+// survive a fork).
 int usable_threads(int requested);
 
 long l2_bytes();
@@ -18,6 +27,7 @@ long l2_bytes();
 void longest_first(const std::int32_t* cu_seqlens, long sequences, std::int32_t* order);
 
 // A hash of 128 elements spread over the rows and columns of a matrix: tells most in-place writes.
-std::uint64_t sample_hash(const void* matrix, long rows, long columns, long row_bytes, int item_bytes);
+std::uint64_t sample_hash(const void* matrix, long rows, long columns, long row_bytes,
+                          int item_bytes);
 
 }  // namespace bf

@@ -1,6 +1,6 @@
 // Vectors by the compiler's own vector types, one source for every instruction set.
-// This header is compiled once for each set (BF_ISA names it). Everything here has internal linkage:
-// a shared inline function could be merged with one that was compiled for another set.
+// This header is compiled once for each set (BF_ISA names it). Everything here has internal
+// linkage: a shared inline function could be merged with one that was compiled for another set.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -69,13 +69,15 @@ BF_INLINE H to_bits(F x, f16) {
 BF_INLINE F from_bits(H h, f16) { return (F)_mm256_cvtph_ps((__m128i)h); }
 BF_INLINE H to_bits(F x, f16) { return (H)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
 #else
-BF_INLINE F from_bits(H h, f16) {  // rescaling by 2^112 makes subnormals right; the top exponent is inf or NaN
+BF_INLINE F
+from_bits(H h, f16) {  // rescaling by 2^112 makes subnormals right; the top exponent is inf or NaN
   U u = __builtin_convertvector(h, U), magnitude = u & 0x7fff;
   U special = (U)(magnitude > 0x7bffu);
   F scaled = (F)(magnitude << 13) * 0x1p112f;
   return (F)((U)scaled | (special & 0x7f800000u) | ((u & 0x8000) << 16));
 }
-BF_INLINE H to_bits(F x, f16) {  // adding a power of two 13 places up rounds to the ten bits of a half
+BF_INLINE H to_bits(F x,
+                    f16) {  // adding a power of two 13 places up rounds to the ten bits of a half
   U u = (U)x, doubled = u << 1;
   F base = (vabs(x) * 0x1p112f) * 0x1p-110f;
   U bias = doubled & 0xff000000u;
@@ -153,7 +155,8 @@ BF_INLINE float max_lanes(F v) {
 }
 
 // ---- functions ----
-// exp(x) for x <= 88, about 1 ulp; results below 2^-126 are 0. Cody-Waite reduction and a degree 6 polynomial.
+// exp(x) for x <= 88, about 1 ulp; results below 2^-126 are 0. Cody-Waite reduction and a degree 6
+// polynomial.
 BF_INLINE F vexp(F x) {
   const F magic = splat(0x1.8p23f);
   F n = x * 1.44269504088896341f + magic;  // the low bits of n hold round(x / ln 2)
@@ -172,8 +175,9 @@ BF_INLINE F vexp(F x) {
   return select(x < -87.33654f, F{}, y);
 }
 
-// Phi(-u) for u >= 0, given e = exp(-u^2 / 2): erfc(z) = t Q(t) exp(-z^2), t = 1 / (1 + 0.37 z), z = u / sqrt 2. Q is a
-// degree 8 fit, relative error 7e-9 for z <= 6; smooth and positive beyond, so the tail falls to 0 without a wiggle.
+// Phi(-u) for u >= 0, given e = exp(-u^2 / 2): erfc(z) = t Q(t) exp(-z^2), t = 1 / (1 + 0.37 z), z
+// = u / sqrt 2. Q is a degree 8 fit, relative error 7e-9 for z <= 6; smooth and positive beyond, so
+// the tail falls to 0 without a wiggle.
 BF_INLINE F normal_tail(F u, F e) {
   F t = 1.0f / (1.0f + u * 0.261629509f);
   F q = splat(0.03239331229f);

@@ -1,5 +1,5 @@
-// The instruction sets that every kernel unit is compiled for, narrow to wide; setup.py may name a part of them.
-// avx2_wide is the AVX-512 tile at AVX2 width, for tests.
+// The instruction sets that every kernel unit is compiled for, narrow to wide; setup.py may name a
+// part of them. avx2_wide is the AVX-512 tile at AVX2 width, for tests.
 #pragma once
 
 #if !defined(BF_FOR_EACH_ISA) && defined(__x86_64__)
@@ -9,18 +9,18 @@
 #endif
 
 #if defined(__x86_64__)
-#define BF_DECLARE_CPU(NAME, PARAMS)            \
-  namespace baseline {                          \
-  void NAME(const PARAMS&);                     \
-  }                                             \
-  namespace avx2 {                              \
-  void NAME(const PARAMS&);                     \
-  }                                             \
-  namespace avx2_wide {                         \
-  void NAME(const PARAMS&);                     \
-  }                                             \
-  namespace avx512 {                            \
-  void NAME(const PARAMS&);                     \
+#define BF_DECLARE_CPU(NAME, PARAMS) \
+  namespace baseline {               \
+  void NAME(const PARAMS&);          \
+  }                                  \
+  namespace avx2 {                   \
+  void NAME(const PARAMS&);          \
+  }                                  \
+  namespace avx2_wide {              \
+  void NAME(const PARAMS&);          \
+  }                                  \
+  namespace avx512 {                 \
+  void NAME(const PARAMS&);          \
   }
 #else
 #define BF_DECLARE_CPU(NAME, PARAMS) \

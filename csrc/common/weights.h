@@ -5,7 +5,7 @@
 
 namespace bf {
 
-struct PackWeight {     // packed[panels(n) * kNR * k] <-> weight[n, k] (row stride in elements)
+struct PackWeight {  // packed[panels(n) * kNR * k] <-> weight[n, k] (row stride in elements)
   void* weight;
   void* packed;
   long n, k, stride;
@@ -16,7 +16,8 @@ struct PackedSize {  // out: elements of the packed form of [n, k]
   long n, k;
   long* elements;
 };
-struct FmaPeak {  // out: fp32 operations a second of independent multiply-adds in registers, all threads together
+struct FmaPeak {  // out: fp32 operations a second of independent multiply-adds in registers, all
+                  // threads together
   int threads;
   double seconds;
   double* flops;

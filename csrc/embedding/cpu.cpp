@@ -1,9 +1,9 @@
-// One pass a token: three rows are gathered and summed into one fp32 row in L1, normalised and written.
-#include "embedding/op.h"
-
+// One pass a token: three rows are gathered and summed into one fp32 row in L1, normalised and
+// written.
 #include "common/layernorm.h"
-#include "common/philox.h"
 #include "common/parallel.h"
+#include "common/philox.h"
+#include "embedding/op.h"
 
 namespace bf {
 namespace BF_ISA {
@@ -44,9 +44,65 @@ void run(const EmbeddingFwd& p) {
   });
 }
 
+// A task owns some columns of a table and walks the tokens by id, so no two threads write one
+// element.
+template <class T>
+void scatter(const EmbeddingTable& table, const float* dz, long rows, long n, int threads) {
+  constexpr long kColumns = 4 * kLanes;
+  parallel_tasks(threads, ceil_div(n, kColumns), [&](long task, int) {
+    const long first = task * kColumns, width = n - first < kColumns ? n - first : kColumns;
+    for (long i = 0; i < rows;) {
+      const std::int64_t id = table.ids[table.order[i]];
+      float sum[kColumns] = {};
+      for (; i < rows && table.ids[table.order[i]] == id; ++i) {
+        const float* row = dz + table.order[i] * n + first;
+        for_lanes(width, [&](long c, int m) {
+          store_some(sum + c, load(sum + c) + load_some(row + c, m), m);
+        });
+      }
+      if (id == table.skip) continue;
+      T* to = static_cast<T*>(table.dtable) + id * n + first;
+      for_lanes(width, [&](long c, int m) { store_some(to + c, load(sum + c), m); });
+    }
+  });
+}
+
+template <class T>
+void run_bwd(const EmbeddingBwd& p) {
+  const long width = round_up(p.n, 16);
+  float* dz = static_cast<float*>(scratch(4 * (p.rows * p.n + width), Slot::kRows));
+  layernorm_bwd(p.rows, p.n, p.threads, static_cast<T*>(p.dln_weight), static_cast<T*>(p.dln_bias),
+                [&](long t, float* dln_weight, float* dln_bias) {
+                  const T* w = static_cast<const T*>(p.word) +
+                               (p.input_ids ? p.input_ids[t] : t) * p.word_stride;
+                  const T* q = static_cast<const T*>(p.position) + p.position_ids[t] * p.n;
+                  const T* s = static_cast<const T*>(p.segment) + p.segment_ids[t] * p.n;
+                  float* row = dz + t * p.n;
+                  convert_row(static_cast<const T*>(p.dout) + t * p.n, row, p.n);
+                  if (p.dropout.seed)
+                    dropout_token(p.dropout, row, p.n, p.cu_seqlens, p.sequences, t);
+                  layernorm_bwd_row(
+                      [=](long i, int m) {
+                        return load_some(w + i, m) + load_some(s + i, m) + load_some(q + i, m);
+                      },
+                      [=](long i, int m) { return load_some(row + i, m); }, p.n,
+                      static_cast<const T*>(p.ln_weight), p.mean[t], p.rstd[t], row, dln_weight,
+                      dln_bias);
+                });
+  for (const EmbeddingTable& table : p.tables)
+    if (table.dtable) scatter<T>(table, dz, p.rows, p.n, p.threads);
+  if (!p.dinputs) return;
+  parallel_tasks(p.threads, p.rows, [&](long t, int) {
+    for_lanes(p.n, [&](long i, int m) {
+      store_some(static_cast<T*>(p.dinputs) + t * p.n + i, load_some(dz + t * p.n + i, m), m);
+    });
+  });
+}
+
 }  // namespace
 
 void embedding_fwd(const EmbeddingFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
+void embedding_bwd(const EmbeddingBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
 }  // namespace BF_ISA
 }  // namespace bf

@@ -1,8 +1,8 @@
 // A thread owns whole rows: bias, GELU and LN run over a block of rows that the product left in L2.
-#include "gelu_layernorm/op.h"
-
 #include "common/gemm.h"
 #include "common/layernorm.h"
+#include "common/linear_bwd.h"
+#include "gelu_layernorm/op.h"
 
 namespace bf {
 namespace BF_ISA {
@@ -18,14 +18,45 @@ void run(const GeluLayernormFwd& p) {
       if (p.pre) store_some(static_cast<T*>(p.pre) + row * p.n + i, y, m);
       store_some(z + i, vgelu(y), m);
     });
-    layernorm_row(z, p.n, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias), p.eps,
-                  static_cast<T*>(p.out) + row * p.n, p.mean ? p.mean + row : nullptr, p.rstd ? p.rstd + row : nullptr);
+    layernorm_row(z, p.n, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias),
+                  p.eps, static_cast<T*>(p.out) + row * p.n, p.mean ? p.mean + row : nullptr,
+                  p.rstd ? p.rstd + row : nullptr);
   });
+}
+
+template <class T>
+void run_bwd(const GeluLayernormBwd& p) {
+  float* dy = static_cast<float*>(scratch(4 * p.rows * p.n, Slot::kRows));
+  layernorm_bwd(p.rows, p.n, p.threads, static_cast<T*>(p.dln_weight), static_cast<T*>(p.dln_bias),
+                [&](long t, float* dln_weight, float* dln_bias) {
+                  const T* pre = static_cast<const T*>(p.pre) + t * p.n;
+                  const T* dout = static_cast<const T*>(p.dout) + t * p.n;
+                  float* dz = dy + t * p.n;
+                  layernorm_bwd_row([=](long i, int m) { return vgelu(load_some(pre + i, m)); },
+                                    [=](long i, int m) { return load_some(dout + i, m); }, p.n,
+                                    static_cast<const T*>(p.ln_weight), p.mean[t], p.rstd[t], dz,
+                                    dln_weight, dln_bias);
+                  for_lanes(p.n, [&](long i, int m) {
+                    store_some(dz + i, load_some(dz + i, m) * vgelu_slope(load_some(pre + i, m)),
+                               m);
+                  });
+                });
+  linear_bwd(LinearBwd<T>{dy,
+                          {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
+                          {static_cast<const T*>(p.weight)},
+                          {p.weight_stride},
+                          static_cast<T*>(p.dx),
+                          {static_cast<T*>(p.dweight)},
+                          {static_cast<T*>(p.dbias)},
+                          p.n,
+                          1,
+                          p.threads});
 }
 
 }  // namespace
 
 void gelu_layernorm_fwd(const GeluLayernormFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
+void gelu_layernorm_bwd(const GeluLayernormBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
 }  // namespace BF_ISA
 }  // namespace bf

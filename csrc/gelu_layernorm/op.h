@@ -21,6 +21,25 @@ struct GeluLayernormFwd {
   int threads;
 };
 
+struct GeluLayernormBwd {
+  const void* dout;    // [rows, n]
+  const void* x;       // [rows, k], row stride x_stride
+  const void* weight;  // [n, k], row stride weight_stride, as it stands (not packed)
+  const void* pre;     // [rows, n]
+  const float* mean;   // [rows]
+  const float* rstd;   // [rows]
+  const void* ln_weight;
+  void* dx;       // [rows, k] or null
+  void* dweight;  // [n, k] or null
+  void* dbias;    // [n] or null
+  void* dln_weight;
+  void* dln_bias;  // [n]
+  long rows, n, k, x_stride, weight_stride;
+  DType dtype;
+  int threads;
+};
+
 BF_DECLARE_CPU(gelu_layernorm_fwd, GeluLayernormFwd)
+BF_DECLARE_CPU(gelu_layernorm_bwd, GeluLayernormBwd)
 
 }  // namespace bf

@@ -1,7 +1,7 @@
 // Bias and GELU are applied to a panel of the product while it is in L1.
-#include "linear_gelu/op.h"
-
 #include "common/gemm.h"
+#include "common/linear_bwd.h"
+#include "linear_gelu/op.h"
 
 namespace bf {
 namespace BF_ISA {
@@ -14,23 +14,48 @@ void run(const LinearGeluFwd& p) {
   const T* bias = static_cast<const T*>(p.bias);
   T* out = static_cast<T*>(p.out);
   T* pre = static_cast<T*>(p.pre);
-  product(x, panels(p.n), [&](long panel) { return packed + panel * kNR * p.k; }, p.threads,
-          [&](const float* c, long first, long rows, long panel) {
-            const long column = panel * kNR, columns = p.n - column < kNR ? p.n - column : kNR;
-            for (long r = 0; r < rows; ++r) {
-              const long at = (first + r) * p.n + column;
-              for_lanes(columns, [&](long i, int m) {
-                const F y = load(c + r * kNR + i) + load_some(bias + column + i, m);
-                if (pre) store_some(pre + at + i, y, m);
-                store_some(out + at + i, vgelu(y), m);
-              });
-            }
+  product(
+      x, panels(p.n), [&](long panel) { return packed + panel * kNR * p.k; }, p.threads,
+      [&](const float* c, long first, long rows, long panel) {
+        const long column = panel * kNR, columns = p.n - column < kNR ? p.n - column : kNR;
+        for (long r = 0; r < rows; ++r) {
+          const long at = (first + r) * p.n + column;
+          for_lanes(columns, [&](long i, int m) {
+            const F y = load(c + r * kNR + i) + load_some(bias + column + i, m);
+            if (pre) store_some(pre + at + i, y, m);
+            store_some(out + at + i, vgelu(y), m);
           });
+        }
+      });
+}
+
+template <class T>
+void run_bwd(const LinearGeluBwd& p) {
+  float* dy = static_cast<float*>(scratch(4 * p.rows * p.n, Slot::kRows));
+  const T* dout = static_cast<const T*>(p.dout);
+  const T* pre = static_cast<const T*>(p.pre);
+  parallel_tasks(p.threads, p.rows, [&](long row, int) {
+    for_lanes(p.n, [&](long i, int m) {
+      const long at = row * p.n + i;
+      store_some(dy + at, load_some(dout + at, m) * vgelu_slope(load_some(pre + at, m)), m);
+    });
+  });
+  linear_bwd(LinearBwd<T>{dy,
+                          {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
+                          {static_cast<const T*>(p.weight)},
+                          {p.weight_stride},
+                          static_cast<T*>(p.dx),
+                          {static_cast<T*>(p.dweight)},
+                          {static_cast<T*>(p.dbias)},
+                          p.n,
+                          1,
+                          p.threads});
 }
 
 }  // namespace
 
 void linear_gelu_fwd(const LinearGeluFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
+void linear_gelu_bwd(const LinearGeluBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
 }  // namespace BF_ISA
 }  // namespace bf

@@ -16,6 +16,20 @@ struct LinearGeluFwd {
   int threads;
 };
 
+struct LinearGeluBwd {
+  const void* dout;    // [rows, n]
+  const void* x;       // [rows, k], row stride x_stride
+  const void* weight;  // [n, k], row stride weight_stride, as it stands (not packed)
+  const void* pre;     // [rows, n]
+  void* dx;            // [rows, k] or null
+  void* dweight;       // [n, k] or null
+  void* dbias;         // [n] or null
+  long rows, n, k, x_stride, weight_stride;
+  DType dtype;
+  int threads;
+};
+
 BF_DECLARE_CPU(linear_gelu_fwd, LinearGeluFwd)
+BF_DECLARE_CPU(linear_gelu_bwd, LinearGeluBwd)
 
 }  // namespace bf

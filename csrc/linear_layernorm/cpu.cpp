@@ -1,9 +1,10 @@
-// A thread owns whole rows: bias, dropout, residual and LN run over a block of rows that the product left in L2.
-#include "linear_layernorm/op.h"
-
+// A thread owns whole rows: bias, dropout, residual and LN run over a block of rows that the
+// product left in L2.
 #include "common/gemm.h"
 #include "common/layernorm.h"
+#include "common/linear_bwd.h"
 #include "common/philox.h"
+#include "linear_layernorm/op.h"
 
 namespace bf {
 namespace BF_ISA {
@@ -15,21 +16,56 @@ void run(const LinearLayernormFwd& p) {
   const T* bias = static_cast<const T*>(p.bias);
   product_whole_rows(x, static_cast<const T*>(p.packed), p.n, p.threads, [&](float* z, long row) {
     const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride;
-    for_lanes(p.n, [&](long i, int m) { store_some(z + i, load_some(z + i, m) + load_some(bias + i, m), m); });
+    for_lanes(p.n, [&](long i, int m) {
+      store_some(z + i, load_some(z + i, m) + load_some(bias + i, m), m);
+    });
     if (p.dropout.seed) dropout_token(p.dropout, z, p.n, p.cu_seqlens, p.sequences, row);
     for_lanes(p.n, [&](long i, int m) {
       const F sum = load_some(z + i, m) + load_some(residual + i, m);
       store_some(z + i, sum, m);
       if (p.z) store_some(static_cast<T*>(p.z) + row * p.n + i, sum, m);
     });
-    layernorm_row(z, p.n, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias), p.eps,
-                  static_cast<T*>(p.out) + row * p.n, p.mean ? p.mean + row : nullptr, p.rstd ? p.rstd + row : nullptr);
+    layernorm_row(z, p.n, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias),
+                  p.eps, static_cast<T*>(p.out) + row * p.n, p.mean ? p.mean + row : nullptr,
+                  p.rstd ? p.rstd + row : nullptr);
   });
+}
+
+template <class T>
+void run_bwd(const LinearLayernormBwd& p) {
+  float* dy = static_cast<float*>(scratch(4 * p.rows * p.n, Slot::kRows));
+  layernorm_bwd(
+      p.rows, p.n, p.threads, static_cast<T*>(p.dln_weight), static_cast<T*>(p.dln_bias),
+      [&](long t, float* dln_weight, float* dln_bias) {
+        const T* z = static_cast<const T*>(p.z) + t * p.n;
+        const T* dout = static_cast<const T*>(p.dout) + t * p.n;
+        T* dresidual = static_cast<T*>(p.dresidual) + t * p.n;
+        float* dz = dy + t * p.n;
+        layernorm_bwd_row([=](long i, int m) { return load_some(z + i, m); },
+                          [=](long i, int m) { return load_some(dout + i, m); }, p.n,
+                          static_cast<const T*>(p.ln_weight), p.mean[t], p.rstd[t], dz, dln_weight,
+                          dln_bias);
+        for_lanes(p.n, [&](long i, int m) { store_some(dresidual + i, load_some(dz + i, m), m); });
+        if (p.dropout.seed) dropout_token(p.dropout, dz, p.n, p.cu_seqlens, p.sequences, t);
+      });
+  linear_bwd(LinearBwd<T>{dy,
+                          {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
+                          {static_cast<const T*>(p.weight)},
+                          {p.weight_stride},
+                          static_cast<T*>(p.dx),
+                          {static_cast<T*>(p.dweight)},
+                          {static_cast<T*>(p.dbias)},
+                          p.n,
+                          1,
+                          p.threads});
 }
 
 }  // namespace
 
 void linear_layernorm_fwd(const LinearLayernormFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
+void linear_layernorm_bwd(const LinearLayernormBwd& p) {
+  BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p))
+}
 
 }  // namespace BF_ISA
 }  // namespace bf

@@ -12,11 +12,11 @@ struct LinearLayernormFwd {
   const void* bias;      // [n]
   const void* residual;  // [rows, n], row stride residual_stride
   const void* ln_weight;
-  const void* ln_bias;  // [n]
-  void* out;            // [rows, n]
-  void* z;              // [rows, n] or null: the sum before LN, for backward
-  float* mean;          // [rows] or null
-  float* rstd;          // [rows] or null
+  const void* ln_bias;             // [n]
+  void* out;                       // [rows, n]
+  void* z;                         // [rows, n] or null: the sum before LN, for backward
+  float* mean;                     // [rows] or null
+  float* rstd;                     // [rows] or null
   const std::int32_t* cu_seqlens;  // [sequences + 1]; read only with dropout
   long rows, n, k, x_stride, residual_stride, sequences;
   float eps;
@@ -25,6 +25,28 @@ struct LinearLayernormFwd {
   int threads;
 };
 
+struct LinearLayernormBwd {
+  const void* dout;    // [rows, n]
+  const void* x;       // [rows, k], row stride x_stride
+  const void* weight;  // [n, k], row stride weight_stride, as it stands (not packed)
+  const void* z;       // [rows, n]
+  const float* mean;   // [rows]
+  const float* rstd;   // [rows]
+  const void* ln_weight;
+  void* dx;         // [rows, k] or null
+  void* dweight;    // [n, k] or null
+  void* dbias;      // [n] or null
+  void* dresidual;  // [rows, n]
+  void* dln_weight;
+  void* dln_bias;                  // [n]
+  const std::int32_t* cu_seqlens;  // [sequences + 1]; read only with dropout
+  long rows, n, k, x_stride, weight_stride, sequences;
+  Dropout dropout;
+  DType dtype;
+  int threads;
+};
+
 BF_DECLARE_CPU(linear_layernorm_fwd, LinearLayernormFwd)
+BF_DECLARE_CPU(linear_layernorm_bwd, LinearLayernormBwd)
 
 }  // namespace bf

@@ -1,4 +1,5 @@
-// masked_cross_entropy: lse[t] = log sum_v exp(x[t] weight[v]^T + bias[v]) and the label's logit, labelled rows only.
+// masked_cross_entropy: lse[t] = log sum_v exp(x[t] weight[v]^T + bias[v]) and the label's logit,
+// labelled rows only.
 #pragma once
 #include "common/dtype.h"
 #include "common/variants.h"
@@ -18,6 +19,23 @@ struct MaskedCrossEntropyFwd {
   int threads;
 };
 
+struct MaskedCrossEntropyBwd {
+  const void* x;               // [tokens, k], row stride x_stride
+  const void* weight;          // [vocabulary, k], row stride weight_stride
+  const void* bias;            // [vocabulary] or null
+  const std::int64_t* rows;    // [labelled]: the labelled tokens
+  const std::int64_t* labels;  // [labelled]: their labels
+  const float* lse;            // [labelled]
+  const float* scale;          // [1]: dloss divided by what the sum was divided by
+  void* dx;                    // [tokens, k], zeros; or null
+  void* dweight;               // [vocabulary, k] or null
+  void* dbias;                 // [vocabulary] or null
+  long labelled, vocabulary, k, x_stride, weight_stride;
+  DType dtype;
+  int threads;
+};
+
 BF_DECLARE_CPU(masked_cross_entropy_fwd, MaskedCrossEntropyFwd)
+BF_DECLARE_CPU(masked_cross_entropy_bwd, MaskedCrossEntropyBwd)
 
 }  // namespace bf

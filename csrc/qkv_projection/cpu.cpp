@@ -1,7 +1,7 @@
 // The panels of the three weights form one list, so that the threads share all of them.
-#include "qkv_projection/op.h"
-
 #include "common/gemm.h"
+#include "common/linear_bwd.h"
+#include "qkv_projection/op.h"
 
 namespace bf {
 namespace BF_ISA {
@@ -12,23 +12,52 @@ void run(const QkvProjectionFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
   const long each = panels(p.n);
   T* out = static_cast<T*>(p.out);
-  product(x, 3 * each, [&](long panel) { return static_cast<const T*>(p.packed[panel / each]) + panel % each * kNR * p.k; },
-          p.threads, [&](const float* c, long first, long rows, long panel) {
-            const long s = panel / each, column = panel % each * kNR;
-            const long columns = p.n - column < kNR ? p.n - column : kNR;
-            const T* bias = static_cast<const T*>(p.bias[s]) + column;
-            for (long r = 0; r < rows; ++r) {
-              T* to = out + ((first + r) * 3 + s) * p.n + column;
-              for_lanes(columns, [&](long i, int m) {
-                store_some(to + i, load(c + r * kNR + i) + load_some(bias + i, m), m);
-              });
-            }
+  product(
+      x, 3 * each,
+      [&](long panel) {
+        return static_cast<const T*>(p.packed[panel / each]) + panel % each * kNR * p.k;
+      },
+      p.threads,
+      [&](const float* c, long first, long rows, long panel) {
+        const long s = panel / each, column = panel % each * kNR;
+        const long columns = p.n - column < kNR ? p.n - column : kNR;
+        const T* bias = static_cast<const T*>(p.bias[s]) + column;
+        for (long r = 0; r < rows; ++r) {
+          T* to = out + ((first + r) * 3 + s) * p.n + column;
+          for_lanes(columns, [&](long i, int m) {
+            store_some(to + i, load(c + r * kNR + i) + load_some(bias + i, m), m);
           });
+        }
+      });
+}
+
+template <class T>
+void run_bwd(const QkvProjectionBwd& p) {
+  const Rows<T> dqkv{static_cast<const T*>(p.dqkv), 3 * p.n, p.rows, 3 * p.n};
+  const float* dy = fp32_rows(dqkv, p.threads);
+  LinearBwd<T> q{dy,
+                 {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
+                 {},
+                 {},
+                 static_cast<T*>(p.dx),
+                 {},
+                 {},
+                 p.n,
+                 3,
+                 p.threads};
+  for (int s = 0; s < 3; ++s) {
+    q.weight[s] = static_cast<const T*>(p.weight[s]);
+    q.weight_stride[s] = p.weight_stride[s];
+    q.dweight[s] = static_cast<T*>(p.dweight[s]);
+    q.dbias[s] = static_cast<T*>(p.dbias[s]);
+  }
+  linear_bwd(q);
 }
 
 }  // namespace
 
 void qkv_projection_fwd(const QkvProjectionFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
+void qkv_projection_bwd(const QkvProjectionBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
 }  // namespace BF_ISA
 }  // namespace bf

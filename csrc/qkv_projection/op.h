@@ -1,4 +1,5 @@
-// qkv_projection: out[t, s] = x weight_s^T + bias_s for s = query, key, value; one product over three weights.
+// qkv_projection: out[t, s] = x weight_s^T + bias_s for s = query, key, value; one product over
+// three weights.
 #pragma once
 #include "common/dtype.h"
 #include "common/variants.h"
@@ -15,6 +16,19 @@ struct QkvProjectionFwd {
   int threads;
 };
 
+struct QkvProjectionBwd {
+  const void* dqkv;       // [rows, 3, n]
+  const void* x;          // [rows, k], row stride x_stride
+  const void* weight[3];  // [n, k], row strides weight_stride, as they stand (not packed)
+  void* dx;               // [rows, k] or null
+  void* dweight[3];       // [n, k] or null
+  void* dbias[3];         // [n] or null
+  long rows, n, k, x_stride, weight_stride[3];
+  DType dtype;
+  int threads;
+};
+
 BF_DECLARE_CPU(qkv_projection_fwd, QkvProjectionFwd)
+BF_DECLARE_CPU(qkv_projection_bwd, QkvProjectionBwd)
 
 }  // namespace bf

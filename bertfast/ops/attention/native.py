@@ -12,11 +12,17 @@ from .._philox import keep_scale, threshold
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
-    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+    return extension.refuses(x)
 
 
 def forward(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None, save: bool
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    p: float,
+    seed: Tensor | None,
+    save: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `bertfast.ops.attention`; the second result is None unless `save`."""
     tokens, _, heads, d = qkv.shape
@@ -31,3 +37,22 @@ def forward(
         torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
+
+
+def backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float,
+    seed: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """See `bertfast.ops.attention`: the gradient of qkv."""
+    tokens, _, heads, d = qkv.shape
+    if qkv.stride()[1:] != (heads * d, d, 1):
+        qkv = qkv.contiguous()
+    dout, out, lse, cu_seqlens = extension.contiguous(dout, out, lse, cu_seqlens)
+    dqkv = qkv.new_empty(qkv.shape)
+    dqkv[int(cu_seqlens[-1]) :] = 0  # rows of no sequence
+    extension.cpu.attention_bwd(
+        dout.data_ptr(), qkv.data_ptr(), out.data_ptr(), lse.data_ptr(), cu_seqlens.data_ptr(), dqkv.data_ptr(), tokens,
+        cu_seqlens.numel() - 1, heads, d, qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p),
+        extension.DTYPE_CODES[qkv.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return dqkv

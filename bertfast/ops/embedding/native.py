@@ -12,9 +12,8 @@ from .._philox import keep_scale, threshold
 
 def supports(direction: str, *args) -> str | None:
     """None where the C++ form computes this, else the reason."""
-    if direction != "forward":
-        return "no C++ backward yet"
-    return extension.refuses(args[1] if args[1] is not None else args[2])
+    first = 1 if direction == "forward" else 2  # word, then inputs_embeds
+    return extension.refuses(args[first] if args[first] is not None else args[first + 1])
 
 
 def forward(
@@ -39,3 +38,40 @@ def forward(
         pointer(seed), threshold(p), keep_scale(p), extension.DTYPE_CODES[word.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return out, mean, rstd
+
+
+def backward(
+    dout: Tensor, input_ids: Tensor | None, word: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor,
+    position: Tensor, token_type_ids: Tensor, segment: Tensor, ln_weight: Tensor, mean: Tensor, rstd: Tensor, p: float,
+    seed: Tensor | None, cu_seqlens: Tensor | None, padding_idx: int, needs: list[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """See `bertfast.ops.embedding`: gradients of the three tables (or of inputs_embeds), ln_weight, ln_bias."""
+    rows_given = inputs_embeds is not None
+    source = extension.with_dense_rows(inputs_embeds if rows_given else word)
+    dout, position, segment, ln_weight = extension.contiguous(dout, position, segment, ln_weight)
+    ids = [
+        None if rows_given else input_ids.contiguous(),
+        position_ids.contiguous(),
+        token_type_ids.contiguous(),
+    ]
+    wanted = [needs[0] and not rows_given, needs[2], needs[3]]
+    tables = [
+        torch.zeros_like(t) if w else None
+        for w, t in zip(wanted, (source, position, segment), strict=True)
+    ]
+    orders = [
+        None if t is None else torch.argsort(i, stable=True)
+        for t, i in zip(tables, ids, strict=True)
+    ]
+    dinputs = torch.empty_like(dout) if rows_given and needs[1] else None
+    dln_weight, dln_bias = torch.empty_like(ln_weight), torch.empty_like(ln_weight)
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    rows, n = dout.shape
+    extension.cpu.embedding_bwd(
+        dout.data_ptr(), *(pointer(i) for i in ids), source.data_ptr(), position.data_ptr(), segment.data_ptr(),
+        ln_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), [pointer(o) for o in orders], [pointer(t) for t in tables],
+        padding_idx, pointer(dinputs), dln_weight.data_ptr(), dln_bias.data_ptr(), pointer(cu_seqlens), rows, n,
+        source.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, pointer(seed), threshold(p),
+        keep_scale(p), extension.DTYPE_CODES[dout.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return tables[0], dinputs, tables[1], tables[2], dln_weight, dln_bias

@@ -7,16 +7,23 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
+from .._autograd import thaw
 from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
-    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+    return extension.refuses(x)
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, save: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """See `bertfast.ops.gelu_layernorm`; only the first result unless `save`."""
     x = extension.with_dense_rows(x)
@@ -32,3 +39,27 @@ def forward(
         torch.get_num_threads(),
     )  # fmt: skip
     return out, pre, mean, rstd
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pre: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    ln_weight: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """See `bertfast.ops.gelu_layernorm`: gradients of x, weight, bias, ln_weight, ln_bias."""
+    dout, pre, ln_weight = extension.contiguous(dout, pre, ln_weight)
+    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
+    (rows, k), n = x.shape, weight.shape[0]
+    dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
+    dln_weight, dln_bias = torch.empty_like(ln_weight), torch.empty_like(ln_weight)
+    extension.cpu.gelu_layernorm_bwd(
+        dout.data_ptr(), x.data_ptr(), weight.data_ptr(), pre.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dln_weight.data_ptr(), dln_bias.data_ptr(),
+        rows, n, k, x.stride(0), weight.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, dweight, dbias, dln_weight, dln_bias

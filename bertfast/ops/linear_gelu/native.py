@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
+from .._autograd import thaw
 from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
-    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+    return extension.refuses(x)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -27,3 +28,18 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor
         extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return out, pre
+
+
+def backward(
+    dout: Tensor, x: Tensor, weight: Tensor, pre: Tensor, needs: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """See `bertfast.ops.linear_gelu`: gradients of x, weight, bias."""
+    dout, pre = extension.contiguous(dout, pre)
+    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
+    (rows, k), n = x.shape, weight.shape[0]
+    dx, dweight, dbias = grads = extension.gradients(x, ((rows, k), (n, k), (n,)), needs)
+    extension.cpu.linear_gelu_bwd(
+        dout.data_ptr(), x.data_ptr(), weight.data_ptr(), pre.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias),
+        rows, n, k, x.stride(0), weight.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return grads

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
+from .._autograd import thaw
 from .._philox import keep_scale, threshold
 from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
-    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+    return extension.refuses(x)
 
 
 def forward(
@@ -36,3 +37,28 @@ def forward(
         keep_scale(p), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return out, z, mean, rstd
+
+
+def backward(
+    dout: Tensor, x: Tensor, weight: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, ln_weight: Tensor, p: float,
+    seed: Tensor | None, cu_seqlens: Tensor | None, needs: list[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """See `bertfast.ops.linear_layernorm`: gradients of x, weight, bias, residual, ln_weight, ln_bias."""
+    dout, z, ln_weight = extension.contiguous(dout, z, ln_weight)
+    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
+    (rows, k), n = x.shape, weight.shape[0]
+    dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
+    dresidual, dln_weight, dln_bias = (
+        torch.empty_like(z),
+        torch.empty_like(ln_weight),
+        torch.empty_like(ln_weight),
+    )
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    extension.cpu.linear_layernorm_bwd(
+        dout.data_ptr(), x.data_ptr(), weight.data_ptr(), z.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dresidual.data_ptr(), dln_weight.data_ptr(),
+        dln_bias.data_ptr(), pointer(cu_seqlens), rows, n, k, x.stride(0), weight.stride(0),
+        0 if cu_seqlens is None else cu_seqlens.numel() - 1, pointer(seed), threshold(p), keep_scale(p),
+        extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, dweight, dbias, dresidual, dln_weight, dln_bias

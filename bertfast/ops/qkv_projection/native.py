@@ -6,16 +6,25 @@ import torch
 from torch import Tensor
 
 from ... import extension
+from ...extension import pointer
+from .._autograd import thaw
 from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
-    return extension.refuses(x) if direction == "forward" else "no C++ backward yet"
+    return extension.refuses(x)
 
 
 def forward(
-    x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, bq: Tensor, bk: Tensor, bv: Tensor, num_heads: int
+    x: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    wv: Tensor,
+    bq: Tensor,
+    bk: Tensor,
+    bv: Tensor,
+    num_heads: int,
 ) -> Tensor:
     """See `bertfast.ops.qkv_projection`."""
     x = extension.with_dense_rows(x)
@@ -28,3 +37,20 @@ def forward(
         x.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+def backward(
+    dqkv: Tensor, x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, needs: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """See `bertfast.ops.qkv_projection`: gradients of x, the three weights, the three biases."""
+    (dqkv,) = extension.contiguous(dqkv)
+    x = extension.with_dense_rows(x)
+    weights = [extension.with_dense_rows(thaw(weight)) for weight in (wq, wk, wv)]
+    (rows, k), n = x.shape, wq.shape[0]
+    grads = extension.gradients(x, ((rows, k), *((n, k),) * 3, *((n,),) * 3), needs)
+    addresses = [pointer(grad) for grad in grads]
+    extension.cpu.qkv_projection_bwd(
+        dqkv.data_ptr(), x.data_ptr(), [w.data_ptr() for w in weights], [w.stride(0) for w in weights], addresses[0],
+        addresses[1:4], addresses[4:], rows, n, k, x.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return grads
