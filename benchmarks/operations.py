@@ -1,7 +1,7 @@
-"""What the benchmarks of single operations share: the case's inputs, the contenders, the check before the race.
+"""What the benchmarks of single operations share: inputs, contenders, the check before the race.
 
-`eager` is what transformers' BERT computes: the same modules' arithmetic, on the padded batch where the case is ragged, as
-transformers has no other. `sdpa` (attention only) is torch's fused attention on that batch, with its mask.
+`eager` is what transformers' BERT computes: the same modules' arithmetic, on the padded batch where the case is
+ragged, as transformers has no other. `sdpa` (attention only) is torch's fused attention on that batch, with its mask.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Races: contenders run in turn, A B C A B C ..., so that a drift of the machine's speed meets all of them.
 
-A race is run once, when the first of its rows is asked for. Its samples are then given to pytest-benchmark row by row through
-a clock that replays them, so tables, `--benchmark-json` and comparisons work as usual.
+A race is run once, when the first of its rows is asked for. Its samples are then given to pytest-benchmark row by row
+through a clock that replays them, so tables, `--benchmark-json` and comparisons work as usual.
 """
 
 from __future__ import annotations

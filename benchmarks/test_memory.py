@@ -1,7 +1,7 @@
 """Peak memory of one forward on the ragged batch, each contender in a process of its own (Linux).
 
-Steady state: the resident memory of the process after one forward. Above it: what the next forward adds at its peak. The row's
-time is not a speed; the figures are in extra_info.
+Steady state: the resident memory of the process after one forward. Above it: what the next forward adds at its peak.
+The row's time is not a speed; the figures are in extra_info.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Speed of the whole encoder, fp32, against transformers on the same weights: outputs are compared before anything is timed."""
+"""Speed of the whole encoder, fp32, against transformers on the same weights; outputs are compared first."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The native module: the one place where tensors become pointers.
 
-Kernels (`bertfast._cpu`) know pointers, sizes and dtype codes; this module knows torch. Outputs are allocated here and in the
-`native.py` files, on the caller's side, so the native code needs no torch to be built.
+Kernels (`bertfast._cpu`) know pointers, sizes and dtype codes; this module knows torch. Outputs are allocated here and
+in the `native.py` files, on the caller's side, so the native code needs no torch to be built.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def describe() -> dict:
     """What this installation can run.
 
     Returns:
-        dict with `built` (bool), `reason` (why not, or None), `instruction_sets` (those of this build that run here, narrow
-        to wide), `active` (the one in use), `threads` (what the kernels use now) and `openmp` (the runtime's file).
+        dict with `built` (bool), `reason` (why not, or None), `instruction_sets` (those of this build that run here,
+        narrow to wide), `active` (the one in use), `threads` (what the kernels use now), `openmp` (the runtime's file).
     """
     if cpu is None:
         return {

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# MKL takes its fast paths only on processors that call themselves Intel's. Loaded first, this answer replaces MKL's own.
+# MKL takes its fast paths only on processors that call themselves Intel's. Loaded first, this replaces its answer.
 TELL_MKL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 
 

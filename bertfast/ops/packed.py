@@ -1,9 +1,9 @@
 """Packed weights of the C++ form: when they are kept, when they are thrown away, and a model that keeps nothing else.
 
-A packed copy is cached only inside `Cache.active()`, which the model enters in eval mode with grad off. A cached copy is used
-while the weight is the same tensor at the same address with the same version and dtype, and a sample of 128 elements has
-not changed: fused optimizers and writes through `.data` leave the version alone. Everywhere else a weight is packed into
-scratch memory that the calling thread reuses.
+A packed copy is cached only inside `Cache.active()`, which the model enters in eval mode with grad off. A cached copy
+is used while the weight is the same tensor at the same address with the same version and dtype, and a sample of 128
+elements has not changed: fused optimizers and writes through `.data` leave the version alone. Everywhere else a weight
+is packed into scratch memory that the calling thread reuses.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Packed:
     def check_variant(self) -> None:
         if self.variant != extension.cpu.variant():
             raise UnsupportedError(
-                f"this weight was packed for the instruction set {self.variant}, and {extension.cpu.variant()} is in use now. "
-                "Unfreeze the model before the instruction set is changed."
+                f"this weight was packed for the instruction set {self.variant}, and {extension.cpu.variant()} is in "
+                "use now. Unfreeze the model before the instruction set is changed."
             )
 
 
@@ -103,9 +103,9 @@ class Cache:
         if entry is not None and entry[1] == key and entry[0]() is weight:
             return entry[2].buffer
         packed = pack(weight)
-        entries = self._entries
-        gone = weakref.ref(weight, lambda _, name=id(weight): entries.pop(name, None))
-        entries[id(weight)] = (gone, key, packed)
+        entries, name = self._entries, id(weight)
+        gone = weakref.ref(weight, lambda _: entries.pop(name, None))
+        entries[name] = (gone, key, packed)
         return packed.buffer
 
 
@@ -164,8 +164,8 @@ _READABLE = {
 class FrozenParameter(torch.nn.Parameter):
     """Stands where a weight was of which only the packed form is kept (`model.freeze()`).
 
-    Its shape, dtype and requires_grad can be read, its numbers cannot: that raises UnsupportedError. `packed` is the kept form,
-    `unpack()` the exact weight. Lies on the meta device, so it takes no memory.
+    Its shape, dtype and requires_grad can be read, its numbers cannot: that raises UnsupportedError. `packed` is the
+    kept form, `unpack()` the exact weight. Lies on the meta device, so it takes no memory.
     """
 
     packed: Packed
@@ -181,7 +181,10 @@ class FrozenParameter(torch.nn.Parameter):
         return self.packed.unpack()
 
     def __repr__(self, *, tensor_contents=None) -> str:
-        return f"FrozenParameter([{self.packed.n}, {self.packed.k}], {self.packed.buffer.dtype}, packed for {self.packed.variant})"
+        kept = self.packed
+        return (
+            f"FrozenParameter([{kept.n}, {kept.k}], {kept.buffer.dtype}, packed for {kept.variant})"
+        )
 
     def __deepcopy__(self, memo) -> FrozenParameter:
         return FrozenParameter(self.packed)  # a packed form is never written to

@@ -27,6 +27,20 @@ struct Buffers {
   }
 };
 
+// Query rows [first, first + count) in fp32: the data itself, or a converted copy in `buffer`.
+template <class T>
+const float* rows_fp32(const Rows<T>& x, long first, long count, float* buffer, long* lda) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    *lda = x.stride;
+    return x.data + first * x.stride;
+  } else {
+    for (long r = 0; r < count; ++r)
+      convert_row(x.data + (first + r) * x.stride, buffer + r * x.k, x.k);
+    *lda = x.k;
+    return buffer;
+  }
+}
+
 struct RowState {
   float max = -__builtin_inff(), sum = 0;
 };

@@ -3,11 +3,13 @@
 // A packed weight is a run of panels of kNR output columns; a panel holds, for each k, its kNR
 // values side by side (columns past N are zeros). The microkernel keeps a kMR x kNR tile of C in
 // registers while k runs. K is cut into equal blocks of at most kKC: a panel's block stays in L1
-// while the rows of a task pass over it (the rows stay in L2), and the rounding error grows with
+// while the rows of a task pass over it, the rows' block in L2, and the rounding error grows with
 // the block, not with K, as the blocks' sums are added. Every element of C is the same sum in the
 // same order whatever the tile that holds it, so a row's result does not depend on how many rows or
 // threads there are.
 #pragma once
+#include <type_traits>
+
 #include "common/parallel.h"
 #include "common/simd.h"
 
@@ -84,25 +86,52 @@ static Micro<TW> micro_of(int rows) {
   return table[rows - 1];
 }
 
-// c[rows, kNR] = (or +=) a[rows, k] * panel[k, kNR]; the rows are cut into tiles of nearly equal
-// height.
+// Rows are cut into tiles of nearly equal height, the higher ones first.
+struct Tiles {
+  long count;
+  int height, higher;  // `higher` tiles of height + 1, the others of height
+  explicit Tiles(long rows)
+      : count(ceil_div(rows, kMR)),
+        height(static_cast<int>(rows / count)),
+        higher(static_cast<int>(rows % count)) {}
+  int rows(long tile) const { return height + (tile < higher); }
+};
+
+// K is cut into blocks of equal size, at most kKC.
+BF_INLINE long k_block(long k) { return ceil_div(k, ceil_div(k, kKC)); }
+
+// c[rows, kNR] = (or +=) a[rows, kc] * b[kc, kNR]; tile_at(r) is where the tile of row r begins,
+// lda (0: the tile's height) the stride of what is not contiguous in it. While the tiles run,
+// `next` is fetched: the block of b that comes after this one.
+template <Left L, class TW, class TileAt>
+BF_INLINE void tiles_product(TileAt tile_at, long lda, long rows, long kc, const TW* b,
+                             const TW* next, float* c, long ldc, bool accumulate) {
+  const Tiles tiles(rows);
+  const Micro<TW> tall = micro_of<TW, L>(tiles.height < kMR ? tiles.height + 1 : kMR),
+                  low = micro_of<TW, L>(tiles.height);
+  const long share = round_up(kc * kNR * static_cast<long>(sizeof(TW)) / tiles.count, 64);
+  long r = 0;
+  for (long tile = 0; tile < tiles.count; ++tile) {
+    const char* fetch = reinterpret_cast<const char*>(next) + tile * share;
+    for (long i = 0; i < share; i += 64) __builtin_prefetch(fetch + i, 0, 2);
+    const int height = tiles.rows(tile);
+    (tile < tiles.higher ? tall : low)(kc, tile_at(r), lda ? lda : height, b, c + r * ldc, ldc,
+                                       accumulate);
+    r += height;
+  }
+}
+
+// c[rows, kNR] = (or +=) a[rows, k] * panel[k, kNR], the left operand as it lies.
 template <Left L = Left::kRows, class TW>
 static void panel_product(const float* a, long lda, long rows, long k, const TW* panel, float* c,
                           long ldc, bool accumulate = false) {
-  const long tiles = ceil_div(rows, kMR);
-  const int height = static_cast<int>(rows / tiles), higher = static_cast<int>(rows % tiles);
-  const Micro<TW> tall = micro_of<TW, L>(height < kMR ? height + 1 : kMR),
-                  low = micro_of<TW, L>(height);
-  const long row_stride = L == Left::kRows ? lda : 1, k_stride = L == Left::kRows ? 1 : lda;
-  const long block = ceil_div(k, ceil_div(k, kKC));
+  const long row_stride = L == Left::kRows ? lda : 1, k_stride = L == Left::kRows ? 1 : lda,
+             block = k_block(k);
   for (long k0 = 0; k0 < k; k0 += block) {
     const long kc = k - k0 < block ? k - k0 : block;
-    long r = 0;
-    for (long tile = 0; tile < tiles; ++tile) {
-      (tile < higher ? tall : low)(kc, a + r * row_stride + k0 * k_stride, lda, panel + k0 * kNR,
-                                   c + r * ldc, ldc, accumulate || k0 > 0);
-      r += height + (tile < higher);
-    }
+    const TW* b = panel + k0 * kNR;
+    tiles_product<L>([=](long r) { return a + r * row_stride + k0 * k_stride; }, lda, rows, kc, b,
+                     b + kc * kNR, c, ldc, accumulate || k0 > 0);
   }
 }
 
@@ -113,95 +142,137 @@ struct Rows {
   long stride, count, k;
 };
 
-// Rows [first, first + count) in fp32: the data itself, or a converted copy in `buffer`.
+// Rows in fp32, tile by tile, k after k, the rows of a tile side by side: read in order whatever
+// the stride of x was (rows a multiple of 4096 bytes apart fall into one set of L1). `to` has
+// kLanes elements to spare.
 template <class T>
-static const float* rows_fp32(const Rows<T>& x, long first, long count, float* buffer, long* lda) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    *lda = x.stride;
-    return x.data + first * x.stride;
-  } else {
-    for (long r = 0; r < count; ++r)
-      convert_row(x.data + (first + r) * x.stride, buffer + r * x.k, x.k);
-    *lda = x.k;
-    return buffer;
+static void pack_rows(const Rows<T>& x, long first, long rows, float* to) {
+  const Tiles tiles(rows);
+  const T* from = x.data + first * x.stride;
+  for (long tile = 0; tile < tiles.count; ++tile) {
+    const int height = tiles.rows(tile);
+    long k = 0;
+#if !defined(__clang__)
+    for (; k + kLanes <= x.k; k += kLanes) {
+      F v[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) v[r] = r < height ? load(from + r * x.stride + k) : F{};
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        store(to + (k + i) * height, v[i]);  // the next store overwrites what is too much
+    }
+#endif
+    for (; k < x.k; ++k)
+      for (int r = 0; r < height; ++r) to[k * height + r] = load_n(from + r * x.stride + k, 1)[0];
+    from += height * x.stride;
+    to += height * x.k;
   }
 }
 
-// How T rows are cut into blocks: a block's activations and its `c_columns` of output fit half of
-// L2.
+// How rows are cut into blocks: a block of K of the activations and `c_columns` of output fit half
+// of L2.
 struct RowBlocks {
   long rows, count;
 };
-inline RowBlocks row_blocks(long rows, long k, long c_columns, int threads) {
-  long most = l2_bytes() / 2 / (4 * (k + c_columns)) / kMR * kMR;
+inline RowBlocks row_blocks(long rows, long c_columns, int threads) {
+  long most = l2_bytes() / 2 / (4 * (kKC + c_columns));
   most = most < 2 * kMR ? 2 * kMR : most > 20 * kMR ? 20 * kMR : most;
   long count = ceil_div(rows, most);
   if (rows >= threads * 2 * kMR) count = round_up(count, threads);  // equal work for every thread
-  const long block = round_up(ceil_div(rows, count), kMR);
+  const long block = ceil_div(rows, count);
   return {block, ceil_div(rows, block)};
 }
 
-// For each panel p < panel_count: c = x * weight(p)^T, handed to epilogue(c, row stride, first row,
-// rows, p) while it is hot.
+// A block of rows, packed block of K by block of K.
+template <class T>
+static void pack_row_block(const Rows<T>& x, long first, long rows, float* to) {
+  const long block = k_block(x.k);
+  for (long k0 = 0; k0 < x.k; k0 += block)
+    pack_rows(Rows<T>{x.data + k0, x.stride, x.count, x.k - k0 < block ? x.k - k0 : block}, first,
+              rows, to + k0 * rows);
+}
+
+// c[rows, panels begin .. end] (row stride ldc) = a (packed rows) * weight^T. A block of K of all
+// panels before the next one: the weight is read once for all the rows.
+template <class TW, class PanelOf>
+static void block_product(const float* a, long rows, long k, PanelOf panel_of, long begin, long end,
+                          float* c, long ldc) {
+  const long block = k_block(k);
+  for (long k0 = 0; k0 < k; k0 += block) {
+    const long kc = k - k0 < block ? k - k0 : block;
+    for (long p = begin; p < end; ++p) {
+      const TW* b = panel_of(p) + k0 * kNR;
+      const TW* next = p + 1 < end ? panel_of(p + 1) + k0 * kNR : panel_of(begin) + (k0 + kc) * kNR;
+      tiles_product<Left::kColumns>([=](long r) { return a + k0 * rows + r * kc; }, 0, rows, kc, b,
+                                    next, c + (p - begin) * kNR, ldc, k0 > 0);
+    }
+  }
+}
+
+constexpr long kGroup = 8;  // panels
+
+// c = x * weight^T for all panels; epilogue(c, row stride, first row, rows, p) gets each panel p
+// while it is hot.
 template <class T, class PanelOf, class Epilogue>
 static void product(const Rows<T>& x, long panel_count, PanelOf panel_of, int threads,
                     Epilogue epilogue) {
   if (x.count == 0) return;
-  const RowBlocks blocks = row_blocks(x.count, x.k, kNR, threads);
+  using TW = std::remove_const_t<std::remove_pointer_t<decltype(panel_of(0))>>;
+  constexpr long ldc = kGroup * kNR;
+  const RowBlocks blocks = row_blocks(x.count, ldc, threads);
   long chunks =
-      ceil_div(4 * threads, blocks.count);  // few rows: the columns are shared out instead
-  if (threads == 1) chunks = 1;
-  if (chunks > panel_count) chunks = panel_count;
-  const long per_chunk = ceil_div(panel_count, chunks);
+      threads == 1
+          ? 1
+          : ceil_div(4 * threads, blocks.count);  // few rows: the columns are shared out instead
+  const long per_chunk = ceil_div(panel_count, chunks < panel_count ? chunks : panel_count);
   chunks = ceil_div(panel_count, per_chunk);
-  const long converted = sizeof(T) == sizeof(float) ? 0 : blocks.rows * x.k;
-  const long per_thread = round_up(blocks.rows * kNR + converted, 16);
+  const long per_thread = round_up(blocks.rows * (ldc + x.k) + kLanes, 16);
   float* memory = static_cast<float*>(scratch(4 * per_thread * threads));
   parallel_tasks(threads, blocks.count * chunks, [&](long task, int thread) {
     float* c = memory + thread * per_thread;
+    float* a = c + blocks.rows * ldc;
     const long first = task / chunks * blocks.rows, begin = task % chunks * per_chunk;
     const long rows = x.count - first < blocks.rows ? x.count - first : blocks.rows;
     const long end = begin + per_chunk < panel_count ? begin + per_chunk : panel_count;
-    long lda;
-    const float* a = rows_fp32(x, first, rows, c + blocks.rows * kNR, &lda);
-    for (long p = begin; p < end; ++p) {
-      panel_product(a, lda, rows, x.k, panel_of(p), c, kNR);
-      epilogue(c, first, rows, p);
+    pack_row_block(x, first, rows, a);
+    for (long group = begin; group < end; group += kGroup) {
+      const long stop = group + kGroup < end ? group + kGroup : end;
+      block_product<TW>(a, rows, x.k, panel_of, group, stop, c, ldc);
+      for (long p = group; p < stop; ++p) epilogue(c + (p - group) * kNR, ldc, first, rows, p);
     }
   });
 }
 
 // The same for epilogues that need whole rows: finish(z, row) gets z[n] = x[row] * weight^T in fp32
-// and may overwrite it. With fewer row blocks than threads the columns are shared out first, and
-// the rows are finished in a second pass.
+// and may overwrite it. With few rows for each thread the columns are shared out first, and the
+// rows are finished in a second pass.
 template <class T, class Finish>
 static void product_whole_rows(const Rows<T>& x, const T* packed, long n, int threads,
                                Finish finish) {
   if (x.count == 0) return;
   const long ldz = panels(n) * kNR;
+  const auto panel_of = [&](long p) { return packed + p * kNR * x.k; };
   if (threads > 1 && x.count < threads * 2 * kMR) {
     float* z = static_cast<float*>(scratch(4 * x.count * ldz, Slot::kOperand));
-    product(
-        x, panels(n), [&](long p) { return packed + p * kNR * x.k; }, threads,
-        [&](const float* c, long first, long rows, long p) {
-          for (long r = 0; r < rows; ++r)
-            std::memcpy(z + (first + r) * ldz + p * kNR, c + r * kNR, 4 * kNR);
-        });
+    product(x, panels(n), panel_of, threads,
+            [&](const float* c, long ldc, long first, long rows, long p) {
+              for (long r = 0; r < rows; ++r)
+                std::memcpy(z + (first + r) * ldz + p * kNR, c + r * ldc, 4 * kNR);
+            });
     parallel_tasks(threads, x.count, [&](long row, int) { finish(z + row * ldz, row); });
     return;
   }
-  const RowBlocks blocks = row_blocks(x.count, x.k, ldz, threads);
-  const long converted = sizeof(T) == sizeof(float) ? 0 : blocks.rows * x.k;
-  const long per_thread = round_up(blocks.rows * ldz + converted, 16);
+  const RowBlocks blocks = row_blocks(x.count, ldz, threads);
+  const long per_thread = round_up(blocks.rows * (ldz + x.k) + kLanes, 16);
   float* memory = static_cast<float*>(scratch(4 * per_thread * threads));
   parallel_tasks(threads, blocks.count, [&](long task, int thread) {
     float* z = memory + thread * per_thread;
+    float* a = z + blocks.rows * ldz;
     const long first = task * blocks.rows;
     const long rows = x.count - first < blocks.rows ? x.count - first : blocks.rows;
-    long lda;
-    const float* a = rows_fp32(x, first, rows, z + blocks.rows * ldz, &lda);
-    for (long p = 0; p < panels(n); ++p)
-      panel_product(a, lda, rows, x.k, packed + p * kNR * x.k, z + p * kNR, ldz);
+    pack_row_block(x, first, rows, a);
+    block_product<T>(a, rows, x.k, panel_of, 0, panels(n), z, ldz);
     for (long r = 0; r < rows; ++r) finish(z + r * ldz, first + r);
   });
 }

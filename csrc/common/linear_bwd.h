@@ -54,11 +54,11 @@ static void linear_bwd_input(const LinearBwd<T>& p) {
   product(
       Rows<float>{p.dy, all, p.x.count, all}, panels(k),
       [&](long panel) { return packed + panel * kNR * all; }, p.threads,
-      [&](const float* c, long first, long rows, long panel) {
+      [&](const float* c, long ldc, long first, long rows, long panel) {
         const long column = panel * kNR, columns = k - column < kNR ? k - column : kNR;
         for (long r = 0; r < rows; ++r)
           for_lanes(columns, [&](long i, int m) {
-            store_some(p.dx + (first + r) * k + column + i, load(c + r * kNR + i), m);
+            store_some(p.dx + (first + r) * k + column + i, load(c + r * ldc + i), m);
           });
       });
 }

@@ -7,27 +7,6 @@ namespace bf {
 namespace BF_ISA {
 namespace {
 
-#if !defined(__clang__)
-// In-place transpose of kLanes vectors by log2(kLanes) rounds of two-input shuffles.
-BF_INLINE void transpose(F v[kLanes]) {
-#pragma GCC unroll 4
-  for (int s = 1; s < kLanes; s *= 2) {
-    I low, high;
-    for (int l = 0; l < kLanes; ++l) {
-      low[l] = l & s ? kLanes + l - s : l;
-      high[l] = l & s ? kLanes + l : l + s;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & s) continue;
-      const F a = v[i], b = v[i + s];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + s] = __builtin_shuffle(a, b, high);
-    }
-  }
-}
-#endif
-
 // One panel; TS -> TD converts (fp32 panels of half rows for attention), equal types copy bits.
 template <class TS, class TD>
 static void pack_panel(const TS* src, long stride, long rows, long k, TD* dst) {

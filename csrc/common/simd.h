@@ -202,6 +202,27 @@ BF_INLINE F vgelu_slope(F x) {
   return normal_cdf(x, e) + select(e > 0.0f, x * e * 0.398942280f, F{});
 }
 
+#if !defined(__clang__)
+// In-place transpose of kLanes vectors by log2(kLanes) rounds of two-input shuffles.
+BF_INLINE void transpose(F v[kLanes]) {
+#pragma GCC unroll 4
+  for (int s = 1; s < kLanes; s *= 2) {
+    I low, high;
+    for (int l = 0; l < kLanes; ++l) {
+      low[l] = l & s ? kLanes + l - s : l;
+      high[l] = l & s ? kLanes + l : l + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & s) continue;
+      const F a = v[i], b = v[i + s];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + s] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+#endif
+
 }  // namespace
 }  // namespace BF_ISA
 }  // namespace bf

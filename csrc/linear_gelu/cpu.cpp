@@ -16,12 +16,12 @@ void run(const LinearGeluFwd& p) {
   T* pre = static_cast<T*>(p.pre);
   product(
       x, panels(p.n), [&](long panel) { return packed + panel * kNR * p.k; }, p.threads,
-      [&](const float* c, long first, long rows, long panel) {
+      [&](const float* c, long ldc, long first, long rows, long panel) {
         const long column = panel * kNR, columns = p.n - column < kNR ? p.n - column : kNR;
         for (long r = 0; r < rows; ++r) {
           const long at = (first + r) * p.n + column;
           for_lanes(columns, [&](long i, int m) {
-            const F y = load(c + r * kNR + i) + load_some(bias + column + i, m);
+            const F y = load(c + r * ldc + i) + load_some(bias + column + i, m);
             if (pre) store_some(pre + at + i, y, m);
             store_some(out + at + i, vgelu(y), m);
           });

@@ -18,14 +18,14 @@ void run(const QkvProjectionFwd& p) {
         return static_cast<const T*>(p.packed[panel / each]) + panel % each * kNR * p.k;
       },
       p.threads,
-      [&](const float* c, long first, long rows, long panel) {
+      [&](const float* c, long ldc, long first, long rows, long panel) {
         const long s = panel / each, column = panel % each * kNR;
         const long columns = p.n - column < kNR ? p.n - column : kNR;
         const T* bias = static_cast<const T*>(p.bias[s]) + column;
         for (long r = 0; r < rows; ++r) {
           T* to = out + ((first + r) * 3 + s) * p.n + column;
           for_lanes(columns, [&](long i, int m) {
-            store_some(to + i, load(c + r * kNR + i) + load_some(bias + i, m), m);
+            store_some(to + i, load(c + r * ldc + i) + load_some(bias + i, m), m);
           });
         }
       });

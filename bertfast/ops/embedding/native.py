@@ -69,9 +69,9 @@ def backward(
     rows, n = dout.shape
     extension.cpu.embedding_bwd(
         dout.data_ptr(), *(pointer(i) for i in ids), source.data_ptr(), position.data_ptr(), segment.data_ptr(),
-        ln_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), [pointer(o) for o in orders], [pointer(t) for t in tables],
-        padding_idx, pointer(dinputs), dln_weight.data_ptr(), dln_bias.data_ptr(), pointer(cu_seqlens), rows, n,
-        source.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, pointer(seed), threshold(p),
-        keep_scale(p), extension.DTYPE_CODES[dout.dtype], torch.get_num_threads(),
+        ln_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), [pointer(o) for o in orders],
+        [pointer(t) for t in tables], padding_idx, pointer(dinputs), dln_weight.data_ptr(), dln_bias.data_ptr(),
+        pointer(cu_seqlens), rows, n, source.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1,
+        pointer(seed), threshold(p), keep_scale(p), extension.DTYPE_CODES[dout.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return tables[0], dinputs, tables[1], tables[2], dln_weight, dln_bias

@@ -56,8 +56,8 @@ def backward(
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.cpu.linear_layernorm_bwd(
         dout.data_ptr(), x.data_ptr(), weight.data_ptr(), z.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
-        ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dresidual.data_ptr(), dln_weight.data_ptr(),
-        dln_bias.data_ptr(), pointer(cu_seqlens), rows, n, k, x.stride(0), weight.stride(0),
+        ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dresidual.data_ptr(),
+        dln_weight.data_ptr(), dln_bias.data_ptr(), pointer(cu_seqlens), rows, n, k, x.stride(0), weight.stride(0),
         0 if cu_seqlens is None else cu_seqlens.numel() - 1, pointer(seed), threshold(p), keep_scale(p),
         extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
