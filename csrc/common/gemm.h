@@ -153,14 +153,23 @@ static void pack_rows(const Rows<T>& x, long first, long rows, float* to) {
     const int height = tiles.rows(tile);
     long k = 0;
 #if !defined(__clang__)
+    constexpr int kGroups = (kMR + kLanes - 1) / kLanes;
     for (; k + kLanes <= x.k; k += kLanes) {
-      F v[kLanes];
+      F v[kGroups][kLanes];
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) v[r] = r < height ? load(from + r * x.stride + k) : F{};
-      transpose(v);
+        for (int r = 0; r < kLanes; ++r) {
+          const int row = g * kLanes + r;
+          v[g][r] = row < height ? load(from + row * x.stride + k) : F{};
+        }
+        transpose(v[g]);
+      }
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i)
-        store(to + (k + i) * height, v[i]);  // the next store overwrites what is too much
+      for (int i = 0; i < kLanes;
+           ++i)  // in order: the next store overwrites what this one wrote too much
+        for (int g = 0; g * kLanes < height; ++g)
+          store(to + (k + i) * height + g * kLanes, v[g][i]);
     }
 #endif
     for (; k < x.k; ++k)

@@ -42,8 +42,6 @@ using U = Simd<kLanes>::U;
 using H = Simd<kLanes>::H;
 
 BF_INLINE F splat(float x) { return x - F{}; }  // x - 0 is x, also for -0; x + 0 is not
-BF_INLINE F as_float(I x) { return (F)x; }
-BF_INLINE I as_int(F x) { return (I)x; }
 BF_INLINE F select(I mask, F a, F b) { return (F)((mask & (I)a) | (~mask & (I)b)); }
 BF_INLINE F vmax(F a, F b) { return a > b ? a : b; }
 BF_INLINE F vmin(F a, F b) { return a < b ? a : b; }
@@ -160,7 +158,7 @@ BF_INLINE float max_lanes(F v) {
 BF_INLINE F vexp(F x) {
   const F magic = splat(0x1.8p23f);
   F n = x * 1.44269504088896341f + magic;  // the low bits of n hold round(x / ln 2)
-  I exponent = as_int(n) << 23;
+  U exponent = (U)n << 23;
   n -= magic;
   F r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
@@ -171,7 +169,7 @@ BF_INLINE F vexp(F x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  F y = as_float(as_int(p) + exponent);
+  F y = (F)((U)p + exponent);
   return select(x < -87.33654f, F{}, y);
 }
 
