@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import sys
+from multiprocessing import get_context
 from statistics import median
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 
 from benchmarks.race import CLOCK, RACES
 
-MEMORY: list[tuple[str, float, float]] = []  # contender, steady MiB, MiB above it
+MEMORY: list[
+    tuple[str, str, float, float]
+] = []  # what, contender, steady MiB, MiB above it at the peak
 
 
 def pytest_addoption(parser):
@@ -32,9 +36,26 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def record_memory():
-    """Adds a line to the closing table of memory."""
-    return lambda *row: MEMORY.append(row)
+def in_own_process():
+    """Runs measure(pipe, contender, threads) in a new process and makes its memory this test's row."""
+
+    def run(benchmark, group, name, measure):
+        pytest.importorskip("transformers", reason="transformers, the peer, is not installed")
+        if sys.platform != "linux":
+            pytest.skip("reads /proc/self/status")
+        context = get_context("spawn")
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=measure, args=(send, name, torch.get_num_threads()))
+        process.start()
+        send.close()  # so that a child that fails ends the wait
+        steady, above = receive.recv()
+        process.join()
+        MEMORY.append((group, name, steady, above))
+        benchmark.group = f"memory, {group}"
+        benchmark.extra_info.update(steady_mib=round(steady), above_steady_mib=round(above))
+        benchmark.pedantic(lambda: None, rounds=1)
+
+    return run
 
 
 def pytest_report_header():
@@ -46,11 +67,12 @@ def pytest_report_header():
 def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
     if MEMORY:
-        terminalreporter.section("peak memory of one forward, base ragged-32")
-    for name, steady, above in MEMORY:
-        write(
-            f"  {name:<26}{steady:8.0f} MiB steady + {above:6.0f} MiB at the peak = {steady + above:6.0f} MiB"
+        terminalreporter.section("peak resident memory, each contender in a process of its own")
+    for group, name, steady, above in MEMORY:
+        total = (
+            f"{steady:7.0f} MiB steady + {above:5.0f} MiB at the peak = {steady + above:5.0f} MiB"
         )
+        write(f"  {group:<30}{name:<17}{total}")
     if not RACES:
         return
     terminalreporter.section(f"real tokens only, {processor()}, {torch.get_num_threads()} threads")

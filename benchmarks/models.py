@@ -19,7 +19,7 @@ SHAPES = {
 }
 # 32 sentences: lognormal lengths, median 40, clipped to 8 .. 512
 RAGGED = np.random.RandomState(20).lognormal(np.log(40), 0.8, 32).clip(8, 512).astype(int).tolist()
-LOADS = {"8x128": [128] * 8, "1x16": [16], "ragged-32": RAGGED}
+LOADS = {"8x128": [128] * 8, "16x128": [128] * 16, "1x16": [16], "ragged-32": RAGGED}
 
 
 def config(shape: str) -> dict:
@@ -27,10 +27,10 @@ def config(shape: str) -> dict:
     return {**BertConfig.base().to_dict(), **SHAPES[shape]}
 
 
-def model(shape: str) -> BertModel:
+def model(shape: str, pooler: bool = True) -> BertModel:
     """A BertModel in eval mode, the same weights every time."""
     torch.manual_seed(20)
-    return BertModel(BertConfig.from_dict(config(shape))).eval()
+    return BertModel(BertConfig.from_dict(config(shape)), add_pooling_layer=pooler).eval()
 
 
 def batch(load: str) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ def _compare(name: str, ours: torch.Tensor, theirs: torch.Tensor, batch: dict) -
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-@pytest.mark.parametrize("load", models.LOADS)
+@pytest.mark.parametrize("load", ["8x128", "1x16", "ragged-32"])
 @pytest.mark.parametrize("shape", models.SHAPES)
 def test_model(benchmark, shape, load, name):
     pytest.importorskip("transformers", reason="transformers, the peer, is not installed")

@@ -17,11 +17,13 @@ from torch import Tensor
 TELL_MKL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 
 
-def build(config: dict, state: dict[str, Tensor], attention: str):
+def build(config: dict, state: dict[str, Tensor], attention: str, pooler: bool = True):
     """transformers' model in eval mode with the given weights; attention is "eager" or "sdpa"."""
     from transformers import BertConfig, BertModel
 
-    model = BertModel(BertConfig(**config, attn_implementation=attention)).eval()
+    model = BertModel(
+        BertConfig(**config, attn_implementation=attention), add_pooling_layer=pooler
+    ).eval()
     model.load_state_dict(state)
     return model
 
