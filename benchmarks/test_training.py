@@ -1,7 +1,7 @@
 """Speed and memory of a training step (forward, backward, AdamW) of the encoder, dropout on, against transformers sdpa.
 
-The loss is the first token's output along a fixed random direction: it reaches every layer and costs nothing. Before the
-race, gradients with dropout off are compared on the same weights.
+The loss is the first token's output along a fixed random direction: it reaches every layer and costs nothing. Before
+the race, gradients with dropout off are compared on the same weights.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def _asked() -> list[tuple[str, str, str]]:
 def _whole_suite(config) -> bool:
     asked = [os.path.abspath(name) for name in config.args]
     root = str(config.rootpath)
-    plain = not (config.option.keyword or config.option.markexpr or config.option.lf)
+    option = config.option
+    plain = not (option.keyword or option.markexpr or getattr(option, "lf", False))
     return plain and any(name in (root, os.path.join(root, "tests")) for name in asked)
 
 
@@ -68,7 +69,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if not _RAN:
+    if not _RAN and not _whole_suite(config):
         return
     asked = _asked()
     terminalreporter.section("form by operation: tests passed in tests/ops, forward + backward")

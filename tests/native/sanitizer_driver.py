@@ -1,0 +1,49 @@
+"""Runs every case of every operation on a module built with sanitizers: python sanitizer_driver.py MODULE [overflow].
+
+Started by test_sanitizers.py, with the sanitizer's runtime loaded first.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+
+import torch
+
+loader = importlib.machinery.ExtensionFileLoader("bertfast._cpu", sys.argv[1])
+spec = importlib.util.spec_from_file_location("bertfast._cpu", sys.argv[1], loader=loader)
+module = importlib.util.module_from_spec(spec)
+loader.exec_module(module)
+sys.modules["bertfast._cpu"] = module  # before anything of bertfast asks for it
+
+from bertfast import dispatch, extension  # noqa: E402
+from bertfast.ops import packed  # noqa: E402
+from bertfast.testing import CASES, make_gradient, make_inputs, public, refusal  # noqa: E402
+
+assert extension.cpu is module
+torch.set_num_threads(2)
+
+if sys.argv[2:] == ["overflow"]:  # the sanitizer must see one row too many
+    weight, buffer = torch.randn(32, 16), torch.empty(32 * 16)
+    module.pack_weight(weight.data_ptr(), buffer.data_ptr(), 33, 16, 16, 0, 1)
+
+with dispatch.use_backend("cpu"):
+    for operation, cases in CASES.items():
+        learns = refusal(operation, "backward", cases[0], torch.float32, "cpu") is None
+        for case in cases:
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                inputs = make_inputs(operation, case, dtype)
+                with torch.no_grad():
+                    public(operation)(**inputs)
+                floating = {
+                    name: value.detach().requires_grad_()  # now what backward needs is written too
+                    for name, value in inputs.items()
+                    if isinstance(value, torch.Tensor) and value.is_floating_point()
+                }
+                out = public(operation)(**{**inputs, **floating})
+                if learns:
+                    torch.autograd.grad(out, list(floating.values()), make_gradient(case, out))
+
+for n, k in ((1, 1), (33, 7), (384, 65)):
+    weight = torch.randn(n, k)
+    assert torch.equal(packed.pack(weight).unpack(), weight)
+print("clean")

@@ -1,0 +1,125 @@
+"""The shape of the source tree: one noun in four trees, imports in one direction, files of a readable length."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "bertfast"
+OPERATIONS = {path.parent.name for path in PACKAGE.glob("ops/*/reference.py")}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+# Lower layers know nothing of higher ones. The first pattern that a module's name starts with tells its layer.
+LAYERS = {
+    "bertfast.cli": 8,
+    "bertfast.__main__": 8,
+    "bertfast.integrations": 8,
+    "bertfast.training": 7,
+    "bertfast.encoder": 7,
+    "bertfast.explain": 7,
+    "bertfast.data": 6,
+    "bertfast.testing": 5,
+    "bertfast.ops.packed": 1,
+    "bertfast.ops._": 1,
+    "bertfast.ops": 3,
+    "bertfast.dispatch": 0,  # imports forms by name only, when an operation registers them
+    "bertfast.extension": 0,
+    "bertfast._cpu": 0,
+    "bertfast.errors": -1,
+    "bertfast.": 4,  # config, model, heads, checkpoint, packing and their private parts
+}
+FORMS = ("reference", "native", "triton")  # bertfast.ops.<operation>.<form>: below the operation
+
+
+def layer(module: str) -> int:
+    if module.startswith("bertfast.ops.") and module.rsplit(".", 1)[-1] in FORMS:
+        return 1
+    return next(rank for prefix, rank in LAYERS.items() if module.startswith(prefix))
+
+
+def imports(module: str) -> set[str]:
+    """The modules of this package that a module imports anywhere in its source."""
+    path, found = MODULES[module], set()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parent = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*parent, *filter(None, [node.module])]) if node.level else node.module
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                found.add(full if full in MODULES or full == "bertfast._cpu" else base)
+    return {name for name in found if name.startswith("bertfast.")} - {module}
+
+
+def test_one_noun_four_trees():
+    assert OPERATIONS
+    assert {path.parent.name for path in ROOT.glob("csrc/*/op.h")} == OPERATIONS
+    assert {path.parent.name for path in ROOT.glob("csrc/*/cpu.cpp")} == OPERATIONS
+    for folder in ("tests/ops", "benchmarks"):
+        files = {path.stem.removeprefix("test_") for path in ROOT.glob(f"{folder}/test_*.py")}
+        assert files >= OPERATIONS, f"{folder} lacks {sorted(OPERATIONS - files)}"
+
+
+def test_operations_export_one_contract():
+    from bertfast import dispatch, ops
+    from bertfast.testing import CASES
+
+    assert set(ops.__all__) == set(dispatch.operations()) == set(CASES) == OPERATIONS
+    for name in OPERATIONS:
+        assert (PACKAGE / "ops" / name / "native.py").exists()
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"bertfast"}))
+def test_imports_run_one_way(module):
+    wrong = sorted(name for name in imports(module) if layer(name) > layer(module))
+    assert not wrong, f"{module} imports {', '.join(wrong)} from above it"
+
+
+def test_nothing_but_dispatch_and_its_operation_imports_a_form():
+    for module in MODULES:
+        for name in imports(module):
+            if name.startswith("bertfast.ops.") and name.rsplit(".", 1)[-1] in FORMS:
+                assert module.startswith("bertfast.ops."), f"{module} imports {name}"
+
+
+def test_import_brings_torch_and_numpy_only():
+    program = """
+import sys, torch, numpy
+before = {name.partition(".")[0] for name in sys.modules}
+import bertfast
+after = {name.partition(".")[0] for name in sys.modules}
+print(*sorted(after - before - set(sys.stdlib_module_names) - {"bertfast"}))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == []
+
+
+def test_one_file_includes_pybind11():
+    sources = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cpp")]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sources}
+    assert [name for name in texts if "<pybind11/" in texts[name]] == ["bindings.cpp"]
+    assert not [name for name in texts if "<torch/" in texts[name] or "<ATen/" in texts[name]]
+
+
+def test_files_are_short():
+    limits = {ROOT / "Makefile": 60, ROOT / "setup.py": 149}
+    folders = ("bertfast", "csrc", "tests", "benchmarks", "scripts")
+    files = [
+        p for f in folders for s in ("py", "cpp", "h", "sh") for p in ROOT.glob(f"{f}/**/*.{s}")
+    ]
+    for path in [*limits, *files]:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        limit = limits.get(path, 450)  # about 400 is the rule; nothing may grow much past it
+        assert lines <= limit, f"{path.relative_to(ROOT)} has {lines} lines; {limit} is the limit"
