@@ -105,3 +105,78 @@ class BaseModelOutputWithPooling(ModelOutput):
     past_key_values: None
     attentions: tuple[Tensor, ...] | None
     cross_attentions: None
+
+
+class MaskedLMOutput(ModelOutput):
+    """What `BertForMaskedLM` returns.
+
+    Fields:
+        loss: [] in fp32, only with labels.
+        logits: [B,S,V], zeros at padding; without labels, or with output_logits=True.
+        hidden_states, attentions: as in `BaseModelOutputWithPooling`.
+    """
+
+    loss: Tensor | None
+    logits: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class BertForPreTrainingOutput(ModelOutput):
+    """What `BertForPreTraining` returns.
+
+    Fields:
+        loss: [] in fp32, the sum of both losses, only with labels and next_sentence_label.
+        prediction_logits: [B,S,V], zeros at padding; without a loss, or with output_logits=True.
+        seq_relationship_logits: [B,2].
+        hidden_states, attentions: as in `BaseModelOutputWithPooling`.
+    """
+
+    loss: Tensor | None
+    prediction_logits: Tensor | None
+    seq_relationship_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class SequenceClassifierOutput(ModelOutput):
+    """What `BertForSequenceClassification` returns.
+
+    Fields:
+        loss: [] in fp32, only with labels.
+        logits: [B, labels].
+        hidden_states, attentions: as in `BaseModelOutputWithPooling`.
+    """
+
+    loss: Tensor | None
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class NextSentencePredictorOutput(SequenceClassifierOutput):
+    """What `BertForNextSentencePrediction` returns: the fields of `SequenceClassifierOutput`, logits [B,2]."""
+
+
+class MultipleChoiceModelOutput(SequenceClassifierOutput):
+    """What `BertForMultipleChoice` returns: the fields of `SequenceClassifierOutput`, logits [B, choices]."""
+
+
+class TokenClassifierOutput(SequenceClassifierOutput):
+    """What `BertForTokenClassification` returns: the fields of `SequenceClassifierOutput`, logits [B, S, labels]."""
+
+
+class QuestionAnsweringModelOutput(ModelOutput):
+    """What `BertForQuestionAnswering` returns.
+
+    Fields:
+        loss: [] in fp32, only with start_positions and end_positions.
+        start_logits, end_logits: [B,S]; the dtype's lowest value at padding, so that no answer starts or ends there.
+        hidden_states, attentions: as in `BaseModelOutputWithPooling`.
+    """
+
+    loss: Tensor | None
+    start_logits: Tensor
+    end_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None

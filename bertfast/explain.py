@@ -1,0 +1,56 @@
+"""Which form every operation takes for a given batch, and why the others refuse."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import dispatch
+
+_COLUMNS = ("operation", "direction", "form", "calls", "why not the others")
+
+
+def explain(model: nn.Module, batch: Mapping[str, Any]) -> str:
+    """Run the model on the batch once and tell what ran: a table of operation, direction, form, calls and reasons.
+
+    A model in train mode also runs backward (of the sum of its first output). Gradients, dropout's random state and
+    the model are left as they were. A layer that calls its modules one by one (hooks, LoRA) has a row that says why.
+
+    Args:
+        model: a model of bertfast, or one that holds one.
+        batch: the keyword arguments of its forward.
+
+    Raises:
+        What the model raises for the batch.
+    """
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    gradients = torch.enable_grad() if model.training else contextlib.nullcontext()
+    with torch.random.fork_rng(devices=devices), gradients, dispatch.record() as log:
+        output = model(**batch)
+        if model.training:
+            _backward(model, output)
+    counts = Counter((c.operation, c.direction, c.form or "none", _reasons(c.reasons)) for c in log)
+    rows = [_COLUMNS] + [(*key[:3], str(count), key[3]) for key, count in counts.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _backward(model: nn.Module, output: Any) -> None:
+    values = output.values() if isinstance(output, Mapping) else output
+    first = next(value for value in values if isinstance(value, Tensor))
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    if first.requires_grad and wanted:
+        torch.autograd.grad(first.float().sum(), wanted, allow_unused=True)
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{form}: {reason}" for form, reason in reasons.items())

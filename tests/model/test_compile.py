@@ -1,0 +1,97 @@
+"""torch.compile(fullgraph=True) over ragged shapes: few graphs, equal results, backward and dropout too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+SHAPES = [(3, 17), (5, 29), (2, 40), (7, 11), (1, 23)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batches():
+    for rows, columns in SHAPES:
+        mask = (torch.rand(rows, columns) > 0.3).long()
+        mask[0, 0] = 1
+        yield {"input_ids": torch.randint(0, 99, (rows, columns)), "attention_mask": mask}
+
+
+@torch.no_grad()
+def test_inference(ours):
+    model = ours()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for inputs in batches():
+        got, want = compiled(**inputs), model(**inputs)
+        assert type(got) is type(want)
+        assert got[0].equal(want[0])
+        assert got[1].equal(want[1])
+    assert counter.frame_count <= 3
+
+
+def test_training(ours):
+    """Dropout is on: the compiled model draws the seeds that the eager one draws."""
+    model = ours().train()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for inputs in batches():
+        results = []
+        for run in (model, compiled):
+            model.zero_grad()
+            torch.manual_seed(4)
+            output = run(**inputs)
+            (output[0].sin().sum() + output[1].sum()).backward()
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            results.append([output[0].detach(), *grads])
+        for got, want in zip(results[1], results[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 3
+
+
+def test_other_inputs(ours):
+    """Packed, dense, embeddings, hidden states, written-out attention and module path compile in one graph too."""
+    model = ours(num_hidden_layers=1)
+    ids, starts = torch.randint(0, 99, (1, 19)), torch.tensor([0, 4, 4, 19], dtype=torch.int32)
+    mask = torch.ones(1, 19)
+    mask[0, 7:] = 0
+    for inputs in (
+        {"input_ids": ids, "cu_seq_lens_q": starts, "max_length_q": 15},
+        {"input_ids": ids, "output_hidden_states": True},
+        {"inputs_embeds": torch.randn(1, 19, 48), "attention_mask": mask},
+        {"input_ids": ids, "attention_mask": mask, "output_attentions": True},
+    ):
+        torch._dynamo.reset()
+        got = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
+        torch.testing.assert_close(got.to_tuple(), model(**inputs).to_tuple())
+
+
+def test_modules_one_by_one(ours):
+    model = ours(hidden_act="relu", num_hidden_layers=1)
+    model.encoder.layer[0].attention.self.query.register_forward_hook(
+        lambda _, inputs, out: out * 2
+    )
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    got, want = (run(mask * 5, mask) for run in (compiled, model))
+    torch.testing.assert_close(got.to_tuple(), want.to_tuple())
+
+
+def test_inductor(ours):
+    model = ours()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for inputs in list(batches())[:2]:
+        grads = []
+        for run in (model, compiled):
+            output = run(**inputs)
+            (grad,) = torch.autograd.grad(
+                output[0].sin().sum(), model.encoder.layer[0].output.dense.weight
+            )
+            grads.append((*output.to_tuple(), grad))
+        torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,128 @@
+"""fill_mask and its command, in English and Chinese, against transformers' pipeline."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import bertfast
+from bertfast import ArgumentError, BertConfig
+from bertfast.data.tokenizer import Tokenizer
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] my dog is cute happy the cat ##s . , 明 月 几 时 有 把 酒 问 青 天"
+TEXTS = ["My dog is [MASK].", "[MASK] [MASK]s, [MASK]", "明月几时[MASK]，把酒问青[MASK]"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny masked LM with a vocabulary of its own, and two rows that no word has."""
+    folder, words = tmp_path_factory.mktemp("masked"), WORDS.split()
+    config = BertConfig(
+        vocab_size=len(words) + 2,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=24,
+        initializer_range=0.4,
+    )
+    torch.manual_seed(3)
+    bertfast.BertForMaskedLM(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return bertfast.BertForMaskedLM.from_pretrained(folder), Tokenizer.from_folder(folder)
+
+
+@torch.no_grad()
+def test_against_logits(loaded):
+    """The best words and their probabilities; texts of a batch do not touch each other."""
+    model, tokenizer = loaded
+    filled = bertfast.fill_mask(model, tokenizer, TEXTS, top_k=4)
+    assert [len(masks) for masks in filled] == [1, 3, 2]
+    words = len(tokenizer)
+    for text, masks in zip(TEXTS, filled, strict=True):
+        (row,), _ = tokenizer([text])
+        ids = torch.tensor([row])
+        scores = model(ids).logits[ids == 4][:, :words].softmax(-1)
+        for candidates, probabilities in zip(masks, scores, strict=True):
+            assert [c.token_id for c in candidates] == probabilities.topk(4).indices.tolist()
+            for token, index, score in candidates:
+                assert token == WORDS.split()[index]
+                assert score == pytest.approx(float(probabilities[index]), rel=1e-4)
+        alone = bertfast.fill_mask(model, tokenizer, text, top_k=4)
+        assert [[c.token for c in one] for one in alone] == [[c.token for c in m] for m in masks]
+    assert bertfast.fill_mask(model, tokenizer, []) == []
+    assert len(bertfast.fill_mask(model, tokenizer, TEXTS[0], top_k=words)[0]) == words
+
+
+def test_against_transformers(folder, loaded):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.pipeline("fill-mask", model=str(folder), tokenizer=str(folder), top_k=2)
+    for text, masks in zip(TEXTS, bertfast.fill_mask(*loaded, TEXTS, top_k=2), strict=True):
+        want = theirs(text)
+        for candidates, others in zip(masks, want if len(masks) > 1 else [want], strict=True):
+            for mine, other in zip(candidates, others, strict=True):
+                assert (mine.token_id, mine.token) == (other["token"], other["token_str"])
+
+
+def test_many_texts(loaded):
+    """More than one packed call."""
+    model, tokenizer = loaded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertfast.data.fill_mask.BATCH_TOKENS", 20)
+        got = bertfast.fill_mask(model, tokenizer, TEXTS * 3)
+    want = bertfast.fill_mask(model, tokenizer, TEXTS)
+    for mine, other in zip(got, want * 3, strict=True):
+        for a, b in zip(mine, other, strict=True):
+            assert [c.token for c in a] == [c.token for c in b]
+
+
+def test_bad_input(loaded, folder):
+    model, tokenizer = loaded
+    for texts, message in (
+        (["[MASK]", "no mask"], r"^texts\[1\]: expected a text with \[MASK\], got 'no mask'"),
+        (["[MASK]", 7], r"^texts\[1\]: expected a string, got int"),
+        ("[MASK]" * 30, r"^texts\[0\]: expected at most 24 tokens, got 32"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            bertfast.fill_mask(model, tokenizer, texts)
+    for count in (0, 10**6, "5", True):
+        with pytest.raises(ArgumentError, match="^top_k: expected an integer from 1 to 25"):
+            bertfast.fill_mask(model, tokenizer, TEXTS, count)
+    with pytest.raises(ArgumentError, match="^model: expected a BertForMaskedLM, got BertModel"):
+        bertfast.fill_mask(model.bert, tokenizer, TEXTS)
+
+
+def test_command(folder, loaded):
+    testing = pytest.importorskip("click.testing")
+    from bertfast.cli import main
+
+    run = testing.CliRunner().invoke(main, ["fill-mask", str(folder), *TEXTS[1:], "--top-k", "2"])
+    assert run.exit_code == 0
+    lines = run.output.splitlines()
+    filled = bertfast.fill_mask(*loaded, TEXTS[1:], top_k=2)
+    want = []
+    for text, masks in zip(TEXTS[1:], filled, strict=True):
+        want.append(text)
+        for number, candidates in enumerate(masks, 1):
+            want.append(f"  [MASK] {number}")
+            want += [f"  {score:.3f}  {token}" for token, _, score in candidates]
+    assert lines == want
+    assert "fill-mask" in testing.CliRunner().invoke(main, ["--help"]).output
+    run = testing.CliRunner().invoke(main, ["fill-mask", str(folder), "no mask"])
+    assert run.exit_code == 2
+    assert "expected a text with [MASK]" in run.output
+
+
+def test_command_without_a_head(folder, tmp_path):
+    testing = pytest.importorskip("click.testing")
+    from bertfast.cli import main
+
+    bertfast.BertModel.from_pretrained(folder).save_pretrained(tmp_path)
+    run = testing.CliRunner().invoke(main, ["fill-mask", str(tmp_path), "[MASK]"])
+    assert run.exit_code == 2
+    assert "expected a checkpoint with a masked-language-model head" in run.output

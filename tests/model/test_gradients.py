@@ -1,0 +1,107 @@
+"""Gradients of every parameter and of inputs_embeds against transformers; of dropout, across layouts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import bertfast
+
+B, S, H = 3, 11, 48
+RIGHT = torch.tensor([[1] * 11, [1] * 4 + [0] * 7, [1] + [0] * 10])
+
+
+def loss(model, dtype, mask, **inputs):
+    """A scalar that every real token and the pooled rows enter with a weight of their own."""
+    output = model(**inputs, attention_mask=mask)
+    weight = torch.linspace(-1, 1, B * S * H, dtype=dtype).view(B, S, H).sin()
+    pooled = torch.linspace(-2, 3, B * H, dtype=dtype).view(B, H).cos()
+    return (output[0] * weight * mask[..., None]).sum() + (output[1] * pooled).sum()
+
+
+def gradients(model, dtype, mask, **inputs):
+    model.zero_grad()
+    loss(model, dtype, mask, **inputs).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_close(got, want, tolerance):
+    floor = 0.01 * max(expected.abs().max() for expected in want.values())
+    for name, expected in want.items():  # a key's bias has gradient 0: softmax does not see it
+        scale = max(expected.abs().max(), floor)
+        assert (got[name] - expected).abs().max() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("mask", [torch.ones_like(RIGHT), RIGHT], ids=["dense", "padded"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("train", [False, True])
+def test_parameters(pair, train, dtype, tolerance, mask):
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    theirs, ours = (model.train(train) for model in pair(dtype, **none))
+    inputs = {
+        "input_ids": torch.randint(0, 99, (B, S)) * mask,  # id 0 at padding, and once inside
+        "token_type_ids": torch.randint(0, 3, (B, S)),
+        "position_ids": torch.randint(0, 40, (B, S)),
+    }
+    inputs["input_ids"][0, 5] = 0
+    want = gradients(theirs, dtype, mask, **inputs)
+    got = gradients(ours, dtype, mask, **inputs)
+    assert all(p.grad is not None for p in ours.parameters())
+    assert (got["embeddings.word_embeddings.weight"][0] == 0).all()
+    assert_close(got, want, tolerance)
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_embeddings(pair, act):
+    theirs, ours = pair(torch.float64, hidden_act=act)
+    grads = []
+    for model in (theirs, ours):
+        embeds = (
+            torch.linspace(-1, 1, B * S * H, dtype=torch.float64).view(B, S, H).requires_grad_()
+        )
+        loss(model, torch.float64, RIGHT, inputs_embeds=embeds).backward()
+        grads.append({"inputs_embeds": embeds.grad})
+    assert (grads[1]["inputs_embeds"][RIGHT == 0] == 0).all()
+    assert_close(grads[1], grads[0], 1e-9)
+
+
+def test_paths_agree(ours):
+    """Packed call, written-out attention and module path have the gradients of the padded call."""
+    model = ours(torch.float64)
+    ids = torch.randint(1, 99, (B, S))
+    real = RIGHT.bool()
+    weight = torch.randn(int(real.sum()), H, dtype=torch.float64)
+
+    def run(**inputs):
+        model.zero_grad()
+        states = model(**inputs).last_hidden_state
+        states = states[0] if "cu_seq_lens_q" in inputs else states[real]
+        (states * weight).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    want = run(input_ids=ids, attention_mask=RIGHT)
+    starts = torch.nn.functional.pad(RIGHT.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+    assert_close(run(input_ids=ids[real][None], cu_seq_lens_q=starts), want, 1e-9)
+    assert_close(run(input_ids=ids, attention_mask=RIGHT, output_attentions=True), want, 1e-9)
+    model.encoder.layer[0].output.dense.register_forward_hook(lambda *arguments: None)
+    assert_close(run(input_ids=ids, attention_mask=RIGHT), want, 1e-9)
+
+
+def test_dropout_gradients(ours):
+    """With one seed the packed batch and the padded one, and both backends, have the same gradients."""
+    model = ours().train()
+    ids = torch.randint(1, 99, (B, S))
+    wide = torch.nn.functional.pad(RIGHT, (0, 5, 0, 2))
+    grads = []
+    for backend, inputs in (
+        ("auto", {"input_ids": ids, "attention_mask": RIGHT}),
+        ("auto", {"input_ids": torch.nn.functional.pad(ids, (0, 5, 0, 2)), "attention_mask": wide}),
+        ("reference", {"input_ids": ids, "attention_mask": RIGHT}),
+    ):
+        model.zero_grad()
+        torch.manual_seed(5)
+        with bertfast.use_backend(backend):
+            model(**inputs)[0][:B, :S].sin().sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert_close(grads[1], grads[0], 1e-4)
+    assert_close(grads[2], grads[0], 1e-4)

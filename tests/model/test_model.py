@@ -1,0 +1,287 @@
+"""BertModel against transformers' BertModel: every mask, layout, dtype and option."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import bertfast
+from bertfast import BertModel
+
+B, S = 4, 17
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+
+def masks():
+    """Name -> [B,S] int64: every kind of padding; each row has a real token."""
+    right = torch.ones(B, S, dtype=torch.int64)
+    right[0, 9:], right[2, 1:] = 0, 0
+    holes = right.clone()
+    holes[1, 3:6], holes[3, ::2] = 0, 0
+    return {"right": right, "left": right.flip(1), "holes": holes, "ones": torch.ones_like(right)}
+
+
+def batch(segments=True):
+    ids = torch.randint(0, 99, (B, S))
+    return (
+        {"input_ids": ids, "token_type_ids": torch.randint(0, 3, (B, S))}
+        if segments
+        else {"input_ids": ids}
+    )
+
+
+def worst(ours, theirs, real=None):
+    """Largest difference at real tokens; padding must be zeros."""
+    difference = (ours - theirs).abs()
+    if real is None:
+        return difference.max()
+    assert (ours[~real] == 0).all()
+    return difference[real].max()
+
+
+@pytest.mark.parametrize("kind", ["bool", "int64", "float32"])
+@pytest.mark.parametrize("padding", ["right", "left", "holes", "ones"])
+@torch.no_grad()
+def test_masks(pair, padding, kind):
+    theirs, ours = pair()
+    inputs, mask = batch(), masks()[padding]
+    options = {"attention_mask": mask.to(getattr(torch, kind)), "output_hidden_states": True}
+    want, got = theirs(**inputs, **options), ours(**inputs, **options)
+    for a, b in zip(got.hidden_states, want.hidden_states, strict=True):
+        assert worst(a, b, mask.bool()) < 1e-5
+    assert got.hidden_states[-1].equal(got.last_hidden_state)
+    rows = mask[:, 0].bool()  # elsewhere transformers pools a padded position
+    assert worst(got.pooler_output[rows], want.pooler_output[rows]) < 1e-5 if rows.any() else True
+    first = got.last_hidden_state[torch.arange(B), mask.argmax(1)]
+    assert worst(got.pooler_output, torch.tanh(ours.pooler.dense(first))) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@torch.no_grad()
+def test_dtypes(pair, dtype, backend):
+    theirs, ours = pair(dtype)
+    inputs, mask = batch(), masks()["right"]
+    with bertfast.use_backend(backend):
+        got = ours(**inputs, attention_mask=mask)
+    want = theirs(**inputs, attention_mask=mask)
+    assert worst(got[0], want[0], mask.bool()) < TOLERANCE[dtype]
+    assert worst(got[1], want[1]) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_half_is_no_worse_than_transformers(pair, dtype):
+    theirs, ours = pair(torch.float64)
+    inputs, mask = batch(), masks()["right"]
+    truth = theirs(**inputs, attention_mask=mask)[0]
+    got = ours.to(dtype)(**inputs, attention_mask=mask)[0]
+    want = theirs.to(dtype)(**inputs, attention_mask=mask)[0]
+    real = mask.bool()
+    assert got.dtype == dtype
+    assert worst(got, truth, real) < 2 * (want - truth)[real].abs().max()
+
+
+@pytest.mark.parametrize("act", ["gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"])
+@torch.no_grad()
+def test_activations(pair, act):
+    theirs, ours = pair(hidden_act=act)
+    inputs = batch()
+    assert worst(ours(**inputs)[0], theirs(**inputs)[0]) < 1e-5
+
+
+@torch.no_grad()
+def test_positions_and_embeddings(pair):
+    theirs, ours = pair()
+    positions = torch.randint(0, 40, (B, S))
+    embeds = torch.randn(B, S, 48)
+    for inputs in (
+        {"inputs_embeds": embeds, "position_ids": positions},
+        {"inputs_embeds": embeds, "attention_mask": masks()["left"]},
+        {**batch(), "position_ids": positions[:1], "attention_mask": masks()["holes"]},
+        {"input_ids": torch.randint(0, 99, (B, S), dtype=torch.int32)},
+    ):
+        real = inputs.get("attention_mask", torch.ones(B, S)).bool()
+        assert worst(ours(**inputs)[0], theirs(**inputs)[0], real) < 1e-5
+
+
+@pytest.mark.parametrize("padding", ["right", "left", "holes", "ones"])
+@torch.no_grad()
+def test_attentions(pair, padding):
+    theirs, ours = pair()
+    inputs, mask = batch(), masks()[padding]
+    got = ours(**inputs, attention_mask=mask, output_attentions=True)
+    want = theirs(**inputs, attention_mask=mask, output_attentions=True)
+    assert worst(got[0], want[0], mask.bool()) < 1e-5
+    for a, b in zip(got.attentions, want.attentions, strict=True):
+        assert worst(a.transpose(1, 2), b.transpose(1, 2), mask.bool()) < 1e-5
+        assert (a.sum(-1) - mask[:, None]).abs().max() < 1e-5
+    assert ours(**inputs, attention_mask=mask).attentions is None
+
+
+@torch.no_grad()
+def test_masks_of_four_dimensions(pair):
+    theirs, ours = pair()
+    inputs = batch()
+    causal = torch.ones(S, S, dtype=torch.bool).tril().expand(B, 1, S, S)
+    keys = masks()["right"].bool()[:, None, None, :]
+    for allowed in (causal, keys, torch.rand(B, 4, S, S) > 0.3):
+        allowed = allowed | torch.eye(S, dtype=torch.bool) if allowed.shape[2] == S else allowed
+        additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        try:
+            want = theirs(**inputs, attention_mask=additive, output_attentions=True)
+        except ValueError:
+            pytest.skip("transformers before version 5 takes no 4-D masks here")
+        for mask in (allowed, additive):
+            got = ours(**inputs, attention_mask=mask, output_attentions=True)
+            assert worst(got[0], want[0]) < 1e-5
+            assert worst(got[1], want[1]) < 1e-5
+            assert worst(got.attentions[1], want.attentions[1]) < 1e-5
+
+
+@torch.no_grad()
+def test_query_that_may_look_nowhere(ours):
+    model = ours()
+    for mask in (torch.zeros(B, 1, 1, S, dtype=torch.bool), torch.full((1, 1, S, S), -torch.inf)):
+        output = model(**batch(), attention_mask=mask, output_attentions=True)
+        assert output[0].isfinite().all()
+        assert (output.attentions[0] == 0).all()
+
+
+@torch.no_grad()
+def test_rows_of_padding_are_zeros_and_change_nothing(ours):
+    model, inputs, mask = ours(), batch(), masks()["right"]
+    want = model(**inputs, attention_mask=mask)
+    more = {name: torch.cat([value, value[:2]]) for name, value in inputs.items()}
+    got = model(**more, attention_mask=torch.cat([mask, torch.zeros_like(mask[:2])]))
+    assert got[0][:B].equal(want[0])
+    assert got[1][:B].equal(want[1])
+    assert (got[0][B:] == 0).all()
+    assert (got[1][B:] == 0).all()
+    nothing = model(**inputs, attention_mask=torch.zeros_like(mask), output_attentions=True)
+    assert all((value == 0).all() for value in (nothing[0], nothing[1], *nothing.attentions))
+
+
+@torch.no_grad()
+def test_packed_call(ours):
+    model, inputs, mask = ours(), batch(), masks()["right"]
+    want = model(**inputs, attention_mask=mask, output_hidden_states=True)
+    real = mask.bool()
+    packed = {name: value[real][None] for name, value in inputs.items()}
+    lengths = torch.cat([mask.sum(1), torch.zeros(1, dtype=torch.int64)])  # and an empty sequence
+    starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    options = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts.clone(), "max_length_q": S}
+    got = model(**packed, **options, max_length_k=S, output_hidden_states=True, seq_idx=real)
+    assert got[0].shape == (1, int(mask.sum()), 48)
+    for a, b in zip((got[0], *got.hidden_states), (want[0], *want.hidden_states), strict=True):
+        assert a[0].equal(b[real])
+    assert got[1][:B].equal(want[1])
+    assert (got[1][B] == 0).all()
+    positions = torch.arange(S).expand(B, S)[real][None]
+    again = model(**packed, cu_seq_lens_q=starts.long(), position_ids=positions)
+    assert again[0].equal(got[0])
+
+
+@torch.no_grad()
+def test_outputs(ours):
+    model, inputs = ours(), batch()
+    output = model(**inputs, output_hidden_states=True, output_attentions=True)
+    assert list(output) == ["last_hidden_state", "pooler_output", "hidden_states", "attentions"]
+    assert len(output.hidden_states) == 3
+    assert len(output.attentions) == 2
+    plain, pair_of = model(**inputs), model(**inputs, return_dict=False)
+    assert isinstance(pair_of, tuple)
+    assert pair_of[0].equal(plain[0])
+    assert pair_of[1].equal(plain["pooler_output"])
+    model.config.output_hidden_states, model.config.return_dict = True, False
+    assert len(model(**inputs)) == 3
+    unpooled = BertModel(model.config, add_pooling_layer=False).eval()
+    assert unpooled(**inputs, return_dict=True).pooler_output is None
+
+
+@torch.no_grad()
+def test_small_batches(ours):
+    model = ours()
+    empty = model(torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, 5), output_attentions=True)
+    assert empty[0].shape == (0, 5, 48)
+    assert empty[1].shape == (0, 48)
+    assert empty.attentions[0].shape == (0, 4, 5, 5)
+    ids = torch.tensor([[7]])
+    assert model(ids)[0].shape == (1, 1, 48)
+    unused = model(torch.tensor([[7, 98]]), torch.tensor([[1, 0]]))
+    assert unused[0][:, :1].equal(model(ids)[0])
+    whole = model(torch.randint(0, 99, (1, 40)))
+    assert whole[0].isfinite().all()
+
+
+def test_dropout_is_the_same_in_every_layout(ours):
+    model = ours().train()
+    inputs, mask = batch(), masks()["right"]
+    real = mask.bool()
+
+    def run(**arguments):
+        torch.manual_seed(3)
+        return model(**arguments)[0]
+
+    padded = run(**inputs, attention_mask=mask)
+    assert run(**inputs, attention_mask=mask).equal(padded)
+    assert not model(**inputs, attention_mask=mask)[0].equal(padded)
+    wider = {name: torch.nn.functional.pad(value, (0, 4)) for name, value in inputs.items()}
+    got = run(**wider, attention_mask=torch.nn.functional.pad(mask, (0, 4)))
+    assert (got[:, :S] - padded).abs().max() < 1e-4
+    starts = torch.nn.functional.pad(mask.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+    packed = {name: value[real][None] for name, value in inputs.items()}
+    assert (run(**packed, cu_seq_lens_q=starts)[0] - padded[real]).abs().max() < 1e-4
+    written = run(**inputs, attention_mask=mask, output_attentions=True)
+    assert (written - padded).abs().max() < 1e-4
+    with bertfast.use_backend("reference"):
+        assert (run(**inputs, attention_mask=mask) - padded).abs().max() < 1e-4
+    model.eval()
+    plain = model(**inputs, attention_mask=mask)[0]
+    assert (plain - padded).abs().max() > 0.1
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.train()
+    assert (run(**inputs, attention_mask=mask) - plain).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_autocast(ours, act):
+    """Whatever autocast makes of the products that torch computes, operations get one dtype, and results hold."""
+    model = ours(hidden_act=act).train()
+    model.encoder.layer[0].attention.self.query.register_forward_hook(lambda *arguments: None)
+    model.embeddings.LayerNorm.register_forward_hook(lambda *arguments: None)
+    inputs = batch()
+    torch.manual_seed(3)
+    want = model(**inputs)[0]
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(**inputs)
+    (got[0].sum() + got[1].float().sum()).backward()
+    assert (got[0] - want).abs().mean() < 0.05
+
+
+SENTENCES = [
+    "A man is eating food.",
+    "The quick brown fox jumps over the lazy dog, and nobody in the village thinks that odd.",
+    "Ok",
+    "Der schnelle braune Fuchs; 敏捷的棕毛狐狸。",
+]
+
+
+@torch.no_grad()
+def test_minilm(minilm):
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed (extra: test)"
+    )
+    tokens = transformers.AutoTokenizer.from_pretrained(minilm)(
+        SENTENCES, padding=True, return_tensors="pt"
+    )
+    theirs = transformers.BertModel.from_pretrained(minilm).eval()
+    ours = BertModel.from_pretrained(minilm)
+    real = tokens["attention_mask"].bool()
+    for dtype, tolerance in TOLERANCE.items():
+        want, got = theirs.to(dtype)(**tokens), ours.to(dtype)(**tokens)
+        assert worst(got[0], want[0], real) < tolerance
+        assert worst(got[1], want[1]) < tolerance
