@@ -1,0 +1,160 @@
+"""`bertfast encode`: texts of a file to vectors in a file, however big both are."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+
+from ..data.pooling import POOLINGS
+from ..encoder import BATCH_TOKENS, Encoder
+from ..errors import BertfastError
+from . import files
+
+
+class Outcome(NamedTuple):
+    """What an encoding did."""
+
+    texts: int
+    seconds: float
+
+
+def check_device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A device that torch can use here."""
+    try:
+        torch.empty(0, device=value or "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise click.BadParameter(str(error).partition("\n")[0]) from error
+    return value
+
+
+device_option = click.option(
+    "--device", callback=check_device, help="Where the model runs.  [default: cpu]"
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+    help="What the model computes in.  [default: the checkpoint's]",
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  bertfast encode MODEL sentences.txt -o vectors.npy
+  bertfast encode MODEL reviews.csv --field body -o reviews.parquet
+  bertfast encode MODEL pages.jsonl --field title --max-length 64 -o t.npy
+  zcat big.txt.gz | bertfast encode MODEL - | gzip > vectors.jsonl.gz
+
+MODEL is a directory with a checkpoint, or a model id on the Hugging Face hub. Row i of the
+output belongs to text i; parquet and jsonl hold the text too. An output file appears when it is
+whole, and not at all when something fails.
+"""
+)
+@click.argument("model")
+@click.argument("input", metavar="INPUT")
+@click.option("-o", "--output", default="-", show_default=True, help="File to write; - is a pipe.")
+@click.option(
+    "--input-format",
+    type=click.Choice(list(files.READERS)),
+    help="Of INPUT.  [default: by its name; txt, a text a line, for a pipe]",
+)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(list(files.WRITERS)),
+    help="Of the output.  [default: by its name; jsonl for a pipe]",
+)
+@click.option(
+    "--field", default="text", show_default=True, help="Where jsonl, csv, parquet have the text."
+)
+@click.option("--pooling", type=click.Choice(POOLINGS), help="[default: the checkpoint's, or mean]")
+@click.option(
+    "--normalize/--no-normalize",
+    default=None,
+    help="Scale vectors to length 1.  [default: as the checkpoint says]",
+)
+@click.option("--max-length", type=int, help="Most tokens of a text.  [default: the checkpoint's]")
+@click.option("--prompt", help="Put before every text.  [default: the checkpoint's, if any]")
+@click.option(
+    "--batch-tokens", type=int, default=BATCH_TOKENS, show_default=True, help="Tokens at a time."
+)
+@device_option
+@dtype_option
+@click.option(
+    "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
+)
+def encode(
+    model: str,
+    input: str,
+    output: str,
+    input_format: str | None,
+    output_format: str | None,
+    field: str,
+    device: str | None,
+    dtype: str | None,
+    **options: Any,
+) -> None:
+    """Turn the texts of INPUT into vectors.
+
+    INPUT is a .txt (a text a line), .jsonl, .csv or .parquet file, or - for standard input. The
+    output is a .npy (float32 [texts, dimension]), .parquet or .jsonl file, or standard output.
+    """
+    # Everything that may be wrong about the files is met before the model is loaded.
+    with (
+        _removed_on_terminate(),
+        files.reading(input, input_format, field) as texts,
+        files.output(output, output_format) as target,
+    ):
+        encoder = Encoder.from_pretrained(model, device=device, dtype=dtype)
+        outcome = encode_to(encoder, texts, target, **options)
+    rate = outcome.texts / max(outcome.seconds, 1e-9)
+    name = "standard output" if output == "-" else output
+    click.echo(
+        f"{name}: {outcome.texts} vectors of {encoder.dimension} in {outcome.seconds:.1f} s "
+        f"({rate:.0f} texts/s)",
+        err=True,
+    )
+
+
+def encode_to(
+    encoder: Encoder, texts: Iterator[str], target: files.Target, **options: Any
+) -> Outcome:
+    """Encode texts as they come and write them; `options` are those of `Encoder.encode`.
+
+    Raises:
+        BertfastError: a vector is not finite.
+    """
+    count, start = 0, time.perf_counter()
+    with target.writer(encoder.dimension) as write:
+        for window, vectors in encoder.encode_iter(texts, **options):
+            finite = np.isfinite(vectors).all(1)
+            if not finite.all():
+                raise BertfastError(
+                    f"text {count + int(finite.argmin()) + 1}: the model gave a vector that is not "
+                    "finite. Its weights may hold NaN; with float16, try --dtype float32."
+                )
+            write(window, vectors)
+            count += len(window)
+    return Outcome(count, time.perf_counter() - start)
+
+
+@contextmanager
+def _removed_on_terminate() -> Iterator[None]:
+    """Let a termination signal end the command the orderly way, which removes unfinished files."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

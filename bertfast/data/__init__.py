@@ -1,0 +1,1 @@
+"""Text: token ids (`tokenizer`), and vectors of token states (`pooling`)."""

@@ -1,0 +1,281 @@
+"""The command `bertfast`: results equal to the library's, one line for every mistake, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import bertfast
+from bertfast import BertConfig, BertModel
+from bertfast.cli import main
+from bertfast.cli.demo import clip
+from bertfast.cli.encode import encode
+from bertfast.cli.info import parameter_table
+
+TEXTS = ["Call me Ishmael.", "", "道可道，非常道。", "whale " * 70]
+DEMO = Path(__file__).parents[2] / "examples" / "demo.txt"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command in an empty directory with a text file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+
+    def call(*arguments, **options):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+
+    return call
+
+
+def spawn(*arguments, **options) -> subprocess.Popen:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "bertfast", *map(str, arguments)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **{**pipes, **options})
+
+
+def test_encode(run, tiny, encoder):
+    result = run("encode", tiny, "in.txt", "-o", "out.npy")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines()[-1].startswith("out.npy: 4 vectors of 32 in ")
+    assert (np.load("out.npy") == encoder.encode(TEXTS)).all()
+    assert sorted(os.listdir()) == ["in.txt", "out.npy"]
+
+
+def test_encode_options(run, tiny, encoder):
+    rows = [{"id": index, "body": text} for index, text in enumerate(TEXTS)]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--field", "body", "--pooling", "max", "--normalize", "--max-length", "8"]
+    options += ["--batch-tokens", "10", "--prompt", "a: ", "--device", "cpu", "--no-progress"]
+    result = run("encode", tiny, "in.jsonl", "-o", "out.jsonl", *options, "--dtype", "float64")
+    assert result.exit_code == 0, result.stderr
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [record["text"] for record in found] == TEXTS
+    expected = encoder.encode(TEXTS, pooling="max", normalize=True, max_length=8, prompt="a: ")
+    np.testing.assert_allclose([record["embedding"] for record in found], expected, atol=1e-6)
+
+
+def test_encode_pipe(run, tiny, encoder):
+    result = run("encode", tiny, "-", "--max-length", "8", input="a\nb\n")
+    assert result.exit_code == 0
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["text"] for record in records] == ["a", "b"]
+    assert (np.float32(records[0]["embedding"]) == encoder.encode("a")).all()
+
+
+def test_encode_nothing(run, tiny):
+    assert run("encode", tiny, "-", "-o", "out.npy", input="").exit_code == 0
+    assert np.load("out.npy").shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("encode MODEL none.txt -o out.npy", 2, "none.txt: cannot be read, No such file"),
+        ("encode MODEL bad.txt -o out.npy", 2, "bad.txt, line 2: expected UTF-8"),
+        ("encode MODEL bad.jsonl -o out.npy", 2, "bad.jsonl, line 1: no field 'text'"),
+        ("encode MODEL in.txt -o out.doc", 2, "--output: expected a name in .npy, .parquet"),
+        ("encode MODEL in.txt -o none/out.npy", 1, "none/out.npy: No such file or directory"),
+        ("encode MODEL in.txt -o . --format npy", 1, ".: Is a directory"),
+        ("encode nothing in.txt -o out.npy", 2, "nothing"),
+        ("encode MODEL in.txt -o out.npy --max-length 999", 2, "max_length: expected an integer"),
+        ("encode MODEL in.txt -o out.npy --batch-tokens 0", 2, "batch_tokens: expected an integer"),
+        ("encode MODEL in.txt -o /dev/full --format jsonl", 1, "/dev/full: No space left"),
+        ("info nothing", 2, "nothing"),
+        ("explain nothing a", 2, "nothing"),
+        ("demo --model nothing", 2, "nothing"),
+        ("demo --text none.txt", 2, "none.txt: cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(run, tiny, arguments, code, message):
+    Path("bad.txt").write_bytes(b"ok\n\xff\n")
+    Path("bad.jsonl").write_text("{}\n")
+    before = sorted(os.listdir())
+    result = run(*(tiny if word == "MODEL" else word for word in arguments.split()))
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert result.stderr.startswith("bertfast: ")
+    assert result.stderr.count("\n") == 1
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("encode MODEL", "Missing argument 'INPUT'"),
+        ("encode MODEL in.txt --pooling best", "'best' is not one of"),
+        ("encode MODEL in.txt --device nowhere", "Invalid value for '--device'"),
+        ("nothing", "No such command 'nothing'"),
+    ],
+)
+def test_usage(run, arguments, message):
+    result = run(*arguments.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_vectors_that_are_not_finite(run, tiny, tmp_path):
+    model = BertModel.from_pretrained(tiny)
+    with torch.no_grad():
+        model.encoder.layer[1].output.LayerNorm.bias.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "nan")
+    shutil.copy(tiny / "vocab.txt", tmp_path / "nan")
+    result = run("encode", "nan", "in.txt", "-o", "out.npy", "--max-length", "8")
+    assert result.exit_code == 2
+    assert "text 1: the model gave a vector that is not finite" in result.stderr
+    assert not Path("out.npy").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("not enough memory: 7 bytes")])
+def test_out_of_memory(run, tiny, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("bertfast.encoder.pool", fail)
+    result = run("encode", tiny, "in.txt", "-o", "out.npy")
+    assert result.exit_code == 1
+    assert result.stderr == "bertfast: out of memory: try a smaller --batch-tokens\n"
+    assert os.listdir() == ["in.txt"]
+
+
+def test_reader_of_the_pipe_leaves(run, tiny):
+    Path("long.txt").write_text("a\n" * 20_000)
+    process = spawn("encode", tiny, "long.txt")
+    assert process.stdout.read(1) == b"{"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+
+
+def test_disk_fills_up(run, tiny):
+    """A file size limit fails the write as a full disk does; the file of before stays."""
+    Path("out.npy").write_text("old")
+    Path("long.txt").write_text("a\n" * 2000)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = spawn("encode", tiny, "long.txt", "-o", "out.npy", preexec_fn=limit)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == b"bertfast: out.npy: File too large\n"
+    assert Path("out.npy").read_text() == "old"
+    assert sorted(os.listdir()) == ["in.txt", "long.txt", "out.npy"]
+
+
+def test_termination_leaves_nothing(run, tiny):
+    process = spawn("encode", tiny, "-", "-o", "out.npy")
+    process.stdin.write(b"a\n")
+    process.stdin.flush()
+    for _ in range(600):
+        if any(name.endswith(".tmp") for name in os.listdir()):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("no temporary file appeared")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    process.communicate()
+    assert os.listdir() == ["in.txt"]
+
+
+def test_version_and_help(run):
+    assert run("--version").stdout == f"bertfast, version {bertfast.__version__}\n"
+    listing = run("--help").stdout
+    for name in main.list_commands(None):
+        assert name in listing
+        text = run(name, "--help").stdout
+        assert "Examples:" in text
+        assert f"  bertfast {name}" in text
+        assert max(map(len, text.splitlines())) <= 80
+
+
+def test_info(run, minilm):
+    text = run("info").stdout
+    for word in (bertfast.__version__, torch.__version__, "masked_cross_entropy", "native code"):
+        assert word in text
+    text = run("info", minilm).stdout
+    assert "vectors: mean pooling, length 1, texts of at most 256 tokens" in text
+    assert text.splitlines()[-1].split() == ["total", "22,713,216", "90.9", "MB", "in", "float32"]
+
+
+def test_info_says_why(run):
+    with bertfast.use_backend("reference"):
+        text = run("info").stdout
+    assert "attention              reference      reference\n" in text
+    assert "backend      reference" in text
+
+
+def test_parameter_table():
+    totals = {30522: "109,482,240", 21128: "102,267,648"}
+    for vocab_size, total in totals.items():
+        *rows, last = parameter_table(BertConfig.base(vocab_size=vocab_size))
+        assert last.split()[:2] == ["total", total]
+        counts = {" ".join(row.split()[:-1]): int(row.split()[-1].replace(",", "")) for row in rows}
+        layer = counts["encoder.layer, each of 12"]
+        parts = ("attention.self", "attention.output", "intermediate", "output")
+        assert sum(counts[part] for part in parts) == layer == 7_087_872
+        others = sum(n for name, n in counts.items() if name not in parts) - layer
+        assert f"{others + 12 * layer:,}" == total
+
+
+def test_explain(run, tiny):
+    result = run("explain", tiny, "a b c", "d")
+    assert result.exit_code == 0, result.stderr
+    for name in ("embedding", "qkv_projection", "attention", "linear_layernorm", "linear_gelu"):
+        assert name in result.stdout
+
+
+def test_demo(run, tiny):
+    result = run("demo", "--model", tiny, "--text", "in.txt", "--rounds", "1")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "text   in.txt, 4 sentences" in lines
+    assert "$ bertfast encode MODEL in.txt -o build/demo.npy" in lines
+    assert sum(line.startswith("Search: ") for line in lines) == 3
+    assert any(line.startswith("Largest difference from plain PyTorch") for line in lines)
+    assert len(lines) < 40
+    assert np.load("build/demo.npy").shape == (4, 32)
+
+
+def test_demo_text_and_searches(minilm):
+    """The three searches of `make demo` find what a reader would."""
+    from bertfast import Encoder
+    from bertfast.cli.demo import QUERIES, nearest
+
+    texts = DEMO.read_text(encoding="utf-8").splitlines()
+    assert len(texts) == len(set(texts)) > 250
+    assert all(text == text.strip() != "" for text in texts)
+    encoder = Encoder.from_pretrained(minilm)
+    vectors = encoder.encode(texts)
+    found = [" ".join(nearest(encoder, query, texts, vectors)) for query in QUERIES]
+    for words, lines in zip(("forest water", "sea", "明月"), found, strict=True):
+        assert all(word in lines for word in words.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "clipped"),
+    [("short", "short"), ("longer text", "longer ..."), ("道可道非常道", "道可道...")],
+)
+def test_clip(text, clipped):
+    assert clip(text, 10) == clipped
+
+
+def test_the_command_keeps_the_signal_handler(run, tiny):
+    before = signal.getsignal(signal.SIGTERM)
+    encode.main([str(tiny), "in.txt", "-o", "out.npy"], standalone_mode=False)
+    assert signal.getsignal(signal.SIGTERM) is before
