@@ -31,6 +31,10 @@ def gelu_layernorm(
     Raises ArgumentError (shape, dtype, device), UnsupportedError (a form asked for by name
     refuses).
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias, ln_weight, ln_bias = _autograd.autocast(
+            x, weight, bias, ln_weight, ln_bias
+        )
     save = _autograd.wants_grad(x, weight, bias, ln_weight, ln_bias)
     if save or _autograd.through_library():
         return torch.ops.bertfast.gelu_layernorm_fwd.default(

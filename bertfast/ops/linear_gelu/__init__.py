@@ -26,6 +26,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Raises ArgumentError (shape, dtype, device), UnsupportedError (a form asked for by name
     refuses).
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = _autograd.autocast(x, weight, bias)
     save = _autograd.wants_grad(x, weight, bias)
     if save or _autograd.through_library():
         return torch.ops.bertfast.linear_gelu_fwd.default(x, weight, bias, save)[0]

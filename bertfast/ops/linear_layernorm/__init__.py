@@ -44,6 +44,10 @@ def linear_layernorm(
     Raises ArgumentError (shape, dtype, device), UnsupportedError (a form asked for by name
     refuses).
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias, residual, ln_weight, ln_bias = _autograd.autocast(
+            x, weight, bias, residual, ln_weight, ln_bias
+        )
     save = _autograd.wants_grad(x, residual, weight, bias, ln_weight, ln_bias)
     args = (x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save)
     if save or _autograd.through_library():

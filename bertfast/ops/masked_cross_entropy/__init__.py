@@ -35,6 +35,8 @@ def masked_cross_entropy(
     Raises ArgumentError (shape, dtype, device; on the CPU a label out of range), UnsupportedError
     (a form asked for by name refuses).
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = _autograd.autocast(x, weight, bias)
     args = (x, weight, bias, labels, ignore_index, num_items)
     if _autograd.wants_grad(x, weight, bias) or _autograd.through_library():
         return torch.ops.bertfast.masked_cross_entropy_fwd.default(*args)[0]

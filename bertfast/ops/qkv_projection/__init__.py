@@ -39,6 +39,8 @@ def qkv_projection(
     Raises ArgumentError (shape, dtype, device), UnsupportedError (a form asked for by name
     refuses).
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, wq, wk, wv, bq, bk, bv = _autograd.autocast(x, wq, wk, wv, bq, bk, bv)
     needs_grad = _autograd.wants_grad(x, wq, wk, wv, bq, bk, bv)
     if needs_grad or _autograd.through_library():
         return torch.ops.bertfast.qkv_projection_fwd.default(x, wq, wk, wv, bq, bk, bv, num_heads)
