@@ -51,7 +51,7 @@ def check_head(head: nn.Module, outputs: Mapping[str, Tensor | None]) -> None:
     check_weights(head)
     name, value = bad[-1], outputs[bad[-1]]
     if name == "loss":
-        advice = "Weights and logits are finite: look at the labels; with none but -100 there is no mean."
+        advice = "The weights are finite: look at the labels (with none but -100 there is no mean) and the logits."
         raise ArgumentError("loss", "a finite number", f"{value.item()}", advice)
     count = value.numel() - int(torch.isfinite(value).sum())
     advice = "The head's weights are finite: values overflow, so use bfloat16 or float32."

@@ -111,7 +111,7 @@ class BertModel(PackedWeights, PretrainedModel):
             ArgumentError: an argument is wrong (ids, positions and segments out of range: on the CPU).
             UnsupportedError: an argument that only a decoder knows.
         """
-        encoded = self.encode(
+        encoded = self.forward_packed(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             *(output_hidden_states, output_attentions, return_dict),
             *(cu_seq_lens_q, max_length_q, cu_seq_lens_k, max_length_k, check_finite),
@@ -125,7 +125,7 @@ class BertModel(PackedWeights, PretrainedModel):
         )
         return output if encoded.return_dict else output.to_tuple()
 
-    def encode(
+    def forward_packed(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -291,7 +291,8 @@ class BertEncoder(nn.Module):
             return layer(*args)
         if torch.compiler.is_compiling() and drops(layer):  # the second time it would draw anew
             raise UnsupportedError(
-                "gradient checkpointing with dropout cannot be compiled: call the model uncompiled, or set dropout to 0."
+                "gradient checkpointing with dropout cannot be compiled: call the model uncompiled, "
+                "or set dropout to 0."
             )
         return checkpoint(layer, *args, **self.checkpointing)
 

@@ -21,7 +21,7 @@ _STARTS = ("cu_seq_lens_q", "max_length_q", "cu_seq_lens_k", "max_length_k")
 
 
 class BertHead(PretrainedModel):
-    """Base of the heads; a subclass makes its own modules and then calls `start_weights()`.
+    """Base of the heads; a subclass makes its own modules and then calls `_start_weights()`.
 
     Args:
         config: a `BertConfig`.
@@ -33,13 +33,13 @@ class BertHead(PretrainedModel):
         super().__init__(config)
         self.bert = BertModel(self.config, pooler, check_finite)
 
-    def start_weights(self) -> None:
+    def _start_weights(self) -> None:
         """Start the head's own parameters; the encoder has started its."""
         for name, module in self.named_children():
             if name != "bert":
                 module.apply(self._init_weights)
 
-    def encode(self, *inputs: Tensor | None, first_only: bool = False, **options: Any) -> Encoded:
+    def _encode(self, *inputs: Tensor | None, first_only: bool = False, **options: Any) -> Encoded:
         """The encoder on a batch.
 
         Args:
@@ -49,10 +49,9 @@ class BertHead(PretrainedModel):
             options: the other arguments of `BertModel.forward`.
         """
         if not watched(self.bert):
-            return self.bert.encode(*inputs, first_only=first_only, **options)
-        return_dict = options.pop(
-            "return_dict", None
-        )  # somebody looks at what `bert` itself returns
+            return self.bert.forward_packed(*inputs, first_only=first_only, **options)
+        # Somebody looks at what `bert` itself returns.
+        return_dict = options.pop("return_dict", None)
         output = self.bert(*inputs, **options, return_dict=True)
         starts = {name: options.get(name) for name in _STARTS}
         limits = Limits.of(self.bert.embeddings, self.config.num_attention_heads)
@@ -65,7 +64,7 @@ class BertHead(PretrainedModel):
             self.bert.check_finite if check is None else check,
         )
 
-    def finish(self, kind: type[ModelOutput], encoded: Encoded, **fields: Tensor | None):
+    def _finish(self, kind: type[ModelOutput], encoded: Encoded, **fields: Tensor | None):
         """The output, or its tuple; with check_finite, an error that names what is not finite."""
         if encoded.check_finite:
             check_head(self, fields)

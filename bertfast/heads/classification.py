@@ -35,7 +35,7 @@ class BertForSequenceClassification(BertHead):
         self.num_labels = self.config.num_labels
         self.dropout = classifier_dropout(self.config)
         self.classifier = nn.Linear(self.config.hidden_size, self.num_labels)
-        self.start_weights()
+        self._start_weights()
 
     def forward(
         self,
@@ -62,12 +62,12 @@ class BertForSequenceClassification(BertHead):
             ArgumentError: an argument is wrong (labels out of range: on the CPU).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded, loss = self.encode(*inputs, first_only=True, **options), None
+        encoded, loss = self._encode(*inputs, first_only=True, **options), None
         logits = self.classifier(drop_pooled(self.dropout, encoded))
         if labels is not None:
             count = items(num_items_in_batch, logits.device)
             loss = by_problem(self.config, logits, labels, count)
-        return self.finish(SequenceClassifierOutput, encoded, loss=loss, logits=logits)
+        return self._finish(SequenceClassifierOutput, encoded, loss=loss, logits=logits)
 
 
 class BertForMultipleChoice(BertHead):
@@ -82,7 +82,7 @@ class BertForMultipleChoice(BertHead):
         super().__init__(config, check_finite)
         self.dropout = classifier_dropout(self.config)
         self.classifier = nn.Linear(self.config.hidden_size, 1)
-        self.start_weights()
+        self._start_weights()
 
     def forward(
         self,
@@ -108,13 +108,13 @@ class BertForMultipleChoice(BertHead):
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         choices, inputs = flat_choices(inputs)
-        encoded, loss = self.encode(*inputs, first_only=True, **options), None
+        encoded, loss = self._encode(*inputs, first_only=True, **options), None
         logits = self.classifier(drop_pooled(self.dropout, encoded)).view(-1, choices)
         if labels is not None:
             count = items(num_items_in_batch, logits.device)
             targets = class_labels("labels", labels, logits.shape[:1], choices, logits.device)
             loss = cross_entropy(logits, targets, count)
-        return self.finish(MultipleChoiceModelOutput, encoded, loss=loss, logits=logits)
+        return self._finish(MultipleChoiceModelOutput, encoded, loss=loss, logits=logits)
 
 
 class BertForTokenClassification(BertHead):
@@ -130,7 +130,7 @@ class BertForTokenClassification(BertHead):
         self.num_labels = self.config.num_labels
         self.dropout = classifier_dropout(self.config)
         self.classifier = nn.Linear(self.config.hidden_size, self.num_labels)
-        self.start_weights()
+        self._start_weights()
 
     def forward(
         self,
@@ -154,14 +154,14 @@ class BertForTokenClassification(BertHead):
             ArgumentError: an argument is wrong (labels out of range: on the CPU).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded, loss = self.encode(*inputs, **options), None
+        encoded, loss = self._encode(*inputs, **options), None
         scores = self.classifier(drop(self.dropout, encoded.x, encoded.packed.cu_seqlens))
         if labels is not None:
             count, shape = items(num_items_in_batch, scores.device), token_shape(encoded)
             targets = class_labels("labels", labels, shape, self.num_labels, scores.device)
             loss = cross_entropy(scores, take(targets, encoded.packed), count)
         logits = unpack(scores, encoded.packed)
-        return self.finish(TokenClassifierOutput, encoded, loss=loss, logits=logits)
+        return self._finish(TokenClassifierOutput, encoded, loss=loss, logits=logits)
 
 
 class BertForQuestionAnswering(BertHead):
@@ -183,7 +183,7 @@ class BertForQuestionAnswering(BertHead):
                 f"num_labels: expected 2 (start and end of an answer), got {self.num_labels}. Pass num_labels=2."
             )
         self.qa_outputs = nn.Linear(self.config.hidden_size, 2)
-        self.start_weights()
+        self._start_weights()
 
     def forward(
         self,
@@ -209,7 +209,7 @@ class BertForQuestionAnswering(BertHead):
             ArgumentError: an argument is wrong.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded, loss = self.encode(*inputs, **options), None
+        encoded, loss = self._encode(*inputs, **options), None
         scores = self.qa_outputs(encoded.x)  # [T,2]
         if start_positions is not None and end_positions is not None:
             count = items(num_items_in_batch, scores.device)
@@ -222,7 +222,7 @@ class BertForQuestionAnswering(BertHead):
             ]
             loss = (losses[0] + losses[1]) / 2
         start, end = by_column(scores, encoded.packed)[0].unbind(-1)
-        return self.finish(
+        return self._finish(
             *(QuestionAnsweringModelOutput, encoded), loss=loss, start_logits=start, end_logits=end
         )
 

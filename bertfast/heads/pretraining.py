@@ -35,8 +35,8 @@ class MaskedLMHead(BertHead):
         if self.config.tie_word_embeddings:
             decoder.weight = words.weight
 
-    def start_weights(self) -> None:
-        super().start_weights()
+    def _start_weights(self) -> None:
+        super()._start_weights()
         self.tie_weights()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -68,16 +68,16 @@ class MaskedLMHead(BertHead):
         if bias is not None:
             weights["cls.predictions.bias"] = bias
 
-    def token_labels(self, encoded: Encoded, labels: Tensor) -> Tensor:
+    def _token_labels(self, encoded: Encoded, labels: Tensor) -> Tensor:
         """Words' ids [B,S] as those of the stream [T]."""
         shape, words = token_shape(encoded), self.cls.predictions.decoder.out_features
         return take(class_labels("labels", labels, shape, words, encoded.x.device), encoded.packed)
 
-    def must_score(self, wanted: bool) -> bool:
+    def _must_score(self, wanted: bool) -> bool:
         """Whether scores are made: where they are wanted, or where somebody looks at the modules that make them."""
         return wanted or watched(self.cls) or watched(self.cls.predictions)
 
-    def words_loss(
+    def _words_loss(
         self, x: Tensor, scores: Tensor | None, labels: Tensor, num_items: Items
     ) -> Tensor:
         """The loss on the labels [T] of the stream x [T,H], from its scores [T,V] where there are any."""
@@ -97,7 +97,7 @@ class BertForMaskedLM(MaskedLMHead):
     def __init__(self, config: BertConfig, check_finite: bool = False):
         super().__init__(config, check_finite, pooler=False)
         self.cls = BertOnlyMLMHead(self.config)
-        self.start_weights()
+        self._start_weights()
 
     def forward(
         self,
@@ -106,6 +106,7 @@ class BertForMaskedLM(MaskedLMHead):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
         output_logits: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
@@ -123,16 +124,16 @@ class BertForMaskedLM(MaskedLMHead):
             ArgumentError: an argument is wrong (labels out of range: on the CPU).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded, loss = self.encode(*inputs, **options), None
+        encoded, loss = self._encode(*inputs, **options), None
         wanted = labels is None if output_logits is None else output_logits
         with self.bert._weights_in_use():
-            scores = self.cls(encoded.x) if self.must_score(wanted) else None  # [T,V]
+            scores = self.cls(encoded.x) if self._must_score(wanted) else None  # [T,V]
             if labels is not None:
                 count = items(num_items_in_batch, encoded.x.device)
-                targets = self.token_labels(encoded, labels)
-                loss = self.words_loss(encoded.x, scores, targets, count)
+                targets = self._token_labels(encoded, labels)
+                loss = self._words_loss(encoded.x, scores, targets, count)
         logits = unpack(scores, encoded.packed) if wanted else None
-        return self.finish(MaskedLMOutput, encoded, loss=loss, logits=logits)
+        return self._finish(MaskedLMOutput, encoded, loss=loss, logits=logits)
 
 
 class BertForPreTraining(MaskedLMHead):
@@ -146,7 +147,7 @@ class BertForPreTraining(MaskedLMHead):
     def __init__(self, config: BertConfig, check_finite: bool = False):
         super().__init__(config, check_finite)
         self.cls = BertPreTrainingHeads(self.config)
-        self.start_weights()
+        self._start_weights()
 
     def forward(
         self,
@@ -179,8 +180,8 @@ class BertForPreTraining(MaskedLMHead):
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         learns = labels is not None and next_sentence_label is not None
         wanted = not learns if output_logits is None else output_logits
-        score = self.must_score(wanted)
-        encoded, loss = self.encode(*inputs, first_only=not (learns or score), **options), None
+        score = self._must_score(wanted)
+        encoded, loss = self._encode(*inputs, first_only=not (learns or score), **options), None
         with self.bert._weights_in_use():
             if score:
                 scores, related = self.cls(encoded.x, encoded.pooled)  # [T,V], [B,2]
@@ -190,13 +191,13 @@ class BertForPreTraining(MaskedLMHead):
                 device = encoded.x.device
                 count = items(num_items_in_batch, device)
                 pairs = items(num_sequences_in_batch, device, "num_sequences_in_batch")
-                targets = self.token_labels(encoded, labels)
+                targets = self._token_labels(encoded, labels)
                 follows = next_labels("next_sentence_label", next_sentence_label, related)
                 loss = cross_entropy(related, follows, pairs)
                 if pairs is None and count is not None:
                     loss = loss * (targets != IGNORED).sum() / count
-                loss = loss + self.words_loss(encoded.x, scores, targets, count)
-        return self.finish(
+                loss = loss + self._words_loss(encoded.x, scores, targets, count)
+        return self._finish(
             *(BertForPreTrainingOutput, encoded),
             loss=loss,
             prediction_logits=unpack(scores, encoded.packed) if wanted else None,
@@ -215,7 +216,7 @@ class BertForNextSentencePrediction(BertHead):
     def __init__(self, config: BertConfig, check_finite: bool = False):
         super().__init__(config, check_finite)
         self.cls = BertOnlyNSPHead(self.config)
-        self.start_weights()
+        self._start_weights()
 
     def forward(
         self,
@@ -239,12 +240,12 @@ class BertForNextSentencePrediction(BertHead):
             ArgumentError: an argument is wrong (labels out of range: on the CPU).
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded, loss = self.encode(*inputs, first_only=True, **options), None
+        encoded, loss = self._encode(*inputs, first_only=True, **options), None
         logits = self.cls(encoded.pooled)
         if labels is not None:
             count = items(num_items_in_batch, logits.device)
             loss = cross_entropy(logits, next_labels("labels", labels, logits), count)
-        return self.finish(NextSentencePredictorOutput, encoded, loss=loss, logits=logits)
+        return self._finish(NextSentencePredictorOutput, encoded, loss=loss, logits=logits)
 
 
 def next_labels(name: str, labels: Tensor, logits: Tensor) -> Tensor:

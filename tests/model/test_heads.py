@@ -169,6 +169,12 @@ def test_first_tokens_alone(head, name, train):
         torch.testing.assert_close(
             got, want, rtol=1e-5, atol=1e-5 * max(1.0, float(want.detach().abs().max()))
         )
+    if not train:
+        with torch.inference_mode():
+            short, whole = (
+                model(**given, output_hidden_states=all_rows) for all_rows in (False, True)
+            )
+        torch.testing.assert_close(short.logits, whole.logits, rtol=1e-6, atol=1e-6)
 
 
 def shapes_seen(model, place, **given):
