@@ -17,9 +17,10 @@ from .encode import device_option, dtype_option
     epilog="""\b
 Examples:
   bertfast fill-mask MODEL "my dog is [MASK]."
-  bertfast fill-mask MODEL "明月几[MASK]有" "[MASK] is the capital of [MASK]." --top-k 3
+  bertfast fill-mask MODEL "[MASK] is a [MASK]." "明月几[MASK]有" --top-k 3
 
-MODEL is a directory with a checkpoint, or a model id on the Hugging Face hub.
+MODEL is a directory with a checkpoint, or a model id on the Hugging Face
+hub.
 """,
 )
 @click.argument("model")
@@ -32,7 +33,7 @@ MODEL is a directory with a checkpoint, or a model id on the Hugging Face hub.
 def fill_mask(
     model: str, texts: tuple[str, ...], top_k: int, device: str | None, dtype: str | None
 ) -> None:
-    """Print the most probable words for every [MASK] of each TEXT, with their probabilities."""
+    """Print the most probable words for every [MASK] of each TEXT."""
     folder = resolve(model)
     loaded = BertForMaskedLM.from_pretrained(folder, device=device, dtype=dtype)
     if any(name.startswith("cls.") for name in loaded.loading_report.missing):

@@ -35,7 +35,7 @@ def test_autocast_errs_no_more_than_transformers_does(pair, activation):
     assert got.ne(truth).any()  # it did run in bf16
     for name, gradient in gradients.items():
         assert got_gradients[name].dtype == torch.float32
-        # A key's bias moves all logits of a query alike: its gradient is 0 but for rounding. The query's gives the size.
+        # A key's bias moves all logits of a query alike: its gradient is 0 but for rounding. So the query's tells.
         size = gradients[name.replace("key.bias", "query.bias")].norm()
         limit = 3 * (peer_gradients[name] - gradient).norm() + 0.02 * size
         assert (got_gradients[name] - gradient).norm() <= limit, name
