@@ -77,14 +77,14 @@ def pytest_terminal_summary(terminalreporter):
         return
     terminalreporter.section(f"real tokens only, {processor()}, {torch.get_num_threads()} threads")
     for race in RACES.values():
-        peak = f"{race.peak / 1e9:.0f} GFLOP/s"
-        write(f"{race.group}: {race.tokens} real tokens, FMA peak {peak}")
+        peaks = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in race.peaks.items())
+        write(f"{race.group}: {race.tokens} real tokens, FMA peak of {peaks}")
         for name, samples in race.samples.items():
             figures = race.figures(name)
             write(
                 f"  {name:<26}{median(samples) * 1e3:10.2f} ms{figures['real_tokens_per_second']:11,} tokens/s"
                 f"{figures[f'speed_over_{race.baseline}']:8.2f}x {race.baseline}"
-                f"{figures['share_of_fma_peak'] or 0:7.0%} of peak"
+                f"{figures['share_of_fma_peak']:7.0%} of {figures['instruction_set']} peak"
             )
         for name, reason in race.skipped.items():
             write(f"  {name:<26}skipped: {reason}")

@@ -24,7 +24,8 @@ class Race:
 
     Fields:
         tokens: real tokens of one call. flops: multiply-adds times two of one call, real tokens only.
-        peak: fp32 operations a second of the widest instruction set, measured beside the race.
+        narrow: contender -> its instruction set, where that is not the widest.
+        peaks: instruction set -> fp32 operations a second, measured beside the race.
         samples: contender -> seconds of each round. skipped: contender -> reason.
         baseline: the contender that ratios are taken to.
     """
@@ -33,7 +34,8 @@ class Race:
     tokens: int
     flops: float
     baseline: str
-    peak: float = 0.0
+    narrow: dict[str, str] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -44,7 +46,8 @@ class Race:
             call()
         end = time.perf_counter() + budget
         while time.perf_counter() < end or len(next(iter(self.samples.values()))) < LEAST_ROUNDS:
-            self.peak = max(self.peak, fma_peak())
+            for name in {widest(), *self.narrow.values()}:
+                self.peaks[name] = max(self.peaks.get(name, 0.0), fma_peak(name))
             for name, call in contenders.items():
                 self.samples[name].append(_seconds(call))
 
@@ -57,9 +60,16 @@ class Race:
             "real_tokens_per_second": round(self.tokens / seconds),
             f"speed_over_{self.baseline}": round(median(a / b for a, b in pairs), 3),
             "gflops": round(self.flops / seconds / 1e9, 1),
-            "share_of_fma_peak": round(self.flops / seconds / self.peak, 3) if self.peak else None,
+            "instruction_set": self.instruction_set(name),
+            "share_of_fma_peak": round(
+                self.flops / seconds / self.peaks[self.instruction_set(name)], 3
+            ),
             "threads": torch.get_num_threads(),
         }
+
+    def instruction_set(self, name: str) -> str:
+        """The one whose peak the contender's speed is a share of."""
+        return self.narrow.get(name, widest())
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -69,15 +79,14 @@ def _seconds(call: Callable[[], object]) -> float:
     return result if isinstance(result, float) else time.perf_counter() - start
 
 
-def fma_peak() -> float:
-    """fp32 operations a second of multiply-adds in registers, at the widest instruction set of this machine."""
-    if extension.cpu is None:
-        return 0.0
-    with variant(widest()):
+def fma_peak(name: str) -> float:
+    """fp32 operations a second of multiply-adds in registers of that instruction set, all threads together."""
+    with variant(name):
         return extension.cpu.fma_peak(torch.get_num_threads(), 0.03)
 
 
 def widest() -> str:
+    """The widest instruction set that the C++ form has and this machine runs."""
     return [name for name in extension.cpu.variants() if not name.endswith("_wide")][-1]
 
 

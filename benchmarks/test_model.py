@@ -28,6 +28,7 @@ def run_race(shape: str, load: str) -> Race:
         )
     else:
         contenders["bertfast-avx2"] = _at_avx2(models.model(shape), batch)
+        race.narrow["bertfast-avx2"] = "avx2"
     for name in ("sdpa", "eager"):
         peer = transformers_bert.build(models.config(shape), ours.state_dict(), name)
         _compare(name, truth, peer(**batch).last_hidden_state, batch)
