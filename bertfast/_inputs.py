@@ -144,13 +144,17 @@ def _check_tokens(
         if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype not in _INTEGERS:
             raise ArgumentError(name, "an int64 or int32 tensor [batch, length]", describe(value))
     elif not isinstance(value, Tensor) or value.dim() != 3 or value.shape[2] != limits.hidden_size:
-        raise ArgumentError(name, f"a tensor [batch, length, {limits.hidden_size}]", describe(value))
+        raise ArgumentError(
+            name, f"a tensor [batch, length, {limits.hidden_size}]", describe(value)
+        )
     elif value.dtype != limits.dtype and not torch.is_autocast_enabled(value.device.type):
         expected = f"{limits.dtype}, as the model is"
         raise ArgumentError(name, expected, str(value.dtype), "Convert one of the two.")
     check_device(name, value, limits.device)
     if value.shape[1] == 0:
-        raise ArgumentError(name, "at least one column", describe(value), "Leave empty batches out.")
+        raise ArgumentError(
+            name, "at least one column", describe(value), "Leave empty batches out."
+        )
     return value.shape[0], value.shape[1]
 
 
@@ -202,7 +206,9 @@ def _check_packed_call(
         or cu_seq_lens.dim() != 1
         or cu_seq_lens.dtype not in _INTEGERS
     ):
-        raise ArgumentError("cu_seq_lens_q", "an int32 tensor [sequences + 1]", describe(cu_seq_lens))
+        raise ArgumentError(
+            "cu_seq_lens_q", "an int32 tensor [sequences + 1]", describe(cu_seq_lens)
+        )
     if cu_seq_lens.shape[0] == 0:
         raise ArgumentError("cu_seq_lens_q", "at least its 0", describe(cu_seq_lens))
     check_device("cu_seq_lens_q", cu_seq_lens, limits.device)
@@ -251,7 +257,9 @@ def _check_keys(
 ) -> None:
     if keys is not None and keys is not queries:
         same = tuple(keys.shape) == tuple(queries.shape) if isinstance(keys, Tensor) else False
-        if not same or (values_readable(queries) and values_readable(keys) and not torch.equal(keys, queries)):
+        if not same or (
+            values_readable(queries) and values_readable(keys) and not torch.equal(keys, queries)
+        ):
             expected = "the same as cu_seq_lens_q"
             raise ArgumentError("cu_seq_lens_k", expected, describe(keys), _DECODERS)
     if max_keys is not None and max_queries is not None and max_keys != max_queries:

@@ -21,7 +21,9 @@ class PretrainedModel(nn.Module):
     """Base of the models; a subclass takes (config, **options) and ends with `self.apply(self._init_weights)`."""
 
     base_model_prefix = "bert"
-    loading_report: checkpoint.Report | None = None  # what `from_pretrained` found missing or unused
+    loading_report: checkpoint.Report | None = (
+        None  # what `from_pretrained` found missing or unused
+    )
 
     def __init__(self, config: BertConfig):
         super().__init__()

@@ -19,7 +19,9 @@ class ArgumentError(BertfastError, ValueError):
 
     def __init__(self, name: str, expected: str, got: str, advice: str | None = None):
         self.name, self.expected, self.got, self.advice = name, expected, got, advice
-        super().__init__(f"{name}: expected {expected}, got {got}." + (f" {advice}" if advice else ""))
+        super().__init__(
+            f"{name}: expected {expected}, got {got}." + (f" {advice}" if advice else "")
+        )
 
     def __reduce__(self):
         return type(self), (self.name, self.expected, self.got, self.advice)

@@ -36,11 +36,18 @@ BF_INLINE long packed_elements(long n, long k) { return panels(n) * kNR * k; }
 // (rows contiguous).
 enum class Left { kRows, kColumns };
 
+// What the next block of the right operand is fetched with while this one is multiplied: `lines`
+// cache lines every four k.
+struct Fetch {
+  const char* from;
+  long lines;
+};
+
 // One tile: c[MR, NR] (row stride ldc) = or += a[MR, kc] * b[kc, NR]; lda is the stride of what is
 // not contiguous in a.
 template <Left L, int MR, int NR, class TW>
 static void micro(long kc, const float* a, long lda, const TW* b, float* c, long ldc,
-                  bool accumulate) {
+                  bool accumulate, Fetch fetch) {
   constexpr int W = kLanes, NV = NR / W;
   static_assert(NR % W == 0);
   F acc[MR][NV];
@@ -51,8 +58,7 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
   const float* row[(MR + 2) / 3];  // a pointer serves three rows: base, base + lda, base + 2 lda
 #pragma GCC unroll 16
   for (int r = 0; r < MR; r += 3) row[r / 3] = a + r * lda;
-#pragma GCC unroll 4
-  for (long k = 0; k < kc; ++k) {
+  const auto step = [&](long k) __attribute__((always_inline)) {
     F bv[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) bv[v] = load(b + k * NR + v * W);
@@ -62,7 +68,15 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[r][v] += av * bv[v];
     }
+  };
+  long k = 0;
+  for (; k + 4 <= kc; k += 4) {
+    for (long i = 0; i < fetch.lines; ++i) __builtin_prefetch(fetch.from + 64 * i, 0, 2);
+    fetch.from += 64 * fetch.lines;
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) step(k + u);
   }
+  for (; k < kc; ++k) step(k);
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
@@ -73,7 +87,7 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
 }
 
 template <class TW>
-using Micro = void (*)(long, const float*, long, const TW*, float*, long, bool);
+using Micro = void (*)(long, const float*, long, const TW*, float*, long, bool, Fetch);
 
 template <class TW, Left L = Left::kRows>
 static Micro<TW> micro_of(int rows) {
@@ -109,14 +123,16 @@ BF_INLINE void tiles_product(TileAt tile_at, long lda, long rows, long kc, const
   const Tiles tiles(rows);
   const Micro<TW> tall = micro_of<TW, L>(tiles.height < kMR ? tiles.height + 1 : kMR),
                   low = micro_of<TW, L>(tiles.height);
-  const long share = round_up(kc * kNR * static_cast<long>(sizeof(TW)) / tiles.count, 64);
+  const long bytes = kc * kNR * static_cast<long>(sizeof(TW)), steps = tiles.count * (kc / 4);
+  const long lines = steps > 0 ? ceil_div(bytes, 64 * steps) : 0;
+  const char* fetch = reinterpret_cast<const char*>(next);
   long r = 0;
   for (long tile = 0; tile < tiles.count; ++tile) {
-    const char* fetch = reinterpret_cast<const char*>(next) + tile * share;
-    for (long i = 0; i < share; i += 64) __builtin_prefetch(fetch + i, 0, 2);
     const int height = tiles.rows(tile);
-    (tile < tiles.higher ? tall : low)(kc, tile_at(r), lda ? lda : height, b, c + r * ldc, ldc,
-                                       accumulate);
+    (tile < tiles.higher ? tall : low)(
+        kc, tile_at(r), lda ? lda : height, b, c + r * ldc, ldc, accumulate,
+        Fetch{fetch, fetch < reinterpret_cast<const char*>(next) + bytes ? lines : 0});
+    fetch += 64 * lines * (kc / 4);
     r += height;
   }
 }
