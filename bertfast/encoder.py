@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._hub import require, resolve
+from .checkpoint.hub import require, resolve
 from .data.pooling import Recipe, check_pooling, pool, read_recipe
 from .data.tokenizer import Tokenizer, check_texts
 from .errors import ArgumentError

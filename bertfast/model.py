@@ -1,7 +1,7 @@
 """BERT's encoder over one stream of real tokens: what Hugging Face's `BertModel` gives, padding never computed.
 
 B sequences of up to S columns, T real tokens in all; H hidden, h heads of size d, F intermediate features. `BertLayer`
-and `BertEmbeddings` run fused operations while nothing hooks or replaces a module inside them (`_plain.py`).
+and `BertEmbeddings` run fused operations while nothing hooks or replaces a module inside them (`parts/plain.py`).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import ops
-from ._dropout import drop, drops, p_and_seed
-from ._finite import check_output
-from ._frozen import PackedWeights
-from ._inputs import Limits, Stream, make_stream, refuse_unknown
-from ._plain import fused_parts, parameters, parts, watched
-from ._pretrained import PretrainedModel
 from .config import BertConfig
 from .errors import UnsupportedError
-from .layer import BertLayer, Dense
 from .ops._checks import check_indices
 from .outputs import BaseModelOutputWithPooling
 from .packing import Packed, first_rows, unpack
+from .parts.dropout import drop, drops, p_and_seed
+from .parts.finite import check_output
+from .parts.frozen import PackedWeights
+from .parts.inputs import Limits, Stream, make_stream, refuse_unknown
+from .parts.layer import BertLayer, Dense
+from .parts.plain import fused_parts, parameters, parts, watched
+from .parts.pretrained import PretrainedModel
 
 
 class Encoded(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import fill_mask as fill
-from .._hub import resolve
+from ..checkpoint.hub import resolve
 from ..data.tokenizer import Tokenizer
 from ..errors import CheckpointError
 from ..heads import BertForMaskedLM

@@ -10,7 +10,7 @@ import click
 import torch
 
 from .. import __version__, dispatch, extension, testing
-from .._hub import resolve
+from ..checkpoint.hub import resolve
 from ..config import BertConfig
 from ..data.pooling import RECIPE_FILES, Recipe, read_recipe
 from ..errors import UnsupportedError

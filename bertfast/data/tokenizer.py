@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import read_json
-from .._hub import require
+from ..checkpoint.hub import require
 from ..errors import ArgumentError, CheckpointError
 
 _BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast")

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._dropout import drop
-from .._finite import check_head
-from .._inputs import Limits, make_stream
-from .._plain import watched
-from .._pretrained import PretrainedModel
 from ..config import BertConfig
 from ..model import BertModel, Encoded
 from ..outputs import ModelOutput
 from ..packing import one_row_each, take
+from ..parts.dropout import drop
+from ..parts.finite import check_head
+from ..parts.inputs import Limits, make_stream
+from ..parts.plain import watched
+from ..parts.pretrained import PretrainedModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 _STARTS = ("cu_seq_lens_q", "max_length_q", "cu_seq_lens_k", "max_length_k")

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._inputs import check_device, describe, values_readable
 from ..config import BertConfig
 from ..errors import ArgumentError
 from ..packing import pack, take
+from ..parts.inputs import check_device, describe, values_readable
 
 IGNORED = -100  # the label of what has none
 _INTEGERS = (torch.int64, torch.int32)

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._dropout import drop
-from .._inputs import describe
 from ..config import BertConfig
 from ..errors import ArgumentError, ConfigError
 from ..outputs import (
@@ -18,6 +16,8 @@ from ..outputs import (
     TokenClassifierOutput,
 )
 from ..packing import Packed, row_a_sequence, take, unpack
+from ..parts.dropout import drop
+from ..parts.inputs import describe
 from ._base import INPUTS, BertHead, classifier_dropout, drop_pooled, token_shape
 from ._losses import by_problem, class_labels, cross_entropy, items, span
 

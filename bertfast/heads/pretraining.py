@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from .._plain import fused_parts, note, parameters, parts, watched
 from ..config import BertConfig
-from ..layer import ACTIVATIONS
 from ..model import Encoded
 from ..outputs import BertForPreTrainingOutput, MaskedLMOutput, NextSentencePredictorOutput
 from ..packing import take, unpack
+from ..parts.layer import ACTIVATIONS
+from ..parts.plain import fused_parts, note, parameters, parts, watched
 from ._base import BertHead, token_shape
 from ._losses import IGNORED, Items, class_labels, cross_entropy, divided, items, labelled
 

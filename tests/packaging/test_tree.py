@@ -34,7 +34,7 @@ LAYERS = {
     "bertfast.extension": 0,
     "bertfast._cpu": 0,
     "bertfast.errors": -1,
-    "bertfast.": 4,  # config, model, heads, checkpoint, packing and their private parts
+    "bertfast.": 4,  # config, model, heads, checkpoint, packing, and the parts of models
 }
 FORMS = ("reference", "native", "triton")  # bertfast.ops.<operation>.<form>: below the operation
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, UnsupportedError
-from .packing import Packed, pack, sequence_positions, take
+from ..errors import ArgumentError, UnsupportedError
+from ..packing import Packed, pack, sequence_positions, take
 
 _INTEGERS = (torch.int64, torch.int32)
 _MASKS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .ops import _philox
+from ..ops import _philox
 
 
 def p_and_seed(module: nn.Module, device: torch.device) -> dict:

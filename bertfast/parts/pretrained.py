@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import checkpoint
-from ._finite import check_weights
-from ._resize import new_size, resize
-from .config import BertConfig
-from .errors import ArgumentError
+from .. import checkpoint
+from ..config import BertConfig
+from ..errors import ArgumentError
+from .finite import check_weights
+from .resize import new_size, resize
 
 
 class PretrainedModel(nn.Module):

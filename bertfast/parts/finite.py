@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ._frozen import thawed
-from .errors import ArgumentError, UnsupportedError
+from ..errors import ArgumentError, UnsupportedError
+from .frozen import thawed
 
 
 def check_weights(model: nn.Module) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._files import read_json
-from ._hub import require
-from .errors import CheckpointError
+from .._files import read_json
+from ..errors import CheckpointError
+from .hub import require
 
 _DTYPES = {
     "F64": torch.float64,

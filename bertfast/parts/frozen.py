@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .ops import packed
+from ..ops import packed
 
 
 def frozen_linears(module: nn.Module) -> list[nn.Linear]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ._files import atomic_path
-from ._hub import require
-from .errors import ArgumentError, CheckpointError
+from .._files import atomic_path
+from ..errors import ArgumentError, CheckpointError
+from .hub import require
 
 _UNITS = {
     "B": 1,

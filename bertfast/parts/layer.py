@@ -1,7 +1,7 @@
 """One layer of BERT's encoder: five fused operations, or its modules one by one where somebody looks at them.
 
 Shapes: T real tokens in all; H hidden, h heads of size d, F intermediate features. The modules carry Hugging Face's
-parameter names; their plain `forward` is what runs where `_plain.py` finds that no fused operation may.
+parameter names; their plain `forward` is what runs where `parts/plain.py` finds that no fused operation may.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import ops
-from ._attention_dense import attend
-from ._dropout import drop, p_and_seed
-from ._frozen import thawed
-from ._plain import fused_parts, note, parameters, parts
-from .config import BertConfig
-from .packing import Packed, first_rows, one_row_each
+from .. import ops
+from ..config import BertConfig
+from ..packing import Packed, first_rows, one_row_each
+from .attention_dense import attend
+from .dropout import drop, p_and_seed
+from .frozen import thawed
+from .plain import fused_parts, note, parameters, parts
 
 ACTIVATIONS = {
     "gelu": F.gelu,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from . import dispatch
+from .. import dispatch
 
 # One row a module: index of its parent among [the layer itself, *the rows before], name, exact type.
 Parts = tuple[tuple[int, str, type[nn.Module]], ...]

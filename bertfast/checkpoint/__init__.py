@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ._hub import CONFIG_FILES, resolve
-from ._read import read_state_dict
-from ._save import save
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from .hub import CONFIG_FILES, resolve
+from .reading import read_state_dict
+from .writing import save
 
 __all__ = [
     "CONFIG_FILES",

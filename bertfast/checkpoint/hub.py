@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import CheckpointError, UnsupportedError
+from ..errors import CheckpointError, UnsupportedError
 
 CONFIG_FILES = ("config.json",)
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._plain import note
-from .ops import _philox
-from .packing import Packed
+from ..ops import _philox
+from ..packing import Packed
+from .plain import note
 
 
 def attend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
 
 _SPREAD = 1e-9  # of the old rows' covariance, around their mean: transformers' value
 

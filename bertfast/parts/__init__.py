@@ -1,0 +1,1 @@
+"""What models and heads are made of: the layer, and what they share (inputs, dropout, freezing, loading, hooks)."""
