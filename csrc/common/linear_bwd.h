@@ -131,6 +131,21 @@ static void linear_bwd(const LinearBwd<T>& p) {
   if (weights) linear_bwd_weight(p);
 }
 
+// For the operations with one weight, whose parameters share these names.
+template <class T, class Params>
+static void linear_bwd(const Params& p, const float* dy) {
+  linear_bwd(LinearBwd<T>{dy,
+                          {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
+                          {static_cast<const T*>(p.weight)},
+                          {p.weight_stride},
+                          static_cast<T*>(p.dx),
+                          {static_cast<T*>(p.dweight)},
+                          {static_cast<T*>(p.dbias)},
+                          p.n,
+                          1,
+                          p.threads});
+}
+
 }  // namespace
 }  // namespace BF_ISA
 }  // namespace bf

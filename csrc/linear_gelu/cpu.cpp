@@ -40,16 +40,7 @@ void run_bwd(const LinearGeluBwd& p) {
       store_some(dy + at, load_some(dout + at, m) * vgelu_slope(load_some(pre + at, m)), m);
     });
   });
-  linear_bwd(LinearBwd<T>{dy,
-                          {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
-                          {static_cast<const T*>(p.weight)},
-                          {p.weight_stride},
-                          static_cast<T*>(p.dx),
-                          {static_cast<T*>(p.dweight)},
-                          {static_cast<T*>(p.dbias)},
-                          p.n,
-                          1,
-                          p.threads});
+  linear_bwd<T>(p, dy);
 }
 
 }  // namespace

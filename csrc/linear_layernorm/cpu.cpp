@@ -48,16 +48,7 @@ void run_bwd(const LinearLayernormBwd& p) {
         for_lanes(p.n, [&](long i, int m) { store_some(dresidual + i, load_some(dz + i, m), m); });
         if (p.dropout.seed) dropout_token(p.dropout, dz, p.n, p.cu_seqlens, p.sequences, t);
       });
-  linear_bwd(LinearBwd<T>{dy,
-                          {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
-                          {static_cast<const T*>(p.weight)},
-                          {p.weight_stride},
-                          static_cast<T*>(p.dx),
-                          {static_cast<T*>(p.dweight)},
-                          {static_cast<T*>(p.dbias)},
-                          p.n,
-                          1,
-                          p.threads});
+  linear_bwd<T>(p, dy);
 }
 
 }  // namespace
