@@ -19,8 +19,8 @@ from .. import dispatch
 Parts = tuple[tuple[int, str, type[nn.Module]], ...]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_BIASED = frozenset((nn.Linear, nn.LayerNorm))
-_WEIGHTED = _BIASED | {nn.Embedding}
+_BIASED = (nn.Linear, nn.LayerNorm)
+_WEIGHTED = (*_BIASED, nn.Embedding)
 
 
 def parts(types: Mapping[str, type[nn.Module]]) -> Parts:
@@ -48,11 +48,16 @@ def fused_parts(layer: nn.Module, table: Parts, name: str) -> list[nn.Module] | 
     return None
 
 
+def _watching_all() -> bool:
+    """Whether a hook is registered for all modules (torch 2.6 has no function that tells)."""
+    return any(getattr(torch_module, "_global" + hooks) for hooks in _HOOKS)
+
+
 def watched(module: nn.Module) -> bool:
     """Whether somebody may see what goes into `module` and comes out: a hook, or a forward that was replaced."""
     held = module.__dict__
     return (
-        torch_module._has_any_global_hook()
+        _watching_all()
         or any(held[hooks] for hooks in _HOOKS)
         or "forward" in held
         or held.get("_compiled_call_impl") is not None
@@ -72,7 +77,7 @@ def parameters(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _find(layer: nn.Module, table: Parts) -> list[nn.Module] | str:
-    if torch_module._has_any_global_hook():
+    if _watching_all():
         return "a hook is registered for all modules"
     found = [layer]
     for parent, name, kind in table:
