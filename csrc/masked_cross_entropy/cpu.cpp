@@ -79,6 +79,7 @@ float merge_chunks(const Partial* partial, long chunks, long stride) {
 
 template <class T>
 void run(const MaskedCrossEntropyFwd& p) {
+  if (p.labelled == 0) return;
   const long chunks = ceil_div(p.vocabulary, kChunkPanels * kNR);
   const long per_thread = round_up(kChunkPanels * kNR * p.k + kRowBlock * kNR, 16);
   float *x, *buffers;
