@@ -224,10 +224,24 @@ def test_copies_do_not_carry_the_cache(ours):
         assert copied(IDS)[0].equal(want)
 
 
-def fused_step(model):
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    torch.optim.AdamW(model.parameters(), lr=0.05, fused=True).step()
+def adamw(**options):
+    def step(model):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        torch.optim.AdamW(model.parameters(), lr=0.05, **options).step()
+
+    return step
+
+
+def two_optimizers(model):
+    adamw(fused=True)(model)
+    with torch.no_grad():
+        model(IDS)  # packs what the first one left
+    adamw(foreach=True)(model)
+
+
+def loads(model):
+    model.load_state_dict({name: tensor * 1.25 for name, tensor in model.state_dict().items()})
 
 
 def moving_average(model):
@@ -252,9 +266,20 @@ def inside_inference_mode(model):
         parameter.mul_(1.25)
 
 
-@pytest.mark.parametrize(
-    "change", [fused_step, moving_average, write_data, replace_data, inside_inference_mode]
-)
+CHANGES = {
+    "plain": adamw(foreach=False),
+    "foreach": adamw(foreach=True),
+    "fused": adamw(fused=True),
+    "two-optimizers": two_optimizers,
+    "load_state_dict": loads,
+    "moving-average": moving_average,
+    "write-data": write_data,
+    "replace-data": replace_data,
+    "inference-mode": inside_inference_mode,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_weights_that_change_are_seen(ours, change):
     """Never a stale packed copy, though the model stays in eval mode all the time."""
     model = ours()
