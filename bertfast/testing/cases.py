@@ -95,6 +95,7 @@ CASES: dict[str, list[Case]] = {
         Case("base", (129, 17), outer=256, heads=4),
         Case("long", (512,), outer=64, heads=1),
         Case("dropout", (17, 0, 129, 1), outer=96, heads=3, p=0.1),
+        Case("beyond-512", (530, 3), outer=24, heads=2, p=0.1),
         Case("sharp", (33, 17), outer=128, heads=2, variant="sharp"),
     ],
     "linear_gelu": _PRODUCT,

@@ -170,7 +170,7 @@ BF_INLINE F vexp(F x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   F y = (F)((U)p + exponent);
-  return select(x < -87.33654f, F{}, y);
+  return select(x != x, x, select(x < -87.33654f, F{}, y));  // any NaN stays one
 }
 
 // Phi(-u) for u >= 0, given e = exp(-u^2 / 2): erfc(z) = t Q(t) exp(-z^2), t = 1 / (1 + 0.37 z), z

@@ -1,4 +1,4 @@
-// Bias and GELU are applied to a panel of the product while it is in L1.
+// Bias and GELU are applied to a few panels of the product while they are in L2.
 #include "common/gemm.h"
 #include "common/linear_bwd.h"
 #include "linear_gelu/op.h"

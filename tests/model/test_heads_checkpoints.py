@@ -6,12 +6,11 @@ import json
 
 import pytest
 import torch
+from safetensors import torch as safetensors
 
 import bertfast
 from bertfast import BertConfig, CheckpointError
 from bertfast.checkpoint import read_state_dict
-
-safetensors = pytest.importorskip("safetensors.torch")
 
 NAMES = (
     "BertForMaskedLM",

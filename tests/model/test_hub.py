@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import torch as safetensors
 
 from bertfast.checkpoint import CONFIG_FILES, read_state_dict, resolve
 from bertfast.errors import CheckpointError
-
-safetensors = pytest.importorskip("safetensors.torch")
 
 TENSORS = {"a": torch.ones(1), "b": torch.ones(2)}
 

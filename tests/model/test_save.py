@@ -7,13 +7,12 @@ import resource
 
 import pytest
 import torch
+from safetensors import torch as safetensors
 
 from bertfast._files import atomic_path, atomic_write
 from bertfast.checkpoint import convert_names, read_state_dict, save
 from bertfast.config import BertConfig
 from bertfast.errors import ArgumentError, CheckpointError
-
-safetensors = pytest.importorskip("safetensors.torch")
 
 
 def weights(**extra):

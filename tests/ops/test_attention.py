@@ -88,6 +88,19 @@ def test_large_logits_stay_finite(backend):
     assert out.isfinite().all()
 
 
+def test_nan_of_any_payload_reaches_the_result(backend):
+    inputs = _inputs()
+    _skip_where_refused(backend, inputs)
+    qkv = inputs["qkv"].clone()
+    qkv[4, 0, 1].view(torch.int32).fill_(
+        0x7FC00001
+    )  # a query of one head; the low bits tell it from the usual NaN
+    with dispatch.use_backend(backend), torch.no_grad():
+        out = ops.attention(**inputs | {"qkv": qkv}).unflatten(1, (3, -1))
+    assert out[4, 1].isnan().all()
+    assert out.isnan().sum() == out.shape[2]
+
+
 def _skip_where_refused(backend, inputs):
     reason = dispatch.reasons(OPERATION, "forward", (*inputs.values(), False))[backend]
     if reason is not None:
