@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 from .errors import ArgumentError, UnsupportedError
 
-ORDER = ("cpu", "reference")
+ORDER = ("cpu", "triton", "reference")
 _MODULES = {
     "cpu": "native",
+    "triton": "triton",
     "reference": "reference",
 }  # the file of each form in an operation's folder
 _FORMS: dict[str, dict[str, ModuleType | SimpleNamespace]] = {}

@@ -1,0 +1,41 @@
+"""Dropout's bits in Triton: Philox-4x32-10 as `_philox.py` defines it, one call for 8 elements."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _round(c0, c1, c2, c3, k0, k1):
+    high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
+    high1, low1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+    return high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+
+
+@triton.jit
+def keep_mask(seed_ptr, i_block, j, head, row, threshold, BLOCK_I: tl.constexpr):
+    """Which elements are kept: a bool tile [J, BLOCK_I].
+
+    Args:
+        seed_ptr: int64 [1]. threshold: `_philox.threshold(p)`.
+        i_block: the first i of the tile, a multiple of 8; i is the feature, or the key.
+        j: [J, 1] int32: the position inside the sequence, or the query.
+        head, row: the head (0 for hidden states) and the batch row: scalars or [J, 1].
+        BLOCK_I: columns of the tile, a multiple of 8.
+    """
+    seed = tl.load(seed_ptr)
+    k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    zero = tl.zeros([j.shape[0], BLOCK_I // 8], tl.uint32)
+    c0 = zero + (i_block // 8 + tl.arange(0, BLOCK_I // 8)).to(tl.uint32)[None, :]
+    c1 = zero + j.to(tl.uint32)
+    c2 = zero + head
+    c3 = zero + row
+    for _ in tl.static_range(10):
+        c0, c1, c2, c3 = _round(c0, c1.to(tl.uint32), c2, c3.to(tl.uint32), k0, k1)
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    # word w, half h serve element 2 w + h: joined minor first, the tile unfolds in order
+    words = tl.join(tl.join(c0, c2), tl.join(c1, c3))
+    numbers = tl.join(words & 0xFFFF, words >> 16)
+    return tl.reshape(numbers, [j.shape[0], BLOCK_I]).to(tl.int32) >= threshold

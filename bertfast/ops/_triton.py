@@ -1,0 +1,134 @@
+"""What the Triton forms share: whether they can run here, their dtypes, and their tables of block shapes.
+
+Kernels run where Triton's active driver says that they do: on a CUDA GPU, on the CPU under TRITON_INTERPRET=1, or on
+whatever device another driver stands for. Importing this module raises ImportError where Triton is absent or broken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    from triton import knobs
+    from triton.runtime import driver
+except Exception as error:  # a broken installation raises whatever it likes
+    raise ImportError(f"triton cannot be imported: {error}") from error
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LEAST_ARCH = 80
+
+
+class Config(NamedTuple):
+    """How one kernel is cut: its block sizes by name (constexpr arguments), warps and pipeline stages."""
+
+    blocks: dict[str, int]
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict:
+        """The keyword arguments of a launch."""
+        shape = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {**self.blocks, **shape, "enable_fp_fusion": True}
+
+
+class Table:
+    """The shipped configurations of one kernel: {least arch: {key: Config}}.
+
+    `pick` takes the entries of the newest architecture that is not newer than the device's. `force` pins one entry in a
+    block, for tests and gates that visit every configuration.
+    """
+
+    def __init__(self, name: str, entries: dict[int, dict[str, Config]]):
+        self.name, self.entries = name, entries
+        self._forced: Config | None = None
+        TABLES[name] = self
+
+    def pick(self, key: str) -> Config:
+        if self._forced is not None:
+            return self._forced
+        least = max(least for least in self.entries if least <= arch())
+        return self.entries[least][key]
+
+    def configs(self, for_arch: int) -> dict[str, Config]:
+        """The configurations that serve an architecture, by key."""
+        return self.entries[max(least for least in self.entries if least <= for_arch)]
+
+    @contextlib.contextmanager
+    def force(self, config: Config) -> Iterator[None]:
+        self._forced = config
+        try:
+            yield
+        finally:
+            self._forced = None
+
+
+TABLES: dict[str, Table] = {}
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    return knobs.runtime.interpret
+
+
+def device_type() -> str:
+    """The type of torch device that kernels run on. Raises what Triton raises where it finds none."""
+    return "cpu" if interpreted() else driver.active.get_active_torch_device().type
+
+
+def arch() -> int:
+    """The compute capability of the current device, 80 for sm_80; 80 in the interpreter."""
+    if interpreted():
+        return LEAST_ARCH
+    target = driver.active.get_current_target()
+    return target.arch if target.backend == "cuda" else LEAST_ARCH
+
+
+def multiprocessors() -> int:
+    """Of the current device: how many resident blocks a persistent loop spreads over; 4 in the interpreter."""
+    if interpreted():
+        return 4
+    device = driver.active.get_current_device()
+    return driver.active.utils.get_device_properties(device)["multiprocessor_count"]
+
+
+def refuses(x: Tensor, product: bool = False) -> str | None:
+    """Why the Triton form cannot compute on tensors like `x`, or None.
+
+    Args:
+        product: the operation holds a matrix product, for which Triton needs tensor cores of sm_80 and newer.
+    """
+    reason = _no_device()
+    if reason is not None:
+        return reason
+    if x.device.type != device_type():
+        return f"tensors on {x.device.type}; triton computes on {device_type()}"
+    if x.dtype not in DTYPES:
+        return f"dtype {x.dtype}; the triton form computes in float32, bfloat16 and float16"
+    if product and arch() < LEAST_ARCH:
+        return f"sm_{arch()}: Triton makes no tensor-core code before sm_{LEAST_ARCH}"
+    return None
+
+
+def _no_device() -> str | None:
+    try:
+        device_type()
+    except Exception as error:  # Triton raises RuntimeError; without a C compiler whatever the build raised
+        return f"triton finds no device that it can serve: {error}"
+    return None
+
+
+def precision(x: Tensor) -> str:
+    """`input_precision` of tl.dot: tf32 for float32 only where the caller allowed it for torch's own products."""
+    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if allowed else "ieee"
+
+
+cdiv = triton.cdiv
+power_of_two = functools.lru_cache(triton.next_power_of_2)
