@@ -2,6 +2,7 @@
 #pragma once
 #include "common/dropout.h"
 #include "common/dtype.h"
+#include "common/gpu.h"
 #include "common/variants.h"
 
 namespace bf {
@@ -16,6 +17,7 @@ struct AttentionFwd {
   Dropout dropout;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 struct AttentionBwd {
@@ -31,9 +33,12 @@ struct AttentionBwd {
   Dropout dropout;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 BF_DECLARE_CPU(attention_fwd, AttentionFwd)
+BF_DECLARE_CUDA(attention_fwd, AttentionFwd)
 BF_DECLARE_CPU(attention_bwd, AttentionBwd)
+BF_DECLARE_CUDA(attention_bwd, AttentionBwd)
 
 }  // namespace bf

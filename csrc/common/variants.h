@@ -1,6 +1,7 @@
 // The instruction sets that every kernel unit is compiled for, narrow to wide; setup.py may name a
 // part of them. avx2_wide is the AVX-512 tile at AVX2 width, for tests.
 #pragma once
+#include <cstddef>
 
 #if !defined(BF_FOR_EACH_ISA) && defined(__x86_64__)
 #define BF_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx2_wide) X(avx512)
@@ -28,3 +29,10 @@
   void NAME(const PARAMS&);          \
   }
 #endif
+
+// The CUDA kernels: the launch, and how many bytes of workspace it needs (asked for first).
+#define BF_DECLARE_CUDA(NAME, PARAMS)          \
+  namespace cuda {                             \
+  void NAME(const PARAMS&);                    \
+  std::size_t NAME##_workspace(const PARAMS&); \
+  }

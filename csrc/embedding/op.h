@@ -2,6 +2,7 @@
 #pragma once
 #include "common/dropout.h"
 #include "common/dtype.h"
+#include "common/gpu.h"
 #include "common/variants.h"
 
 namespace bf {
@@ -24,6 +25,7 @@ struct EmbeddingFwd {
   Dropout dropout;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 struct EmbeddingTable {       // gradient of one table: rows that occur, in fp32 sums over tokens in
@@ -54,9 +56,12 @@ struct EmbeddingBwd {
   Dropout dropout;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 BF_DECLARE_CPU(embedding_fwd, EmbeddingFwd)
+BF_DECLARE_CUDA(embedding_fwd, EmbeddingFwd)
 BF_DECLARE_CPU(embedding_bwd, EmbeddingBwd)
+BF_DECLARE_CUDA(embedding_bwd, EmbeddingBwd)
 
 }  // namespace bf

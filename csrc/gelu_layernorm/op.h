@@ -1,6 +1,7 @@
 // gelu_layernorm: out = LN(gelu(x weight^T + bias)), the transform of the masked-LM head.
 #pragma once
 #include "common/dtype.h"
+#include "common/gpu.h"
 #include "common/variants.h"
 
 namespace bf {
@@ -19,6 +20,7 @@ struct GeluLayernormFwd {
   float eps;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 struct GeluLayernormBwd {
@@ -37,9 +39,12 @@ struct GeluLayernormBwd {
   long rows, n, k, x_stride, weight_stride;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 BF_DECLARE_CPU(gelu_layernorm_fwd, GeluLayernormFwd)
+BF_DECLARE_CUDA(gelu_layernorm_fwd, GeluLayernormFwd)
 BF_DECLARE_CPU(gelu_layernorm_bwd, GeluLayernormBwd)
+BF_DECLARE_CUDA(gelu_layernorm_bwd, GeluLayernormBwd)
 
 }  // namespace bf

@@ -1,6 +1,7 @@
 // linear_gelu: out = gelu(x weight^T + bias), erf form.
 #pragma once
 #include "common/dtype.h"
+#include "common/gpu.h"
 #include "common/variants.h"
 
 namespace bf {
@@ -14,6 +15,7 @@ struct LinearGeluFwd {
   long rows, n, k, x_stride;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 struct LinearGeluBwd {
@@ -27,9 +29,12 @@ struct LinearGeluBwd {
   long rows, n, k, x_stride, weight_stride;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 BF_DECLARE_CPU(linear_gelu_fwd, LinearGeluFwd)
+BF_DECLARE_CUDA(linear_gelu_fwd, LinearGeluFwd)
 BF_DECLARE_CPU(linear_gelu_bwd, LinearGeluBwd)
+BF_DECLARE_CUDA(linear_gelu_bwd, LinearGeluBwd)
 
 }  // namespace bf

@@ -2,6 +2,7 @@
 #pragma once
 #include "common/dropout.h"
 #include "common/dtype.h"
+#include "common/gpu.h"
 #include "common/variants.h"
 
 namespace bf {
@@ -23,6 +24,7 @@ struct LinearLayernormFwd {
   Dropout dropout;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 struct LinearLayernormBwd {
@@ -44,9 +46,12 @@ struct LinearLayernormBwd {
   Dropout dropout;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 BF_DECLARE_CPU(linear_layernorm_fwd, LinearLayernormFwd)
+BF_DECLARE_CUDA(linear_layernorm_fwd, LinearLayernormFwd)
 BF_DECLARE_CPU(linear_layernorm_bwd, LinearLayernormBwd)
+BF_DECLARE_CUDA(linear_layernorm_bwd, LinearLayernormBwd)
 
 }  // namespace bf

@@ -2,6 +2,7 @@
 // labelled rows only.
 #pragma once
 #include "common/dtype.h"
+#include "common/gpu.h"
 #include "common/variants.h"
 
 namespace bf {
@@ -17,6 +18,7 @@ struct MaskedCrossEntropyFwd {
   long labelled, vocabulary, k, x_stride, weight_stride;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 struct MaskedCrossEntropyBwd {
@@ -33,9 +35,12 @@ struct MaskedCrossEntropyBwd {
   long labelled, vocabulary, k, x_stride, weight_stride;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 BF_DECLARE_CPU(masked_cross_entropy_fwd, MaskedCrossEntropyFwd)
+BF_DECLARE_CUDA(masked_cross_entropy_fwd, MaskedCrossEntropyFwd)
 BF_DECLARE_CPU(masked_cross_entropy_bwd, MaskedCrossEntropyBwd)
+BF_DECLARE_CUDA(masked_cross_entropy_bwd, MaskedCrossEntropyBwd)
 
 }  // namespace bf

@@ -2,6 +2,7 @@
 // three weights.
 #pragma once
 #include "common/dtype.h"
+#include "common/gpu.h"
 #include "common/variants.h"
 
 namespace bf {
@@ -14,6 +15,7 @@ struct QkvProjectionFwd {
   long rows, n, k, x_stride;
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 struct QkvProjectionBwd {
@@ -26,9 +28,12 @@ struct QkvProjectionBwd {
   long rows, n, k, x_stride, weight_stride[3];
   DType dtype;
   int threads;
+  Gpu gpu = {};
 };
 
 BF_DECLARE_CPU(qkv_projection_fwd, QkvProjectionFwd)
+BF_DECLARE_CUDA(qkv_projection_fwd, QkvProjectionFwd)
 BF_DECLARE_CPU(qkv_projection_bwd, QkvProjectionBwd)
+BF_DECLARE_CUDA(qkv_projection_bwd, QkvProjectionBwd)
 
 }  // namespace bf
