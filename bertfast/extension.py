@@ -1,12 +1,14 @@
-"""The native module: the one place where tensors become pointers.
+"""The native modules: the one place where tensors become pointers.
 
-Kernels (`bertfast._cpu`) know pointers, sizes and dtype codes; this module knows torch. Outputs are allocated here and
+Kernels (`bertfast._cpu`, `bertfast._cuda`) know pointers, sizes and dtype codes; this module knows torch. Outputs are allocated here and
 in the `native.py` files, on the caller's side, so the native code needs no torch to be built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +22,20 @@ except ImportError as error:  # pragma: no cover - an installation without nativ
     cpu = None
     REASON = f"native extension not built: {error}"
 
+try:
+    from . import _cuda as cuda
+
+    CUDA_REASON: str | None = None
+except ImportError as error:  # an installation without CUDA kernels
+    cuda = None
+    CUDA_REASON = f"CUDA kernels not built: {error}"
+
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether `_cuda` computes on tensors like `x`; `_cpu` does on all others."""
+    return x.device.type == "cuda"
 
 
 def refuses(x: Tensor) -> str | None:
@@ -32,6 +47,67 @@ def refuses(x: Tensor) -> str | None:
     if x.dtype not in DTYPE_CODES:
         return f"dtype {x.dtype}; the cpu form computes in float32, bfloat16 and float16"
     return None
+
+
+def refuses_cuda(x: Tensor) -> str | None:
+    """Why the CUDA form cannot compute on tensors like `x`, or None."""
+    if cuda is None:
+        return CUDA_REASON
+    if not on_gpu(x):
+        return f"tensors on {x.device.type}; the cuda form computes on cuda"
+    if x.dtype not in DTYPE_CODES:
+        return f"dtype {x.dtype}; the cuda form computes in float32, bfloat16 and float16"
+    return driver_refuses() or _card_refuses(x.device)
+
+
+@functools.cache
+def driver_refuses() -> str | None:
+    """Why the CUDA kernels cannot be loaded on this machine, or None: a driver serves a toolkit of its own major
+    version and older ones.
+    """
+    driver, floor = cuda.driver_version(), cuda.toolkit_version() // 1000 * 1000
+    if driver == 0:
+        return "no CUDA driver (libcuda.so.1) on this machine"
+    if driver < floor:
+        return f"the driver serves CUDA {_version(driver)}, the kernels need {_version(floor)} or newer"
+    return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+@functools.cache
+def _card_refuses(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"sm_{major}{minor}; the CUDA kernels need sm_80 or newer"
+
+
+def launch(name: str, like: Tensor, *args) -> None:
+    """Run the kernel `name` in the dtype and on the device of `like`.
+
+    Args:
+        args: addresses, sizes and numbers, as the native modules take them. On a GPU the kernel runs in the current
+            stream, with a workspace from torch's allocator, and uses tf32 where torch's own products may.
+    """
+    code = DTYPE_CODES[like.dtype]
+    if not on_gpu(like):
+        getattr(cpu, name)(*args, (code, torch.get_num_threads()))
+        return
+    tf32 = like.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    with _current(like.device) as stream:
+        size = getattr(cuda, f"{name}_workspace")(*args, (code, stream, 0, tf32))
+        workspace = like.new_empty(size, dtype=torch.uint8)
+        getattr(cuda, name)(*args, (code, stream, workspace.data_ptr(), tf32))
+
+
+@contextlib.contextmanager
+def _current(device: torch.device) -> Iterator[int]:
+    """Makes the GPU current; gives the handle of its current stream."""
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
 
 
 def pointer(tensor: Tensor | None) -> int:
@@ -62,9 +138,9 @@ def gradients(
     )
 
 
-def statistics(count: int, save: bool) -> Tensor | None:
-    """An uninitialised fp32 [count] for a saved statistic, or None."""
-    return torch.empty(count, dtype=torch.float32) if save else None
+def statistics(x: Tensor, shape: int | tuple[int, ...], save: bool) -> Tensor | None:
+    """Uninitialised fp32 on the device of x for a saved statistic, or None."""
+    return x.new_empty(shape, dtype=torch.float32) if save else None
 
 
 def describe() -> dict:

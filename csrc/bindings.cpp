@@ -1,47 +1,79 @@
-// The Python module bertfast._cpu: pointers (as integers, 0 for none), sizes and dtype codes in,
-// nothing of torch. The only file that includes pybind11. Each function fills an op.h struct and
-// calls the active variant without the GIL.
+// The Python modules bertfast._cpu and, compiled a second time with BF_CUDA, bertfast._cuda. The
+// only file that includes pybind11; nothing of torch. Each function fills an op.h struct and runs
+// its kernel without the GIL.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstring>
 #include <string>
 
-#include "attention/op.h"
-#include "common/check.h"
+#include "arguments.h"
+#ifdef BF_CUDA
+#include "common/cuda_driver.h"
+#else
 #include "common/runtime.h"
 #include "common/weights.h"
-#include "embedding/op.h"
-#include "gelu_layernorm/op.h"
-#include "linear_gelu/op.h"
-#include "linear_layernorm/op.h"
-#include "masked_cross_entropy/op.h"
-#include "qkv_projection/op.h"
+#endif
 
 namespace py = pybind11;
+
+// Where comes as a tuple: (dtype code, threads) on CPUs, (dtype code, stream, workspace, tf32) on
+// GPUs.
+template <>
+struct pybind11::detail::type_caster<bf::Where> {
+  PYBIND11_TYPE_CASTER(bf::Where, const_name("tuple"));
+  bool load(handle source, bool) {
+    if (!PyTuple_Check(source.ptr())) return false;
+    const auto items = reinterpret_borrow<tuple>(source);
+    value.dtype = bf::dtype_of(items[0].cast<int>());
+#ifdef BF_CUDA
+    value.gpu = {bf::at<void>(items[1].cast<bf::Address>()),
+                 bf::at<void>(items[2].cast<bf::Address>()), items[3].cast<bool>()};
+#else
+    value.threads = bf::usable_threads(items[1].cast<int>());
+#endif
+    return true;
+  }
+};
 
 namespace bf {
 namespace {
 
-using Address = std::uintptr_t;
+#ifdef BF_CUDA
+
+template <class Params, class... Args>
+void define(py::module_& m, const std::string& name, Params (*arguments)(Args...),
+            void (*kernel)(const Params&), std::size_t (*workspace)(const Params&)) {
+  m.def(name.c_str(), [arguments, kernel](Args... args) {
+    const Params params = arguments(args...);
+    py::gil_scoped_release release;
+    kernel(params);
+  });
+  m.def((name + "_workspace").c_str(),
+        [arguments, workspace](Args... args) { return workspace(arguments(args...)); });
+}
+
+}  // namespace
+
+#define BF_DEFINE(NAME, PARAMS) define(m, #NAME, build::NAME, cuda::NAME, cuda::NAME##_workspace);
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "bertfast's CUDA kernels: raw pointers and sizes; call them through bertfast.ops";
+  BF_FOR_EACH_KERNEL(BF_DEFINE)
+  m.def(
+      "targets", [] { return std::string(BF_CUDA_TARGETS); },
+      "what was compiled for, as in 80,90,90+PTX");
+  m.def("toolkit_version", toolkit_version, "of the CUDA toolkit, as in 13000");
+  m.def("driver_version", driver_version, "the newest CUDA that the driver serves; 0: no driver");
+}
+
+#else
 
 struct Variant {
   const char* name;
-  void (*embedding_fwd)(const EmbeddingFwd&);
-  void (*embedding_bwd)(const EmbeddingBwd&);
-  void (*qkv_projection_fwd)(const QkvProjectionFwd&);
-  void (*qkv_projection_bwd)(const QkvProjectionBwd&);
-  void (*attention_fwd)(const AttentionFwd&);
-  void (*attention_bwd)(const AttentionBwd&);
-  void (*linear_gelu_fwd)(const LinearGeluFwd&);
-  void (*linear_gelu_bwd)(const LinearGeluBwd&);
-  void (*linear_layernorm_fwd)(const LinearLayernormFwd&);
-  void (*linear_layernorm_bwd)(const LinearLayernormBwd&);
-  void (*gelu_layernorm_fwd)(const GeluLayernormFwd&);
-  void (*gelu_layernorm_bwd)(const GeluLayernormBwd&);
-  void (*masked_cross_entropy_fwd)(const MaskedCrossEntropyFwd&);
-  void (*masked_cross_entropy_bwd)(const MaskedCrossEntropyBwd&);
+#define BF_MEMBER(NAME, PARAMS) void (*NAME)(const PARAMS&);
+  BF_FOR_EACH_KERNEL(BF_MEMBER)
+#undef BF_MEMBER
   void (*pack_weight)(const PackWeight&);
   void (*unpack_weight)(const PackWeight&);
   void (*packed_size)(const PackedSize&);
@@ -116,271 +148,12 @@ void set_variant(const std::string& name) {
   BF_CHECK(false, "no such variant; variants() lists those that run here");
 }
 
-DType dtype_of(int code) {
-  BF_CHECK(code >= 0 && code <= 2, "dtype code: 0 float32, 1 bfloat16, 2 float16");
-  return static_cast<DType>(code);
-}
-
-template <class T>
-T* at(Address a) {
-  return reinterpret_cast<T*>(a);
-}
-
-Dropout dropout_of(Address seed, unsigned threshold, double scale) {
-  return {at<const std::uint64_t>(seed), threshold, static_cast<float>(scale)};
-}
-
 template <class Params>
 void call(void (*Variant::*kernel)(const Params&), const Params& params) {
   BF_CHECK(active() != nullptr,
            "no variant of the kernels runs on this processor (x86-64-v2 is the least)");
   py::gil_scoped_release release;
   (active()->*kernel)(params);
-}
-
-void embedding_fwd(Address input_ids, Address position_ids, Address segment_ids, Address word,
-                   Address position, Address segment, Address ln_weight, Address ln_bias,
-                   Address out, Address mean, Address rstd, Address cu_seqlens, long rows, long n,
-                   long word_stride, long sequences, double eps, Address seed, unsigned threshold,
-                   double scale, int dtype, int threads) {
-  call(&Variant::embedding_fwd, EmbeddingFwd{at<const std::int64_t>(input_ids),
-                                             at<const std::int64_t>(position_ids),
-                                             at<const std::int64_t>(segment_ids),
-                                             at<void>(word),
-                                             at<void>(position),
-                                             at<void>(segment),
-                                             at<void>(ln_weight),
-                                             at<void>(ln_bias),
-                                             at<void>(out),
-                                             at<float>(mean),
-                                             at<float>(rstd),
-                                             at<const std::int32_t>(cu_seqlens),
-                                             rows,
-                                             n,
-                                             word_stride,
-                                             sequences,
-                                             static_cast<float>(eps),
-                                             dropout_of(seed, threshold, scale),
-                                             dtype_of(dtype),
-                                             usable_threads(threads)});
-}
-
-void qkv_projection_fwd(Address x, Address packed_q, Address packed_k, Address packed_v,
-                        Address bias_q, Address bias_k, Address bias_v, Address out, long rows,
-                        long n, long k, long x_stride, int dtype, int threads) {
-  call(&Variant::qkv_projection_fwd,
-       QkvProjectionFwd{at<void>(x),
-                        {at<void>(packed_q), at<void>(packed_k), at<void>(packed_v)},
-                        {at<void>(bias_q), at<void>(bias_k), at<void>(bias_v)},
-                        at<void>(out),
-                        rows,
-                        n,
-                        k,
-                        x_stride,
-                        dtype_of(dtype),
-                        usable_threads(threads)});
-}
-
-void attention_fwd(Address qkv, Address cu_seqlens, Address out, Address lse, long tokens,
-                   long sequences, long heads, long head_size, long qkv_stride,
-                   double softmax_scale, Address seed, unsigned threshold, double scale, int dtype,
-                   int threads) {
-  call(&Variant::attention_fwd,
-       AttentionFwd{at<void>(qkv), at<const std::int32_t>(cu_seqlens), at<void>(out),
-                    at<float>(lse), tokens, sequences, heads, head_size, qkv_stride,
-                    static_cast<float>(softmax_scale), dropout_of(seed, threshold, scale),
-                    dtype_of(dtype), usable_threads(threads)});
-}
-
-void linear_gelu_fwd(Address x, Address packed, Address bias, Address out, Address pre, long rows,
-                     long n, long k, long x_stride, int dtype, int threads) {
-  call(&Variant::linear_gelu_fwd,
-       LinearGeluFwd{at<void>(x), at<void>(packed), at<void>(bias), at<void>(out), at<void>(pre),
-                     rows, n, k, x_stride, dtype_of(dtype), usable_threads(threads)});
-}
-
-void linear_layernorm_fwd(Address x, Address packed, Address bias, Address residual,
-                          Address ln_weight, Address ln_bias, Address out, Address z, Address mean,
-                          Address rstd, Address cu_seqlens, long rows, long n, long k,
-                          long x_stride, long residual_stride, long sequences, double eps,
-                          Address seed, unsigned threshold, double scale, int dtype, int threads) {
-  call(&Variant::linear_layernorm_fwd, LinearLayernormFwd{at<void>(x),
-                                                          at<void>(packed),
-                                                          at<void>(bias),
-                                                          at<void>(residual),
-                                                          at<void>(ln_weight),
-                                                          at<void>(ln_bias),
-                                                          at<void>(out),
-                                                          at<void>(z),
-                                                          at<float>(mean),
-                                                          at<float>(rstd),
-                                                          at<const std::int32_t>(cu_seqlens),
-                                                          rows,
-                                                          n,
-                                                          k,
-                                                          x_stride,
-                                                          residual_stride,
-                                                          sequences,
-                                                          static_cast<float>(eps),
-                                                          dropout_of(seed, threshold, scale),
-                                                          dtype_of(dtype),
-                                                          usable_threads(threads)});
-}
-
-void gelu_layernorm_fwd(Address x, Address packed, Address bias, Address ln_weight, Address ln_bias,
-                        Address out, Address pre, Address mean, Address rstd, long rows, long n,
-                        long k, long x_stride, double eps, int dtype, int threads) {
-  call(&Variant::gelu_layernorm_fwd,
-       GeluLayernormFwd{at<void>(x), at<void>(packed), at<void>(bias), at<void>(ln_weight),
-                        at<void>(ln_bias), at<void>(out), at<void>(pre), at<float>(mean),
-                        at<float>(rstd), rows, n, k, x_stride, static_cast<float>(eps),
-                        dtype_of(dtype), usable_threads(threads)});
-}
-
-void masked_cross_entropy_fwd(Address x, Address weight, Address bias, Address rows, Address labels,
-                              Address lse, Address logit, long labelled, long vocabulary, long k,
-                              long x_stride, long weight_stride, int dtype, int threads) {
-  call(&Variant::masked_cross_entropy_fwd,
-       MaskedCrossEntropyFwd{at<void>(x), at<void>(weight), at<void>(bias),
-                             at<const std::int64_t>(rows), at<const std::int64_t>(labels),
-                             at<float>(lse), at<float>(logit), labelled, vocabulary, k, x_stride,
-                             weight_stride, dtype_of(dtype), usable_threads(threads)});
-}
-
-void embedding_bwd(Address dout, Address input_ids, Address position_ids, Address segment_ids,
-                   Address word, Address position, Address segment, Address ln_weight, Address mean,
-                   Address rstd, std::array<Address, 3> orders, std::array<Address, 3> dtables,
-                   std::int64_t padding_idx, Address dinputs, Address dln_weight, Address dln_bias,
-                   Address cu_seqlens, long rows, long n, long word_stride, long sequences,
-                   Address seed, unsigned threshold, double scale, int dtype, int threads) {
-  const Address ids[3] = {input_ids, position_ids, segment_ids};
-  EmbeddingBwd p{at<void>(dout),
-                 at<const std::int64_t>(input_ids),
-                 at<const std::int64_t>(position_ids),
-                 at<const std::int64_t>(segment_ids),
-                 at<void>(word),
-                 at<void>(position),
-                 at<void>(segment),
-                 at<void>(ln_weight),
-                 at<float>(mean),
-                 at<float>(rstd),
-                 {},
-                 at<void>(dinputs),
-                 at<void>(dln_weight),
-                 at<void>(dln_bias),
-                 at<const std::int32_t>(cu_seqlens),
-                 rows,
-                 n,
-                 word_stride,
-                 sequences,
-                 dropout_of(seed, threshold, scale),
-                 dtype_of(dtype),
-                 usable_threads(threads)};
-  for (int i = 0; i < 3; ++i)
-    p.tables[i] = {at<const std::int64_t>(ids[i]), at<const std::int64_t>(orders[i]),
-                   at<void>(dtables[i]), i == 0 ? padding_idx : -1};
-  call(&Variant::embedding_bwd, p);
-}
-
-void qkv_projection_bwd(Address dqkv, Address x, std::array<Address, 3> weights,
-                        std::array<long, 3> weight_strides, Address dx,
-                        std::array<Address, 3> dweights, std::array<Address, 3> dbiases, long rows,
-                        long n, long k, long x_stride, int dtype, int threads) {
-  QkvProjectionBwd p{at<void>(dqkv),
-                     at<void>(x),
-                     {},
-                     at<void>(dx),
-                     {},
-                     {},
-                     rows,
-                     n,
-                     k,
-                     x_stride,
-                     {},
-                     dtype_of(dtype),
-                     usable_threads(threads)};
-  for (int i = 0; i < 3; ++i) {
-    p.weight[i] = at<void>(weights[i]);
-    p.weight_stride[i] = weight_strides[i];
-    p.dweight[i] = at<void>(dweights[i]);
-    p.dbias[i] = at<void>(dbiases[i]);
-  }
-  call(&Variant::qkv_projection_bwd, p);
-}
-
-void attention_bwd(Address dout, Address qkv, Address out, Address lse, Address cu_seqlens,
-                   Address dqkv, long tokens, long sequences, long heads, long head_size,
-                   long qkv_stride, double softmax_scale, Address seed, unsigned threshold,
-                   double scale, int dtype, int threads) {
-  call(&Variant::attention_bwd,
-       AttentionBwd{at<void>(dout), at<void>(qkv), at<void>(out), at<float>(lse),
-                    at<const std::int32_t>(cu_seqlens), at<void>(dqkv), tokens, sequences, heads,
-                    head_size, qkv_stride, static_cast<float>(softmax_scale),
-                    dropout_of(seed, threshold, scale), dtype_of(dtype), usable_threads(threads)});
-}
-
-void linear_gelu_bwd(Address dout, Address x, Address weight, Address pre, Address dx,
-                     Address dweight, Address dbias, long rows, long n, long k, long x_stride,
-                     long weight_stride, int dtype, int threads) {
-  call(&Variant::linear_gelu_bwd,
-       LinearGeluBwd{at<void>(dout), at<void>(x), at<void>(weight), at<void>(pre), at<void>(dx),
-                     at<void>(dweight), at<void>(dbias), rows, n, k, x_stride, weight_stride,
-                     dtype_of(dtype), usable_threads(threads)});
-}
-
-void linear_layernorm_bwd(Address dout, Address x, Address weight, Address z, Address mean,
-                          Address rstd, Address ln_weight, Address dx, Address dweight,
-                          Address dbias, Address dresidual, Address dln_weight, Address dln_bias,
-                          Address cu_seqlens, long rows, long n, long k, long x_stride,
-                          long weight_stride, long sequences, Address seed, unsigned threshold,
-                          double scale, int dtype, int threads) {
-  call(&Variant::linear_layernorm_bwd, LinearLayernormBwd{at<void>(dout),
-                                                          at<void>(x),
-                                                          at<void>(weight),
-                                                          at<void>(z),
-                                                          at<float>(mean),
-                                                          at<float>(rstd),
-                                                          at<void>(ln_weight),
-                                                          at<void>(dx),
-                                                          at<void>(dweight),
-                                                          at<void>(dbias),
-                                                          at<void>(dresidual),
-                                                          at<void>(dln_weight),
-                                                          at<void>(dln_bias),
-                                                          at<const std::int32_t>(cu_seqlens),
-                                                          rows,
-                                                          n,
-                                                          k,
-                                                          x_stride,
-                                                          weight_stride,
-                                                          sequences,
-                                                          dropout_of(seed, threshold, scale),
-                                                          dtype_of(dtype),
-                                                          usable_threads(threads)});
-}
-
-void gelu_layernorm_bwd(Address dout, Address x, Address weight, Address pre, Address mean,
-                        Address rstd, Address ln_weight, Address dx, Address dweight, Address dbias,
-                        Address dln_weight, Address dln_bias, long rows, long n, long k,
-                        long x_stride, long weight_stride, int dtype, int threads) {
-  call(&Variant::gelu_layernorm_bwd,
-       GeluLayernormBwd{at<void>(dout), at<void>(x), at<void>(weight), at<void>(pre),
-                        at<float>(mean), at<float>(rstd), at<void>(ln_weight), at<void>(dx),
-                        at<void>(dweight), at<void>(dbias), at<void>(dln_weight),
-                        at<void>(dln_bias), rows, n, k, x_stride, weight_stride, dtype_of(dtype),
-                        usable_threads(threads)});
-}
-
-void masked_cross_entropy_bwd(Address x, Address weight, Address bias, Address rows, Address labels,
-                              Address lse, Address scale, Address dx, Address dweight,
-                              Address dbias, long labelled, long vocabulary, long k, long x_stride,
-                              long weight_stride, int dtype, int threads) {
-  call(&Variant::masked_cross_entropy_bwd,
-       MaskedCrossEntropyBwd{at<void>(x), at<void>(weight), at<void>(bias),
-                             at<const std::int64_t>(rows), at<const std::int64_t>(labels),
-                             at<float>(lse), at<float>(scale), at<void>(dx), at<void>(dweight),
-                             at<void>(dbias), labelled, vocabulary, k, x_stride, weight_stride,
-                             dtype_of(dtype), usable_threads(threads)});
 }
 
 void pack_weight(Address weight, Address packed, long n, long k, long stride, int dtype,
@@ -411,24 +184,19 @@ std::uint64_t sample_hash_of(Address matrix, long rows, long columns, long row_b
   return sample_hash(at<void>(matrix), rows, columns, row_bytes, item_bytes);
 }
 
+template <class Params, class... Args>
+void define(py::module_& m, const char* name, Params (*arguments)(Args...),
+            void (*Variant::*kernel)(const Params&)) {
+  m.def(name, [arguments, kernel](Args... args) { call(kernel, arguments(args...)); });
+}
+
 }  // namespace
+
+#define BF_DEFINE(NAME, PARAMS) define(m, #NAME, build::NAME, &Variant::NAME);
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "bertfast's C++ kernels: raw pointers and sizes; call them through bertfast.ops";
-  m.def("embedding_fwd", embedding_fwd);
-  m.def("embedding_bwd", embedding_bwd);
-  m.def("qkv_projection_fwd", qkv_projection_fwd);
-  m.def("qkv_projection_bwd", qkv_projection_bwd);
-  m.def("attention_fwd", attention_fwd);
-  m.def("attention_bwd", attention_bwd);
-  m.def("linear_gelu_fwd", linear_gelu_fwd);
-  m.def("linear_gelu_bwd", linear_gelu_bwd);
-  m.def("linear_layernorm_fwd", linear_layernorm_fwd);
-  m.def("linear_layernorm_bwd", linear_layernorm_bwd);
-  m.def("gelu_layernorm_fwd", gelu_layernorm_fwd);
-  m.def("gelu_layernorm_bwd", gelu_layernorm_bwd);
-  m.def("masked_cross_entropy_fwd", masked_cross_entropy_fwd);
-  m.def("masked_cross_entropy_bwd", masked_cross_entropy_bwd);
+  BF_FOR_EACH_KERNEL(BF_DEFINE)
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
   m.def("packed_size", packed_size);
@@ -440,5 +208,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_variant", set_variant);
   m.def("usable_threads", usable_threads);
 }
+
+#endif
 
 }  // namespace bf

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import extension
+from .. import dispatch, extension
 from ..errors import UnsupportedError
 
 _ACTIVE: contextvars.ContextVar[Cache | None] = contextvars.ContextVar(
     "bertfast_packed_cache", default=None
 )
 _SCRATCH = threading.local()
+dispatch.depends_on(lambda: _ACTIVE.get() is not None)  # a kept copy saves the time of packing
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,12 @@ def _state(weight: Tensor) -> tuple:
 
 
 def buffer_of(weight: Tensor, slot: int = 0) -> Tensor:
-    """The packed form of `weight` [n, k] for one product: kept, cached, or in scratch number `slot` of this thread."""
+    """The packed form of `weight` [n, k] for one product: kept, cached, or in scratch number `slot` of this thread.
+
+    On a GPU, where the kernels read weights as they stand, the contiguous weight itself.
+    """
+    if extension.on_gpu(weight):
+        return weight.contiguous()
     if isinstance(weight, FrozenParameter):
         weight.packed.check_variant()
         return weight.packed.buffer

@@ -82,7 +82,8 @@ def compare(label: str, got: Tensor, expected: Expected) -> None:
     if truth.numel() == 0:
         return
     eps = torch.finfo(baseline.dtype).eps
-    error, torch_error = (got.double() - truth).abs(), (baseline.double() - truth).abs()
+    got = got.to(truth.device, torch.float64)
+    error, torch_error = (got - truth).abs(), (baseline.double() - truth).abs()
     error = error.nan_to_num(nan=torch.inf)
     rows = size.reshape(-1, size.shape[-1]) if size.ndim else size.reshape(1, 1)
     allowed = (
@@ -101,9 +102,21 @@ def compare(label: str, got: Tensor, expected: Expected) -> None:
     assert rms <= limit, f"{label}: RMS: {found}"
 
 
-def check_forward(operation: str, case: Case, dtype: torch.dtype, backend: str) -> None:
-    """The result of a backend, and all that it saves for backward, by the two-error rule."""
-    inputs, expected = make_inputs(operation, case, dtype), _expected(operation, case, dtype)[0]
+def check_forward(
+    operation: str,
+    case: Case,
+    dtype: torch.dtype,
+    backend: str,
+    device: torch.device | str = "cpu",
+    tf32: bool = False,
+) -> None:
+    """The result of a backend, and all that it saves for backward, by the two-error rule.
+
+    tf32: the backend may compute float32 products in it; 10 bits of mantissa are float16's, so torch's float16 is the
+    yardstick.
+    """
+    inputs = make_inputs(operation, case, dtype, device)
+    expected = _expected(operation, case, dtype, tf32)[0]
     label = f"{operation} {case} {dtype} {backend}"
     with dispatch.use_backend(backend), torch.no_grad():
         compare(f"{label}: {_RESULTS[operation][0]}", public(operation)(**inputs), expected[0])
@@ -113,7 +126,13 @@ def check_forward(operation: str, case: Case, dtype: torch.dtype, backend: str) 
 
 
 def check_backward(
-    operation: str, case: Case, dtype: torch.dtype, backend: str, forward: str | None = None
+    operation: str,
+    case: Case,
+    dtype: torch.dtype,
+    backend: str,
+    forward: str | None = None,
+    device: torch.device | str = "cpu",
+    tf32: bool = False,
 ) -> None:
     """Every gradient of a backend, from what the forward of the backend `forward` (the same if
     None) saved.
@@ -125,7 +144,7 @@ def check_backward(
             return public(operation)(**inputs)
 
     with dispatch.use_backend(backend):
-        check_gradients(operation, case, dtype, function, label)
+        check_gradients(operation, case, dtype, function, label, device, tf32)
 
 
 def check_function(
@@ -139,14 +158,20 @@ def check_function(
 
 
 def check_gradients(
-    operation: str, case: Case, dtype: torch.dtype, function: Callable[..., Tensor], label: str = ""
+    operation: str,
+    case: Case,
+    dtype: torch.dtype,
+    function: Callable[..., Tensor],
+    label: str = "",
+    device: torch.device | str = "cpu",
+    tf32: bool = False,
 ) -> None:
     """The gradients of any differentiable function with the public function's arguments."""
-    inputs, leaves = _leaves(make_inputs(operation, case, dtype))
+    inputs, leaves = _leaves(make_inputs(operation, case, dtype, device))
     out = function(**inputs)
     gradient = make_gradient(case, out)
     found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
-    expected = _expected(operation, case, dtype)[1]
+    expected = _expected(operation, case, dtype, tf32)[1]
     for name, gradient in zip(leaves, found, strict=True):
         compare(f"{label or operation}: gradient of {name}", gradient, expected[name])
 
@@ -198,36 +223,37 @@ def _leaves(inputs: dict) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _plain(
-    operation: str, case: Case, dtype: torch.dtype, wide: bool
+    operation: str, case: Case, dtype: torch.dtype, computed_in: torch.dtype
 ) -> tuple[tuple[Tensor, ...], dict]:
-    """Results and gradients of the torch formula on the inputs in `dtype`, computed in float64 if
-    `wide`.
-    """
-    inputs = make_inputs(operation, case, dtype)
-    inputs, leaves = _leaves(_widen(inputs) if wide else inputs)
+    """Results and gradients of the torch formula on the inputs in `dtype`, computed in another."""
+    inputs, leaves = _leaves(_cast(make_inputs(operation, case, dtype), computed_in))
     results = getattr(formulas, operation)(**inputs)
     gradient = make_gradient(case, results[0].to(dtype)).to(results[0].dtype)
     gradients = torch.autograd.grad(results[0], list(leaves.values()), gradient)
     return tuple(result.detach() for result in results), dict(zip(leaves, gradients, strict=True))
 
 
-def _widen(inputs: dict) -> dict:
+def _cast(inputs: dict, dtype: torch.dtype) -> dict:
     return {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
     }
 
 
 @functools.lru_cache(maxsize=2)
 def _expected(
-    operation: str, case: Case, dtype: torch.dtype
+    operation: str, case: Case, dtype: torch.dtype, tf32: bool = False
 ) -> tuple[list[Expected], dict[str, Expected]]:
     """What to expect of each result and of each gradient."""
-    results, gradients = _plain(operation, case, dtype, wide=True)
-    torch_results, torch_gradients = _plain(operation, case, dtype, wide=False)
+    results, gradients = _plain(operation, case, dtype, torch.float64)
+    yardstick = torch.float16 if tf32 else dtype
+    torch_results, torch_gradients = _plain(operation, case, dtype, yardstick)
+    torch_results = (
+        tuple(result.to(yardstick) for result in torch_results) if tf32 else torch_results
+    )
     dout = make_gradient(case, torch_results[0].to(dtype)).double()
     sizes, gradient_sizes = getattr(bounds, operation)(
-        dout, **_widen(make_inputs(operation, case, dtype))
+        dout, **_cast(make_inputs(operation, case, dtype), torch.float64)
     )
     triples = [Expected(*item) for item in zip(results, torch_results, sizes, strict=True)]
     return triples, {

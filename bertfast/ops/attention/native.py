@@ -30,11 +30,11 @@ def forward(
         qkv = qkv.contiguous()
     cu_seqlens = cu_seqlens.contiguous()
     out = qkv.new_empty(tokens, heads * d)
-    lse = torch.empty(heads, tokens, dtype=torch.float32) if save else None
-    extension.cpu.attention_fwd(
+    lse = extension.statistics(qkv, (heads, tokens), save)
+    extension.launch(
+        "attention_fwd", qkv,
         qkv.data_ptr(), cu_seqlens.data_ptr(), out.data_ptr(), pointer(lse), tokens, cu_seqlens.numel() - 1, heads, d,
-        qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p), extension.DTYPE_CODES[qkv.dtype],
-        torch.get_num_threads(),
+        qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p),
     )  # fmt: skip
     return out, lse
 
@@ -50,9 +50,9 @@ def backward(
     dout, out, lse, cu_seqlens = extension.contiguous(dout, out, lse, cu_seqlens)
     dqkv = qkv.new_empty(qkv.shape)
     dqkv[int(cu_seqlens[-1]) :] = 0  # rows of no sequence
-    extension.cpu.attention_bwd(
+    extension.launch(
+        "attention_bwd", qkv,
         dout.data_ptr(), qkv.data_ptr(), out.data_ptr(), lse.data_ptr(), cu_seqlens.data_ptr(), dqkv.data_ptr(), tokens,
         cu_seqlens.numel() - 1, heads, d, qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p),
-        extension.DTYPE_CODES[qkv.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return dqkv

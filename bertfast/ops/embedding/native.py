@@ -29,13 +29,14 @@ def forward(
     ln_weight, ln_bias = ln_weight.contiguous(), ln_bias.contiguous()
     rows, n = position_ids.shape[0], word.shape[1]
     out = word.new_empty(rows, n)
-    mean, rstd = extension.statistics(rows, save), extension.statistics(rows, save)
+    mean, rstd = extension.statistics(word, rows, save), extension.statistics(word, rows, save)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
-    extension.cpu.embedding_fwd(
+    extension.launch(
+        "embedding_fwd", word,
         pointer(input_ids), position_ids.data_ptr(), token_type_ids.data_ptr(), word.data_ptr(), position.data_ptr(),
         segment.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(), out.data_ptr(), pointer(mean), pointer(rstd),
         pointer(cu_seqlens), rows, n, word.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, eps,
-        pointer(seed), threshold(p), keep_scale(p), extension.DTYPE_CODES[word.dtype], torch.get_num_threads(),
+        pointer(seed), threshold(p), keep_scale(p),
     )  # fmt: skip
     return out, mean, rstd
 
@@ -67,11 +68,12 @@ def backward(
     dln_weight, dln_bias = torch.empty_like(ln_weight), torch.empty_like(ln_weight)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     rows, n = dout.shape
-    extension.cpu.embedding_bwd(
+    extension.launch(
+        "embedding_bwd", dout,
         dout.data_ptr(), *(pointer(i) for i in ids), source.data_ptr(), position.data_ptr(), segment.data_ptr(),
         ln_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), [pointer(o) for o in orders],
         [pointer(t) for t in tables], padding_idx, pointer(dinputs), dln_weight.data_ptr(), dln_bias.data_ptr(),
         pointer(cu_seqlens), rows, n, source.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1,
-        pointer(seed), threshold(p), keep_scale(p), extension.DTYPE_CODES[dout.dtype], torch.get_num_threads(),
+        pointer(seed), threshold(p), keep_scale(p),
     )  # fmt: skip
     return tables[0], dinputs, tables[1], tables[2], dln_weight, dln_bias

@@ -31,12 +31,12 @@ def forward(
     (rows, k), n = x.shape, weight.shape[0]
     out = x.new_empty(rows, n)
     pre = torch.empty_like(out) if save else None
-    mean, rstd = extension.statistics(rows, save), extension.statistics(rows, save)
+    mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
     packed = buffer_of(weight)
-    extension.cpu.gelu_layernorm_fwd(
+    extension.launch(
+        "gelu_layernorm_fwd", x,
         x.data_ptr(), packed.data_ptr(), bias.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(), out.data_ptr(),
-        pointer(pre), pointer(mean), pointer(rstd), rows, n, k, x.stride(0), eps, extension.DTYPE_CODES[x.dtype],
-        torch.get_num_threads(),
+        pointer(pre), pointer(mean), pointer(rstd), rows, n, k, x.stride(0), eps,
     )  # fmt: skip
     return out, pre, mean, rstd
 
@@ -57,9 +57,10 @@ def backward(
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
     dln_weight, dln_bias = torch.empty_like(ln_weight), torch.empty_like(ln_weight)
-    extension.cpu.gelu_layernorm_bwd(
+    extension.launch(
+        "gelu_layernorm_bwd", x,
         dout.data_ptr(), x.data_ptr(), weight.data_ptr(), pre.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
         ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dln_weight.data_ptr(), dln_bias.data_ptr(),
-        rows, n, k, x.stride(0), weight.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        rows, n, k, x.stride(0), weight.stride(0),
     )  # fmt: skip
     return dx, dweight, dbias, dln_weight, dln_bias

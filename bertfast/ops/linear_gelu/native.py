@@ -23,9 +23,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor
     out = x.new_empty(rows, n)
     pre = torch.empty_like(out) if save else None
     packed = buffer_of(weight)
-    extension.cpu.linear_gelu_fwd(
+    extension.launch(
+        "linear_gelu_fwd", x,
         x.data_ptr(), packed.data_ptr(), bias.data_ptr(), out.data_ptr(), pointer(pre), rows, n, k, x.stride(0),
-        extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return out, pre
 
@@ -38,8 +38,9 @@ def backward(
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = grads = extension.gradients(x, ((rows, k), (n, k), (n,)), needs)
-    extension.cpu.linear_gelu_bwd(
+    extension.launch(
+        "linear_gelu_bwd", x,
         dout.data_ptr(), x.data_ptr(), weight.data_ptr(), pre.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias),
-        rows, n, k, x.stride(0), weight.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        rows, n, k, x.stride(0), weight.stride(0),
     )  # fmt: skip
     return grads

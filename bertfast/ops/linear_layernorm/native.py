@@ -27,14 +27,15 @@ def forward(
     (rows, k), n = x.shape, weight.shape[0]
     out = x.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
-    mean, rstd = extension.statistics(rows, save), extension.statistics(rows, save)
+    mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     packed = buffer_of(weight)
-    extension.cpu.linear_layernorm_fwd(
+    extension.launch(
+        "linear_layernorm_fwd", x,
         x.data_ptr(), packed.data_ptr(), bias.data_ptr(), residual.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(),
         out.data_ptr(), pointer(z), pointer(mean), pointer(rstd), pointer(cu_seqlens), rows, n, k, x.stride(0),
         residual.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, eps, pointer(seed), threshold(p),
-        keep_scale(p), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        keep_scale(p),
     )  # fmt: skip
     return out, z, mean, rstd
 
@@ -54,11 +55,11 @@ def backward(
         torch.empty_like(ln_weight),
     )
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
-    extension.cpu.linear_layernorm_bwd(
+    extension.launch(
+        "linear_layernorm_bwd", x,
         dout.data_ptr(), x.data_ptr(), weight.data_ptr(), z.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
         ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dresidual.data_ptr(),
         dln_weight.data_ptr(), dln_bias.data_ptr(), pointer(cu_seqlens), rows, n, k, x.stride(0), weight.stride(0),
         0 if cu_seqlens is None else cu_seqlens.numel() - 1, pointer(seed), threshold(p), keep_scale(p),
-        extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return dx, dweight, dbias, dresidual, dln_weight, dln_bias

@@ -29,10 +29,10 @@ def forward(
     targets = labels[rows]
     row_lse = torch.empty(rows.numel(), dtype=torch.float32)
     logit = torch.empty_like(row_lse)
-    extension.cpu.masked_cross_entropy_fwd(
+    extension.launch(
+        "masked_cross_entropy_fwd", x,
         x.data_ptr(), weight.data_ptr(), pointer(bias), rows.data_ptr(), targets.data_ptr(), row_lse.data_ptr(),
         logit.data_ptr(), rows.numel(), weight.shape[0], x.shape[1], x.stride(0), weight.stride(0),
-        extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     lse = torch.zeros(x.shape[0], dtype=torch.float32)
     lse[rows] = row_lse
@@ -56,9 +56,10 @@ def backward(
     new = torch.empty if rows.numel() else torch.zeros
     dweight = new(vocabulary, k, dtype=x.dtype) if needs[1] else None
     dbias = new(vocabulary, dtype=x.dtype) if needs[2] and bias is not None else None
-    extension.cpu.masked_cross_entropy_bwd(
+    extension.launch(
+        "masked_cross_entropy_bwd", x,
         x.data_ptr(), weight.data_ptr(), pointer(bias), rows.data_ptr(), targets.data_ptr(), row_lse.data_ptr(),
         scale.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), rows.numel(), vocabulary, k, x.stride(0),
-        weight.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        weight.stride(0),
     )  # fmt: skip
     return dx, dweight, dbias

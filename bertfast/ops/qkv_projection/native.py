@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ... import extension
@@ -32,9 +31,10 @@ def forward(
     packed = [buffer_of(weight, slot) for slot, weight in enumerate((wq, wk, wv))]
     biases = [bias.contiguous() for bias in (bq, bk, bv)]
     out = x.new_empty(rows, 3, num_heads, n // num_heads)
-    extension.cpu.qkv_projection_fwd(
+    extension.launch(
+        "qkv_projection_fwd", x,
         x.data_ptr(), *(p.data_ptr() for p in packed), *(b.data_ptr() for b in biases), out.data_ptr(), rows, n, k,
-        x.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        x.stride(0),
     )  # fmt: skip
     return out
 
@@ -49,8 +49,9 @@ def backward(
     (rows, k), n = x.shape, wq.shape[0]
     grads = extension.gradients(x, ((rows, k), *((n, k),) * 3, *((n,),) * 3), needs)
     addresses = [pointer(grad) for grad in grads]
-    extension.cpu.qkv_projection_bwd(
+    extension.launch(
+        "qkv_projection_bwd", x,
         dqkv.data_ptr(), x.data_ptr(), [w.data_ptr() for w in weights], [w.stride(0) for w in weights], addresses[0],
-        addresses[1:4], addresses[4:], rows, n, k, x.stride(0), extension.DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        addresses[1:4], addresses[4:], rows, n, k, x.stride(0),
     )  # fmt: skip
     return grads
