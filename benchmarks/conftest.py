@@ -10,6 +10,7 @@ from statistics import median
 import pytest
 import torch
 
+from benchmarks.gpu import GpuRace
 from benchmarks.race import CLOCK, RACES
 
 MEMORY: list[
@@ -77,6 +78,9 @@ def pytest_terminal_summary(terminalreporter):
         return
     terminalreporter.section(f"real tokens only, {processor()}, {torch.get_num_threads()} threads")
     for race in RACES.values():
+        if isinstance(race, GpuRace):
+            _write_gpu_race(write, race)
+            continue
         peaks = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in race.peaks.items())
         write(f"{race.group}: {race.tokens} real tokens, FMA peak of {peaks}")
         for name, samples in race.samples.items():
@@ -88,6 +92,20 @@ def pytest_terminal_summary(terminalreporter):
             )
         for name, reason in race.skipped.items():
             write(f"  {name:<26}skipped: {reason}")
+
+
+def _write_gpu_race(write, race: GpuRace) -> None:
+    write(f"{race.group}: {race.tokens} real tokens, {torch.cuda.get_device_name()}")
+    for name, samples in race.samples.items():
+        figures = race.figures(name)
+        write(
+            f"  {name:<26}{median(samples) * 1e6:10.1f} us{figures['tflops']:9.1f} TFLOP/s"
+            f"{figures['gbytes_per_second']:9.0f} GB/s"
+            f"{figures[f'speed_over_{race.baseline}']:8.2f}x {race.baseline}"
+            f", share of roofline {figures['share_of_roofline']}"
+        )
+    for name, reason in race.skipped.items():
+        write(f"  {name:<26}skipped: {reason}")
 
 
 def processor() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,7 +37,12 @@ def model(shape: str, pooler: bool = True) -> BertModel:
 
 def batch(load: str) -> dict[str, Tensor]:
     """input_ids and, where the lengths differ, attention_mask."""
-    lengths = torch.tensor(LOADS[load])
+    return batch_of(LOADS[load])
+
+
+def batch_of(lengths: Sequence[int]) -> dict[str, Tensor]:
+    """The same for sentences of these lengths."""
+    lengths = torch.tensor(lengths)
     generator = torch.Generator().manual_seed(20)
     ids = torch.randint(1000, 30000, (len(lengths), int(lengths.max())), generator=generator)
     real = torch.arange(ids.shape[1]) < lengths[:, None]
@@ -46,7 +53,12 @@ def batch(load: str) -> dict[str, Tensor]:
 
 def flops(shape: str, load: str) -> float:
     """Operations of the matrix products of all layers, real tokens only; the pooler's rows are left out."""
-    fields, lengths = config(shape), LOADS[load]
+    return flops_of(shape, LOADS[load])
+
+
+def flops_of(shape: str, lengths: Sequence[int]) -> float:
+    """The same for sentences of these lengths."""
+    fields = config(shape)
     hidden, inner = fields["hidden_size"], fields["intermediate_size"]
     products = 2 * sum(lengths) * (4 * hidden**2 + 2 * hidden * inner)
     attention = 4 * sum(length**2 for length in lengths) * hidden

@@ -1,0 +1,128 @@
+"""Races on a GPU: CUDA events, the cache flushed before every sample, contenders in turn; what to predict without one.
+
+The roofline of a card is its peak of the dtype and its memory's bandwidth, from the vendor's data sheet (dense, without
+sparsity; at the boost clock). A prediction is the larger of flops / peak and bytes / bandwidth over the launches of the
+fused design: no kernel can be faster, none was timed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from bertfast.testing import Case
+from bertfast.testing.costs import Cost
+
+RAGGED_SHARE = 0.6  # of the padded batch's cells that hold a token
+LOADS = {
+    "1x128": (128,),
+    "8x128": (128,) * 8,
+    "32x128": (128,) * 32,
+    "128x128": (128,) * 128,
+    "32x512": (512,) * 32,
+    # 32 lengths evenly between 104 and 510: 60 % of 32 x 512
+    "ragged-32x512": tuple(round(512 * (RAGGED_SHARE + (i - 15.5) / 39)) for i in range(32)),
+}
+HIDDEN, HEADS, INNER, VOCABULARY = 768, 12, 3072, 30522
+ROUNDS = 20
+L2_BYTES = 256 << 20  # larger than any card's cache
+
+
+class Roof(NamedTuple):
+    """Peak of 16-bit products with fp32 sums, operations a second; memory, bytes a second."""
+
+    flops: float
+    bytes: float
+
+
+ROOFS = {
+    "A100 SXM 80GB": Roof(312e12, 2039e9),
+    "H100 SXM": Roof(989e12, 3350e9),
+    "H200": Roof(989e12, 4800e9),
+    "L40S": Roof(362e12, 864e9),
+    "RTX 4090": Roof(165e12, 1008e9),
+    "B200": Roof(2250e12, 8000e9),
+}
+
+
+def case(operation: str, load: str) -> Case:
+    """BERT-base's shape of an operation."""
+    inner, outer = {
+        "embedding": (HIDDEN, VOCABULARY),
+        "linear_gelu": (HIDDEN, INNER),
+        "linear_layernorm": (INNER, HIDDEN),
+        "masked_cross_entropy": (HIDDEN, VOCABULARY),
+    }.get(operation, (HIDDEN, HIDDEN))
+    return Case(load, LOADS[load], inner, outer, HEADS, eps=1e-12)
+
+
+def predicted(cost: Cost, roof: Roof) -> float:
+    """Seconds that the card needs at least."""
+    return max(cost.flops / roof.flops, cost.bytes / roof.bytes)
+
+
+def roof_of(name: str) -> Roof | None:
+    """The roofline of a card by what CUDA calls it, or None."""
+    words = name.replace("-", " ").upper()
+    return next((roof for known, roof in ROOFS.items() if known.split()[0] in words.split()), None)
+
+
+@dataclass
+class GpuRace:
+    """The samples of the contenders of one group; a stand-in for race.Race where a GPU computes."""
+
+    group: str
+    tokens: int
+    cost: Cost
+    baseline: str
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def run(self, contenders: dict[str, Callable[[], object]]) -> None:
+        self.samples = {name: [] for name in contenders}
+        flush = torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda")
+        for call in contenders.values():  # compiles, measures forms, allocates
+            for _ in range(3):
+                call()
+        for _ in range(ROUNDS):
+            for name, call in contenders.items():
+                self.samples[name].append(_seconds(call, flush))
+
+    def figures(self, name: str) -> dict:
+        seconds = median(self.samples[name])
+        pairs = zip(self.samples[self.baseline], self.samples[name], strict=True)
+        roof = roof_of(torch.cuda.get_device_name())
+        return {
+            "device": torch.cuda.get_device_name(),
+            "real_tokens": self.tokens,
+            "real_tokens_per_second": round(self.tokens / seconds),
+            f"speed_over_{self.baseline}": round(median(a / b for a, b in pairs), 3),
+            "tflops": round(self.cost.flops / seconds / 1e12, 2),
+            "gbytes_per_second": round(self.cost.bytes / seconds / 1e9, 1),
+            "share_of_roofline": roof and round(predicted(self.cost, roof) / seconds, 3),
+        }
+
+
+def _seconds(call: Callable[[], object], flush: torch.Tensor) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    start.record()
+    call()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3
+
+
+def write_predictions(file: Path, rows: list[dict]) -> None:
+    """The predicted table as JSON, written whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"what": "predicted from rooflines, untimed", "rows": rows}, indent=1)
+    new = file.with_suffix(".new")
+    new.write_text(text + "\n")
+    new.replace(file)
