@@ -56,6 +56,7 @@ class Encoder:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         *,
+        batch_invariant: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -68,6 +69,7 @@ class Encoder:
             device: where the model runs; default the CPU.
             dtype: float32, bfloat16, float16 or float64, as a torch.dtype or by name; default: the
                 checkpoint's.
+            batch_invariant: as `BertModel` takes it.
             revision, token, cache_dir, local_files_only: as in `bertfast.checkpoint.resolve`.
 
         Raises:
@@ -88,7 +90,9 @@ class Encoder:
         folder = folder / recipe.transformer
         tokenizer = Tokenizer.from_folder(folder)
         model = BertModel.from_pretrained(
-            folder, device=device, dtype=dtype, add_pooling_layer=False
+            *(folder, dtype, device),
+            add_pooling_layer=False,
+            batch_invariant=batch_invariant,
         )
         return cls(model, tokenizer, recipe)
 

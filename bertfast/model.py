@@ -6,13 +6,14 @@ and `BertEmbeddings` run fused operations while nothing hooks or replaces a modu
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import ops
+from . import dispatch, ops
 from .config import BertConfig
 from .errors import UnsupportedError
 from .ops._checks import check_indices
@@ -56,16 +57,24 @@ class BertModel(PackedWeights, PretrainedModel):
         config: a `BertConfig`.
         add_pooling_layer: whether the model has `pooler`.
         check_finite: what `forward` takes for `check_finite` when it is not told.
+        batch_invariant: keep each operation to one form whatever the batch's size, as `dispatch.fixed_order` does,
+            instead of the form that was measured to be the fastest for that size. On the CPU a row's bits are then
+            the same in every batch.
 
     Raises:
         ConfigError: the configuration is impossible, or asks for a decoder, cross-attention or relative positions.
     """
 
     def __init__(
-        self, config: BertConfig, add_pooling_layer: bool = True, check_finite: bool = False
+        self,
+        config: BertConfig,
+        add_pooling_layer: bool = True,
+        check_finite: bool = False,
+        batch_invariant: bool = False,
     ):
         super().__init__(config)
         self.check_finite = check_finite
+        self.batch_invariant = batch_invariant
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if add_pooling_layer else None
@@ -156,7 +165,7 @@ class BertModel(PackedWeights, PretrainedModel):
         )
         packed = stream.packed
         first_only = first_only and not (keep_hidden or keep_attentions or stream.mask is not None)
-        with self._weights_in_use():
+        with self._weights_in_use(), self._one_form():
             x, hidden, attentions = self.run(
                 stream, keep_hidden, keep_attentions, check, first_only
             )
@@ -186,6 +195,11 @@ class BertModel(PackedWeights, PretrainedModel):
         if check:
             check_output("embeddings", self.embeddings, x)
         return self.encoder(x, stream.packed, dense, keep_hidden, check, first_only)
+
+    def _one_form(self) -> contextlib.AbstractContextManager:
+        if self.batch_invariant and not torch.compiler.is_compiling():
+            return dispatch.fixed_order()
+        return contextlib.nullcontext()
 
     def freezable_linears(self):
         fused = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections import Counter
 
 import numpy
@@ -12,8 +13,11 @@ import torch
 
 from bertfast import dispatch, ops
 
+sys.path.insert(0, os.path.dirname(__file__))  # the package gpu_code
+
 DIRECTIONS = ("forward", "backward")
 OPERATIONS = ops.__all__
+FORMS = ("cpu", "triton", "triton_matmul", "torch", "reference")
 _RAN: Counter[tuple[str, str, str]] = Counter()  # (form, operation, direction) -> passed tests
 
 
@@ -21,10 +25,25 @@ def pytest_addoption(parser):
     parser.addoption(
         "--seed", type=int, default=20, help="seed of torch, numpy and random in every test"
     )
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="cuda: the operations' tests run on a GPU, the forms of a GPU only; cpu: those are executed",
+    )
+    parser.addoption(
+        "--all-architectures", action="store_true", help="gate every architecture, not three"
+    )
 
 
 def pytest_report_header(config):
     return f"bertfast: seed {config.getoption('seed')}, {torch.get_num_threads()} threads"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_measured(tmp_path_factory):
+    """Tests do not depend on what is fast here, nor write the user's table; the measured choice has its own tests."""
+    dispatch.set_measuring(False)
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +63,13 @@ def pytest_runtest_call(item):
 
 
 def _asked() -> list[tuple[str, str, str]]:
-    """What a full run must have computed: every form forward, and backward where it has one. None needs a GPU."""
+    """What a full run must have computed: every form that an operation has. None needs a GPU."""
     return [
         (form, operation, direction)
         for operation in OPERATIONS
-        for form in dispatch.ORDER
+        for form in FORMS
         for direction in DIRECTIONS
-        if direction == "forward" or hasattr(dispatch._FORMS[operation][form], direction)
+        if hasattr(dispatch._FORMS[operation][form], direction)
     ]
 
 
@@ -73,10 +92,9 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     asked = _asked()
     terminalreporter.section("form by operation: tests passed in tests/ops, forward + backward")
-    forms = dispatch.ORDER
-    terminalreporter.write_line(f"{'':24}" + "".join(f"{form:>16}" for form in forms))
+    terminalreporter.write_line(f"{'':24}" + "".join(f"{form:>16}" for form in FORMS))
     for operation in OPERATIONS:
-        cells = [[(form, operation, direction) for direction in DIRECTIONS] for form in forms]
+        cells = [[(form, operation, direction) for direction in DIRECTIONS] for form in FORMS]
         texts = [" + ".join(str(_RAN[c]) if c in asked else "-" for c in cell) for cell in cells]
         terminalreporter.write_line(f"{operation:24}" + "".join(f"{text:>16}" for text in texts))
     if _whole_suite(config):

@@ -20,6 +20,8 @@ _COMMANDS = (
     "explain",
     "fill-mask",
     "demo",
+    "tune",
+    "verify",
 )  # each is a module here (- as _) with a command of its name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator
 
 import click
@@ -13,8 +14,11 @@ from .. import __version__, dispatch, extension, testing
 from ..checkpoint.hub import resolve
 from ..config import BertConfig
 from ..data.pooling import RECIPE_FILES, Recipe, read_recipe
+from ..dispatch import forms, measured, table
 from ..errors import UnsupportedError
 from ..model import BertModel
+
+DIRECTIONS = ("forward", "backward")
 
 
 @click.command(
@@ -29,8 +33,12 @@ MODEL is a directory with a config.json, or a model id on the Hugging Face hub.
 )
 @click.argument("model", required=False)
 def info(model: str | None) -> None:
-    """Print versions, native code, the form of every operation, and a MODEL's parameters."""
-    lines = [*_installation(), "", *_forms()]
+    """Print versions, the forms of every operation, what was measured, and a MODEL's parameters."""
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    lines = [*_installation()]
+    for device in devices:
+        lines += ["", *_forms(device), *_measured(device)]
     if model is not None:
         lines += ["", *_model(model)]
     click.echo("\n".join(lines))
@@ -55,38 +63,50 @@ def _installation() -> Iterator[str]:
         ("native code", native_code()),
         ("runs here", ", ".join(found["instruction_sets"])),
         ("openmp", found["openmp"]),
+        ("triton", forms.triton_cannot_run() or table.version("triton")),
         ("backend", dispatch.backend()),
     ):
         if value:
             yield f"{name:<12} {value}"
 
 
-def _forms() -> Iterator[str]:
-    """The form that computes each operation on this machine's CPU in float32, and why not others."""
-    yield f"{'operation':<22} {'forward':<14} backward"
+def _forms(device: torch.device) -> Iterator[str]:
+    """The form that each operation takes in float32 where nothing was measured, and why not those before it."""
+    yield f"{f'operation on {device}':<22} {'forward':<14} backward"
     notes: dict[str, int] = {}
     for operation in testing.OPERATIONS:
-        cells = [_cell(operation, direction, notes) for direction in ("forward", "backward")]
+        cells = [_cell(operation, direction, device, notes) for direction in DIRECTIONS]
         yield f"{operation:<22} {cells[0]:<14} {cells[1]}"
     for note, number in notes.items():
         yield f"[{number}] {note}"
 
 
-def _cell(operation: str, direction: str, notes: dict[str, int]) -> str:
+def _cell(operation: str, direction: str, device: torch.device, notes: dict[str, int]) -> str:
     """The form, with the numbers of the notes that say why forms before it refused."""
     case = testing.cases(operation)[0]
-    reasons = dispatch.reasons(
-        operation, direction, testing.arguments(operation, direction, case, torch.float32)
-    )
+    args = testing.arguments(operation, direction, case, torch.float32)
+    args = tuple(arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args)
+    reasons = dispatch.reasons(operation, direction, args)
     wanted = dispatch.backend()
+    order = forms.fixed_order(device.type) if wanted == "auto" else (wanted,)
     marks = []
-    for form, reason in reasons.items():
-        if wanted not in ("auto", form):
-            continue
-        if reason is None:
+    for form in order:
+        if reasons[form] is None:
             return " ".join([form, *marks])
-        marks.append(f"[{notes.setdefault(f'{form}: {reason}', len(notes) + 1)}]")
+        marks.append(f"[{notes.setdefault(f'{form}: {reasons[form]}', len(notes) + 1)}]")
     return " ".join(["none", *marks])
+
+
+def _measured(device: torch.device) -> Iterator[str]:
+    """Where the measurements of a device are, how many, which forms won, and what was struck off."""
+    found = measured.table_of(device)
+    wins = Counter(decision.form for decision in found.decisions.values())
+    won = "".join(f", {form} {count}" for form, count in wins.most_common())
+    yield f"measured: {len(found.decisions)} kinds of calls{won}"
+    yield f"kept in {found.path or 'no file: there is no home folder'}"
+    for key, decision in sorted(found.decisions.items()):
+        for form, reason in decision.struck_off.items():
+            yield f"struck off: {form}, {key}: {reason}"
 
 
 def _model(path: str) -> Iterator[str]:

@@ -4,7 +4,9 @@ reference formulas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from .. import dispatch
 from ..errors import ArgumentError, UnsupportedError
 
 _LIBRARY = torch.library.Library("bertfast", "FRAGMENT")
+GRADIENTS: dict[str, tuple[str, ...]] = {}  # operation -> the arguments whose gradients it gives
+_WIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("bertfast_wide", default=True)
 
 
 def define(
@@ -96,6 +100,8 @@ def differentiate(operation: str, wanted: tuple[int, ...], arguments: Callable) 
             first, without `needs`.
     """
     backward_op = getattr(torch.ops.bertfast, f"{operation}_bwd").default
+    forward_names = dispatch.names(operation, "forward")
+    GRADIENTS[operation] = tuple(forward_names[index] for index in wanted)
     takes_needs = backward_op._schema.arguments[-1].name == "needs"
 
     def setup(ctx, inputs, output):
@@ -109,6 +115,7 @@ def differentiate(operation: str, wanted: tuple[int, ...], arguments: Callable) 
             len(inputs),
             inputs[-1] is not False,
         )  # the last argument is `save`, where there is one
+        ctx.scope = dispatch.scope()
 
     def backward(ctx, grad, *_):
         if grad is None:
@@ -120,7 +127,8 @@ def differentiate(operation: str, wanted: tuple[int, ...], arguments: Callable) 
         tensors = iter(ctx.saved_tensors)
         kept = [next(tensors) if constant is None else constant[0] for constant in ctx.constants]
         needs = [ctx.needs_input_grad[index] for index in wanted]
-        grads = backward_op(grad, *kept, needs) if takes_needs else (backward_op(grad, *kept),)
+        with dispatch.inside(ctx.scope):  # this may be autograd's own thread
+            grads = backward_op(grad, *kept, needs) if takes_needs else (backward_op(grad, *kept),)
         results: list[Tensor | None] = [None] * ctx.count
         for index, need, result in zip(wanted, needs, grads, strict=True):
             results[index] = result if need else None
@@ -164,7 +172,8 @@ def linear_gradients(
 def layer_norm(
     z: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LN over the last dimension of z [T,N]: (result [T,N], mean [T], rstd [T])."""
+    """LN over the last dimension of z [T,N]: (result [T,N], mean [T], rstd [T]), statistics in fp32."""
+    weight, bias = _beside(z, weight, bias)
     out, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], weight, bias, eps)
     return out, mean.view(-1), rstd.view(-1)
 
@@ -173,11 +182,17 @@ def layer_norm_gradients(
     dout: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients (dz, dweight, dbias) of LN from its saved statistics [T]."""
-    mean, rstd = mean.to(z.dtype).unsqueeze(1), rstd.to(z.dtype).unsqueeze(1)
-    wanted = [True, True, True]
+    dtype, wanted = statistics_dtype(z.dtype), [True, True, True]
+    mean, rstd = mean.to(dtype).unsqueeze(1), rstd.to(dtype).unsqueeze(1)
+    (weight,) = _beside(z, weight)
     return torch.ops.aten.native_layer_norm_backward(
         dout, z, z.shape[-1:], mean, rstd, weight, torch.zeros_like(weight), wanted
     )
+
+
+def _beside(z: Tensor, *rows: Tensor) -> list[Tensor]:
+    """LN's parameters as torch wants them for fp32 statistics of z: in fp32 on the CPU, in z's dtype on a GPU."""
+    return [row.to(statistics_dtype(z.dtype)) if z.is_cpu else row for row in rows]
 
 
 def nothing_saved(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,8 +206,20 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@contextlib.contextmanager
+def in_own_dtype() -> Iterator[None]:
+    """Reference formulas in the block compute in their tensors' own dtype, as plain torch would."""
+    token = _WIDE.set(False)
+    try:
+        yield
+    finally:
+        _WIDE.reset(token)
+
+
 def upcast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors in the dtype of sums; a frozen weight is unpacked first."""
+    """The tensors in the dtype of sums (inside `in_own_dtype`: as they are); a frozen weight is unpacked first."""
+    if not _WIDE.get():
+        return [None if t is None else thaw(t) for t in tensors]
     return [None if t is None else thaw(t).to(statistics_dtype(t.dtype)) for t in tensors]
 
 

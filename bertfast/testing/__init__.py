@@ -32,6 +32,7 @@ __all__ = [
     "check_function",
     "check_gradients",
     "compare",
+    "expect",
     "make_gradient",
     "make_inputs",
     "mutations",
@@ -177,22 +178,36 @@ def check_gradients(
 
 
 def refusal(
-    operation: str, direction: str, case: Case, dtype: torch.dtype, backend: str
+    operation: str,
+    direction: str,
+    case: Case,
+    dtype: torch.dtype,
+    backend: str,
+    device: torch.device | str = "cpu",
 ) -> str | None:
     """Why the backend does not compute this case, in the words of its supports(); None if it does."""
-    return dispatch.reasons(operation, direction, arguments(operation, direction, case, dtype))[
-        backend
-    ]
+    args = arguments(operation, direction, case, dtype, device=device)
+    return dispatch.reasons(operation, direction, args)[backend]
+
+
+def expect(operation: str, case: Case, dtype: torch.dtype, tf32: bool = False) -> None:
+    """Compute what the next checks of this case compare with, on the CPU; they would do it themselves."""
+    _expected(operation, case, dtype, tf32)
 
 
 def arguments(
-    operation: str, direction: str, case: Case, dtype: torch.dtype, save: bool = True
+    operation: str,
+    direction: str,
+    case: Case,
+    dtype: torch.dtype,
+    save: bool = True,
+    device: torch.device | str = "cpu",
 ) -> tuple:
     """The positional arguments of the op, and of a form's function, for a case."""
-    named = {**make_inputs(operation, case, dtype), "save": save}
+    named = {**make_inputs(operation, case, dtype, device), "save": save}
     if direction == "backward":
         with dispatch.use_backend("reference"):
-            results = _forward_op(operation, make_inputs(operation, case, dtype))
+            results = _forward_op(operation, make_inputs(operation, case, dtype, device))
         named |= dict(zip(_RESULTS[operation], results, strict=True))
         named |= {f"d{_RESULTS[operation][0]}": make_gradient(case, results[0])}
         named |= {"needs": [True] * len(op(operation, direction)._schema.returns)}

@@ -7,9 +7,11 @@ the other rows taken out, so that every result depends on the judged rows alone.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from ..ops._philox import dropout, hidden_keep
 from . import _RESULTS, Expected, bounds, compare
 
 ROWS = {"cpu": 64, "cuda": 256}  # judged, at least; whole sequences where sequences matter
+LONGEST = 1024  # tokens of a sequence that is judged
 MARGIN = {"cpu": 1.15, "cuda": 1.05}  # how much faster than the first of the order another must be
 BUDGET_S = {"cpu": 1.0, "cuda": 0.3}  # of timing all forms
 ROUNDS = (2, 9)
@@ -57,9 +60,7 @@ class Question(NamedTuple):
         return GRADIENTS[self.operation] if backward else _RESULTS[self.operation]
 
 
-def decide(
-    question: Question, ready: Mapping[str, Form], reference: Form, plain: Form
-) -> Decision:
+def decide(question: Question, ready: Mapping[str, Form], reference: Form, plain: Form) -> Decision:
     """Judge and time the forms that support the call; the first right one stays unless another is clearly faster.
 
     Args:
@@ -69,7 +70,8 @@ def decide(
     Raises Inconclusive, and what the reference and plain torch raise.
     """
     device = question.device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False):
+    current = torch.cuda.device(question.device) if device == "cuda" else contextlib.nullcontext()
+    with current, torch.no_grad(), torch.autocast(device, enabled=False):
         trial = _Trial(question, reference, plain)
         struck_off: dict[str, str] = {}
         lasting = True
@@ -224,19 +226,19 @@ def _both_ends(rows: Tensor, limit: int) -> Tensor:
 def _whole_sequences(named: dict, limit: int) -> tuple[dict, Tensor]:
     """Sequences from both ends, the others made empty: dropout counts batch rows and places inside a sequence."""
     starts = named["cu_seqlens"].tolist()
-    lengths = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+    lengths = [stop - start for start, stop in pairwise(starts)]
     order = sorted(range(len(lengths)), key=lambda i: min(i, len(lengths) - 1 - i))
-    taken, count = [0] * len(lengths), 0
-    for i in order:
-        if count < limit and lengths[i]:
-            taken[i], count = lengths[i], count + lengths[i]
+    taken = [0] * len(lengths)
+    for number, i in enumerate(i for i in order if lengths[i]):
+        if number < 2 or sum(taken) < limit:
+            taken[i] = lengths[i]
     device = named["cu_seqlens"].device
-    pieces = [
-        torch.arange(start, start + length)
-        for start, length in zip(starts, taken, strict=False)
-        if length
-    ]
-    rows = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+    if max(taken, default=0) > LONGEST:
+        raise Inconclusive(
+            f"a sequence of {max(taken)} tokens: its matrices in float64 are too large"
+        )
+    ends = zip(starts[:-1], taken, strict=True)
+    rows = torch.cat([torch.arange(start, start + length) for start, length in ends])
     shorter = torch.tensor([0, *taken]).cumsum(0).to(torch.int32)
     return {**named, "cu_seqlens": shorter.to(device)}, rows.to(device)
 

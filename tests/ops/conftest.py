@@ -1,18 +1,30 @@
 """What the operations' tests share: their parameters, and skips in the words of supports().
 
 A test module names its OPERATION; arguments called case, dtype, backend, pair and mutation are
-filled in for it.
+filled in for it. The forms of a GPU are executed on CPU tensors (gpu_code), and on a GPU run as
+they are (--device cuda).
 """
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
-from bertfast import dispatch, testing
+from bertfast import testing
+from gpu_code.forms import GPU_FORMS, running
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PAIRS = [(forward, backward) for forward in dispatch.ORDER for backward in dispatch.ORDER]
+TF32 = "tf32"  # float32 whose products may round their inputs
+HOST_FORMS = ("cpu", "reference", "torch")
+# Executing is slow: in these dtypes the cases that a kernel's code can tell apart.
+EXECUTED_CASES = {
+    "bf16": None,
+    "fp16": ("odd", "base", "dropout", "embeds", "sharp"),
+    "fp32": ("tiny", "odd", "dropout"),
+    TF32: ("odd", "base", "dropout"),
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,42 +42,115 @@ def pytest_generate_tests(metafunc):
     operation = getattr(metafunc.module, "OPERATION", None)
     if operation is None:
         return
+    names, on_gpu = metafunc.fixturenames, metafunc.config.getoption("--device") != "cpu"
+    if "case" in names:
+        axis = "backend" if "backend" in names else "pair"
+        runs = _pairs(on_gpu) if axis == "pair" else [(form,) for form in _forms(on_gpu)]
+        rows = list(_parity_rows(operation, runs, on_gpu))
+        ids = ["-".join([str(case), dtype, *run]) for case, dtype, run in rows]
+        values = [(case, dtype, run if axis == "pair" else run[0]) for case, dtype, run in rows]
+        metafunc.parametrize(("case", "dtype", axis), values, ids=ids)
+        return
     values = {
-        "case": {str(case): case for case in testing.cases(operation)},
+        "backend": {form: form for form in _forms(on_gpu) if form != "torch"},
         "mutation": dict(testing.mutations(operation)),
-        "dtype": DTYPES,
-        "pair": {"-".join(pair): pair for pair in PAIRS},
-        "backend": {form: form for form in dispatch.ORDER},
         "direction": {"forward": "forward", "backward": "backward"},
     }
     for name, choices in values.items():
-        if name in metafunc.fixturenames:
+        if name in names:
             metafunc.parametrize(name, list(choices.values()), ids=list(choices))
 
 
+def _forms(on_gpu: bool) -> tuple[str, ...]:
+    return (*GPU_FORMS, "torch", "reference") if on_gpu else (*HOST_FORMS, *GPU_FORMS)
+
+
+def _pairs(on_gpu: bool) -> list[tuple[str, str]]:
+    """(form of the forward, form of the backward): every form with itself and with the reference."""
+    pairs = [(form, form) for form in _forms(on_gpu)]
+    for form in _forms(on_gpu):
+        if form != "reference":
+            pairs += [("reference", form), (form, "reference")]
+    return pairs
+
+
+def _parity_rows(operation: str, runs: list[tuple], on_gpu: bool):
+    """(case, dtype, forms) of each parity test."""
+    for case in testing.cases(operation):
+        for dtype in (*DTYPES, TF32):
+            for run in runs:
+                device_form = bool(set(run) & set(GPU_FORMS))
+                if dtype == TF32 and not device_form:
+                    continue
+                if dtype == "fp32" and "torch" in run:  # the reference itself
+                    continue
+                if device_form and not on_gpu and not _executed(case, dtype, run):
+                    continue
+                yield case, dtype, run
+
+
+def _executed(case: testing.Case, dtype: str, run: tuple) -> bool:
+    """Whether a form of a GPU is executed in this test on a machine without one."""
+    if (
+        run[0] in GPU_FORMS and run[-1] == "reference"
+    ):  # what it saves is held to the rule by the forward's test
+        return False
+    if len(set(run)) == 2 and dtype != "bf16":
+        return False
+    names = EXECUTED_CASES[dtype]
+    return names is None or case.name in names
+
+
+@pytest.fixture(autouse=True)
+def _executed_form(request):
+    """The form that a test without cases names computes on an emulated device."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    forms = () if "case" in parameters else (parameters.get("backend"),)
+    with running(*forms, device=request.config.getoption("--device")):
+        yield
+
+
 @pytest.fixture
-def check_forward():
+def check_forward(request):
     """testing.check_forward, or a skip where the form refuses."""
 
     def check(operation, case, dtype, backend):
-        skip_where_refused(operation, "forward", case, dtype, backend)
-        testing.check_forward(operation, case, dtype, backend)
+        with _running(request, operation, case, dtype, backend) as options:
+            _skip_where_refused(operation, "forward", case, backend, options)
+            testing.check_forward(operation, case, backend=backend, **options)
 
     return check
 
 
 @pytest.fixture
-def check_backward():
+def check_backward(request):
     """testing.check_backward for (form of the forward, form of the backward), or a skip where one
     refuses.
     """
 
     def check(operation, case, dtype, pair):
-        for direction, form in zip(("forward", "backward"), pair, strict=True):
-            skip_where_refused(operation, direction, case, dtype, form)
-        testing.check_backward(operation, case, dtype, backend=pair[1], forward=pair[0])
+        with _running(request, operation, case, dtype, *pair) as options:
+            for direction, form in zip(("forward", "backward"), pair, strict=True):
+                _skip_where_refused(operation, direction, case, form, options)
+            forward, backward = pair
+            testing.check_backward(operation, case, backend=backward, forward=forward, **options)
 
     return check
+
+
+@contextlib.contextmanager
+def _running(request, operation, case, dtype, *forms):
+    """Where the forms run; gives the options of testing's checks."""
+    device = request.config.getoption("--device")
+    options = {"dtype": DTYPES.get(dtype, torch.float32), "device": device, "tf32": dtype == TF32}
+    testing.expect(operation, case, options["dtype"], options["tf32"])  # outside the emulation
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == TF32
+    try:
+        with running(*forms, device=device):
+            yield options
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture
@@ -103,8 +188,8 @@ def check_op():
     return check
 
 
-def skip_where_refused(operation, direction, case, dtype, form):
-    reason = testing.refusal(operation, direction, case, dtype, form)
+def _skip_where_refused(operation, direction, case, form, options):
+    reason = testing.refusal(operation, direction, case, options["dtype"], form, options["device"])
     if reason is not None:
         pytest.skip(f"{operation}, {direction}, {form}: {reason}")
 

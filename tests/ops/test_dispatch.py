@@ -1,9 +1,10 @@
-"""The choice of a form: order, names, the environment variable, records, threads, and an absent
-extension.
+"""The choice of a form where nothing is measured: order, names, the environment variable, records, threads, forms that
+are absent or broken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,12 @@ def _form(reason=None):
     )
 
 
+@pytest.fixture(autouse=True)
+def _nothing_measured():
+    with dispatch.measuring(False):
+        yield
+
+
 @pytest.fixture
 def forms(monkeypatch):
     """linear_gelu with a form cpu that refuses."""
@@ -37,7 +44,7 @@ ARGS = (torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(3))
 def test_every_operation_is_registered():
     assert sorted(dispatch.operations()) == sorted(ops.__all__)
     for name in ops.__all__:
-        assert list(dispatch._FORMS[name]) == list(dispatch.ORDER)
+        assert list(dispatch._FORMS[name]) == list(dispatch.NAMES)
 
 
 def test_automatic_choice_falls_through_and_is_recorded(forms):
@@ -76,9 +83,9 @@ def test_all_forms_refuse(forms):
 
 def test_bad_name():
     with pytest.raises(
-        ArgumentError, match="name: expected one of auto, cpu, reference, got 'cuda'"
+        ArgumentError, match="name: expected one of auto, cpu, .*, reference, got 'gpu'"
     ):
-        dispatch.use_backend("cuda").__enter__()
+        dispatch.use_backend("gpu")
 
 
 def test_environment_variable(monkeypatch):
@@ -91,7 +98,7 @@ def test_environment_variable(monkeypatch):
     monkeypatch.setenv("BERTFAST_BACKEND", "gpu")
     dispatch._environment.cache_clear()
     with pytest.raises(
-        ArgumentError, match="BERTFAST_BACKEND: expected one of auto, cpu, reference, got 'gpu'"
+        ArgumentError, match="BERTFAST_BACKEND: expected one of auto, cpu, .*, got 'gpu'"
     ):
         dispatch.choose("linear_gelu", "forward", ARGS)
     monkeypatch.undo()
@@ -108,6 +115,63 @@ def test_choice_belongs_to_the_thread():
     assert log == []
 
 
+def _backward_in_a_thread(out, around=contextlib.nullcontext):
+    """As autograd does on a GPU: in a thread that has none of the forward's context."""
+
+    def run():
+        with around():
+            out.sum().backward()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def test_backward_runs_in_the_form_of_the_forward():
+    x = torch.ones(2, 3, requires_grad=True)
+    with dispatch.record() as log:
+        with dispatch.use_backend("reference"):
+            out = ops.linear_gelu(x, *ARGS[1:])
+        _backward_in_a_thread(out)
+    assert [(c.direction, c.form) for c in log] == [
+        ("forward", "reference"),
+        ("backward", "reference"),
+    ]
+
+
+def test_backward_obeys_a_choice_of_its_own():
+    x = torch.ones(2, 3, requires_grad=True)
+    with dispatch.use_backend("reference"):
+        out = ops.linear_gelu(x, *ARGS[1:])
+    seen = []
+
+    @contextlib.contextmanager
+    def around():
+        with dispatch.use_backend("cpu"), dispatch.record() as log:
+            yield
+        seen.extend(log)
+
+    _backward_in_a_thread(out, around)
+    assert [(c.direction, c.form) for c in seen] == [("backward", "cpu")]
+
+
+def test_a_record_ends_with_its_block():
+    x = torch.ones(2, 3, requires_grad=True)
+    with dispatch.record() as log:
+        out = ops.linear_gelu(x, *ARGS[1:])
+    _backward_in_a_thread(out)
+    assert [choice.direction for choice in log] == ["forward"]
+
+
+def _run(program, **environment):
+    environment = {**os.environ, "BERTFAST_BACKEND": "auto", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_without_the_extension():
     """The package works on the reference alone, and says why."""
     program = """
@@ -115,23 +179,99 @@ import sys
 sys.modules["bertfast._cpu"] = None
 import torch
 from bertfast import dispatch, ops
+dispatch.set_measuring(False)
 args = torch.ones(2, 3), torch.ones(3, 3), torch.ones(3)
 with dispatch.record() as log:
     ops.linear_gelu(*args)
 print(log[0].form, log[0].reasons["cpu"])
 """
-    environment = {**os.environ, "BERTFAST_BACKEND": "auto"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("reference native extension not built")
+    assert _run(program).stdout.startswith("reference native extension not built")
 
 
 def test_absent_module_refuses_with_its_error(monkeypatch):
     monkeypatch.setitem(dispatch._FORMS, "linear_gelu", {})
     monkeypatch.setitem(sys.modules, "bertfast.ops.linear_gelu.native", None)
     dispatch.register("linear_gelu", "bertfast.ops.linear_gelu")
-    assert dispatch.reasons("linear_gelu", "forward", ())["cpu"].startswith(
-        "native extension not built: "
+    found = dispatch.reasons("linear_gelu", "forward", (*ARGS, False))
+    assert found["cpu"].startswith("native extension not built: ")
+
+
+def test_forms_are_imported_when_they_are_asked_for():
+    """What runs on the CPU imports neither Triton nor the forms that it does not take."""
+    program = """
+import sys, torch, bertfast
+from bertfast import ops
+loaded = lambda: {n for n in sys.modules if n == "triton" or n.startswith("bertfast.ops.linear_gelu.")}
+assert loaded() == set(), loaded()
+bertfast.dispatch.set_measuring(False)
+ops.linear_gelu(torch.ones(2, 3), torch.ones(3, 3), torch.ones(3))
+assert loaded() == {"bertfast.ops.linear_gelu.native"}, loaded()
+"""
+    _run(program)
+
+
+BROKEN = {
+    "missing": "raise ModuleNotFoundError('No module named triton')",
+    "broken": "raise OSError('libtriton.so: undefined symbol')",
+    "gutted": "",
+}
+TELL = """
+import logging, sys, torch
+logging.basicConfig(stream=sys.stdout, format="LOGGED %(message)s")
+from bertfast import UnsupportedError, dispatch, ops
+from bertfast.dispatch import forms
+args = torch.ones(2, 3), torch.ones(3, 3), torch.ones(3)
+with dispatch.record() as log:
+    ops.linear_gelu(*args)
+print("RAN", log[0].form)
+try:
+    with dispatch.use_backend("triton"):
+        ops.linear_gelu(*args)
+except UnsupportedError as error:
+    print("NAMED", error)
+for operation in ("linear_gelu", "linear_gelu", "gelu_layernorm"):
+    form = dispatch._FORMS[operation]["triton"]
+    print("GPU", forms.refuses("triton", form, "forward", (*args, False), "cuda"))
+"""
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_triton_missing_or_broken(kind, tmp_path):
+    """bertfast runs on; the reason is kept, and told once where a GPU would have been served."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(BROKEN[kind])
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    environment = {"PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)}
+    lines = _run(TELL, **environment).stdout.splitlines()
+    why = "triton cannot be imported: "
+    why += {"missing": "No module named triton", "broken": "libtriton.so: undefined symbol"}.get(
+        kind, "cannot import name"
     )
+    assert lines[0].startswith("RAN ")
+    assert lines[1].startswith(f"NAMED linear_gelu, forward: triton: {why}")
+    told = [line for line in lines if line.startswith("LOGGED")]
+    assert len(told) == 1, told
+    assert why in told[0]
+    reasons = [line for line in lines if line.startswith("GPU")]
+    assert len(reasons) == 3
+    assert all(line.startswith(f"GPU {why}") for line in reasons)
+
+
+@pytest.mark.parametrize("compiler", ["/none/such-compiler", None])
+def test_triton_without_a_compiler(compiler, tmp_path):
+    """CC names no program, or there is none on the path at all."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "TRITON_INTERPRET": ""}
+    if compiler is None:
+        environment |= {"PATH": str(tmp_path)}
+        program = "import os; os.environ.pop('CC', None)" + TELL
+    else:
+        environment |= {"CC": compiler}
+        program = TELL
+    lines = _run(program, **environment).stdout.splitlines()
+    assert lines[0].startswith("RAN ")
+    reasons = [line for line in lines if line.startswith("GPU")]
+    assert len(reasons) == 3
+    assert all(line.startswith("GPU triton needs a C compiler") for line in reasons)
+    (told,) = [line for line in lines if line.startswith("LOGGED")]
+    assert (compiler or "there is no gcc and no clang") in told

@@ -6,23 +6,23 @@ from itertools import pairwise
 
 import torch
 
-from .._autograd import gradients, statistics_dtype
+from .._autograd import gradients, statistics_dtype, upcast
 from .._philox import attention_keep, dropout
 
 
 def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
     tokens, _, heads, size = qkv.shape
-    wide = qkv.to(statistics_dtype(qkv.dtype))
-    out, lse = wide.new_zeros(tokens, heads, size), wide.new_zeros(heads, tokens)
+    (wide,), dtype = upcast(qkv), statistics_dtype(qkv.dtype)
+    out, lse = wide.new_zeros(tokens, heads, size), wide.new_zeros(heads, tokens, dtype=dtype)
     for row, (start, stop) in _sequences(cu_seqlens):
         keep = _keep(seed, p, row, heads, stop - start)
         out[start:stop] = _attend(wide[start:stop], scale, p, keep)
-        lse[:, start:stop] = _logits(wide[start:stop], scale).logsumexp(-1)
+        lse[:, start:stop] = _logits(wide[start:stop], scale).to(dtype).logsumexp(-1)
     return out.to(qkv.dtype).flatten(1), lse
 
 
 def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
-    wide = qkv.to(statistics_dtype(qkv.dtype))
+    (wide,) = upcast(qkv)
     dout = dout.unflatten(1, qkv.shape[2:]).to(wide.dtype)
     dqkv = torch.zeros_like(wide)
     for row, (start, stop) in _sequences(cu_seqlens):

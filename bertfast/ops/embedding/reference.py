@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._autograd import layer_norm, layer_norm_gradients, rounded, upcast
+from .._autograd import layer_norm, layer_norm_gradients, rounded, statistics_dtype, upcast
 from .._philox import dropout, hidden_keep
 
 
@@ -75,4 +75,5 @@ def _sum(input_ids, word, inputs_embeds, position_ids, position, token_type_ids,
 
 
 def _scatter(rows, indices, table):
+    rows = rows.to(statistics_dtype(rows.dtype))
     return rows.new_zeros(table.shape).index_add_(0, indices, rows)

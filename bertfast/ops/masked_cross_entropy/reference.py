@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .._autograd import linear_gradients, rounded, upcast
+from .._autograd import linear_gradients, rounded, statistics_dtype, upcast
 
 
 def forward(x, weight, bias, labels, ignore_index, num_items):
     rows, targets = _labelled(labels, ignore_index)
-    logits = F.linear(*upcast(x[rows], weight, bias))
+    logits = F.linear(*upcast(x[rows], weight, bias)).to(statistics_dtype(x.dtype))
     row_lse = logits.logsumexp(1)
     losses = row_lse - logits.gather(1, targets[:, None]).squeeze(1)
     loss = losses.sum() / (len(rows) if num_items is None else num_items)
@@ -20,10 +20,11 @@ def forward(x, weight, bias, labels, ignore_index, num_items):
 def backward(dloss, x, weight, bias, labels, lse, ignore_index, num_items, needs):
     rows, targets = _labelled(labels, ignore_index)
     x_rows, wide_weight, wide_bias = upcast(x[rows], weight, bias)
-    dlogits = torch.exp(F.linear(x_rows, wide_weight, wide_bias) - lse[rows, None])
+    logits = F.linear(x_rows, wide_weight, wide_bias).to(statistics_dtype(x.dtype))
+    dlogits = torch.exp(logits - lse[rows, None])
     dlogits[torch.arange(len(rows), device=x.device), targets] -= 1
     dlogits *= dloss / (len(rows) if num_items is None else num_items)
-    dx_rows, dweight, dbias = linear_gradients(dlogits, x_rows, wide_weight, needs)
+    dx_rows, dweight, dbias = linear_gradients(dlogits.to(x_rows.dtype), x_rows, wide_weight, needs)
     dbias = None if bias is None else dbias
     dx = None if dx_rows is None else dx_rows.new_zeros(x.shape).index_copy(0, rows, dx_rows)
     return rounded((dx, dweight, dbias), x.dtype)
