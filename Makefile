@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
+# make demo | test | gates | gpu | bench | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
 # PYTHON: the interpreter to use, 3.10 to 3.14. If it has torch >= 2.6, that torch is used; else TORCH and
 # PIP_ARGS say what is installed, as in: make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
@@ -10,13 +10,21 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench lint wheel clean
+.PHONY: demo test gates gpu bench lint wheel clean
 
 demo: $(VENV)/.package $(VENV)/.model
 	@$(BIN)/bertfast demo
 
 test: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m pytest
+
+# Every shipped GPU configuration compiled for every architecture, within its budget.
+gates: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/gpu_code/gates --all-architectures -s
+
+# On a machine with a GPU: parity, compute-sanitizer, benchmarks, one report.
+gpu: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python scripts/gpu.py
 
 bench: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only

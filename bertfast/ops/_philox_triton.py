@@ -14,6 +14,15 @@ def _round(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
+def _kept(word, next_word, threshold):
+    """What the four halves of two words decide, as bits 0 to 3: low half first."""
+    bits = ((word & 0xFFFF).to(tl.int32) >= threshold).to(tl.int32)
+    bits |= ((word >> 16).to(tl.int32) >= threshold).to(tl.int32) << 1
+    bits |= ((next_word & 0xFFFF).to(tl.int32) >= threshold).to(tl.int32) << 2
+    return bits | ((next_word >> 16).to(tl.int32) >= threshold).to(tl.int32) << 3
+
+
+@triton.jit
 def keep_mask(seed_ptr, i_block, j, head, row, threshold, BLOCK_I: tl.constexpr):
     """Which elements are kept: a bool tile [J, BLOCK_I].
 
@@ -35,7 +44,9 @@ def keep_mask(seed_ptr, i_block, j, head, row, threshold, BLOCK_I: tl.constexpr)
         c0, c1, c2, c3 = _round(c0, c1.to(tl.uint32), c2, c3.to(tl.uint32), k0, k1)
         k0 += 0x9E3779B9
         k1 += 0xBB67AE85
-    # word w, half h serve element 2 w + h: joined minor first, the tile unfolds in order
-    words = tl.join(tl.join(c0, c2), tl.join(c1, c3))
-    numbers = tl.join(words & 0xFFFF, words >> 16)
-    return tl.reshape(numbers, [j.shape[0], BLOCK_I]).to(tl.int32) >= threshold
+    # Decisions travel as bits, 4 in a word: where layouts change that is little, and the join keeps Triton from moving
+    # the change ahead of the rounds, which 4 threads would then compute alike.
+    bits = tl.join(_kept(c0, c1, threshold), _kept(c2, c3, threshold))
+    bits = tl.reshape(bits, [j.shape[0], BLOCK_I // 4])
+    keep = (bits[:, :, None] >> tl.arange(0, 4)[None, None, :]) & 1
+    return tl.reshape(keep, [j.shape[0], BLOCK_I]) != 0

@@ -1,0 +1,172 @@
+"""Triton kernels of attention's backward. They use the work list of the forward, and no atomics.
+
+Probabilities P are computed again from lse. With M the dropout's factors and D = rowsum(dout out),
+    dv = (P M)^T dout,  dS = P (M (dout v^T) - D),  dq = scale dS k,  dk = scale dS^T q.
+Two launches: a program owns a block of queries (dq, and D for the next launch), then one owns a block of keys (dk, dv).
+One launch where a block of keys holds a whole sequence: its program goes over all queries anyway and gives dq too.
+P M and dS are cast to the dtype before their products; rows that belong to no sequence get 0.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .._philox_triton import keep_mask
+from ._triton_forward import LOG2_E, find_block, load_tile, store_tile
+
+
+@triton.jit
+def _delta(dout, out):
+    """rowsum(dout out), fp32 [M]."""
+    # A sum over lanes must not take the product into its first step: each lane of a row would round another one.
+    return tl.sum(tl.fma(dout.to(tl.float32), out.to(tl.float32), 0.0), 1)
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
+def _attention_bwd_queries_kernel(
+    q_ptr,  # [T,heads,SIZE]
+    k_ptr,  # [T,heads,SIZE]
+    v_ptr,  # [T,heads,SIZE]
+    cu_seqlens_ptr,  # int32 [sequences + 1]
+    dout_ptr,  # [T,heads * SIZE]
+    out_ptr,  # [T,heads * SIZE]
+    lse_ptr,  # fp32 [heads,T]
+    seed_ptr,  # int64 [1], or None: no dropout
+    delta_ptr,  # fp32 [heads,T], written
+    dqkv_ptr,  # [T,3,heads,SIZE], dq of it written
+    tokens,
+    sequences,
+    stride_token,  # of q, k and v
+    stride_head,
+    stride_dout,
+    scale,
+    threshold,
+    keep_scale,
+    SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # queries
+    BLOCK_N: tl.constexpr,  # keys
+):
+    sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_M)
+    if first >= length:
+        return
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    row, rows = start + first, length - first
+    dqkv_ptr += head * SIZE
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if sequence == sequences:
+        store_tile(dqkv_ptr, row, 3 * heads * SIZE, dq, rows, BLOCK_M, SIZE, BLOCK_D)
+        return
+
+    query = first + tl.arange(0, BLOCK_M)
+    statistics = head.to(tl.int64) * tokens + start + query
+    lse = tl.load(lse_ptr + statistics, mask=query < length, other=0.0) * LOG2_E
+    dout_ptr += head * SIZE
+    dout = load_tile(dout_ptr, row, stride_dout, rows, BLOCK_M, SIZE, BLOCK_D)
+    out_ptr += head * SIZE
+    out = load_tile(out_ptr, row, heads * SIZE, rows, BLOCK_M, SIZE, BLOCK_D)
+    delta = _delta(dout, out)
+    tl.store(delta_ptr + statistics, delta, mask=query < length)
+    offset = head.to(tl.int64) * stride_head
+    q = load_tile(q_ptr + offset, row, stride_token, rows, BLOCK_M, SIZE, BLOCK_D)
+    for key in range(0, length, BLOCK_N):
+        left = length - key
+        k = load_tile(k_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
+        v = load_tile(v_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        probability = tl.exp2(logits * (scale * LOG2_E) - lse[:, None])
+        # exp(-lse) of a key that is not there may be inf, and inf * 0 would be NaN
+        probability = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, probability, 0.0)
+        slope = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+        if seed_ptr is not None:
+            keep = keep_mask(seed_ptr, key, query[:, None], head, sequence, threshold, BLOCK_N)
+            slope = tl.where(keep, slope, 0.0) * keep_scale
+        slope = probability * (slope - delta[:, None])
+        dq = tl.dot(slope.to(k.dtype), k, dq, input_precision=PRECISION)
+    store_tile(dqkv_ptr, row, 3 * heads * SIZE, dq * scale, rows, BLOCK_M, SIZE, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
+def _attention_bwd_keys_kernel(
+    q_ptr,  # [T,heads,SIZE]
+    k_ptr,  # [T,heads,SIZE]
+    v_ptr,  # [T,heads,SIZE]
+    cu_seqlens_ptr,  # int32 [sequences + 1]
+    dout_ptr,  # [T,heads * SIZE]
+    out_ptr,  # [T,heads * SIZE], or None where delta is given
+    lse_ptr,  # fp32 [heads,T]
+    seed_ptr,  # int64 [1], or None: no dropout
+    delta_ptr,  # fp32 [heads,T], or None: a block of keys is a whole sequence
+    dqkv_ptr,  # [T,3,heads,SIZE]: dk and dv of it written, dq too where delta is not given
+    tokens,
+    sequences,
+    stride_token,  # of q, k and v
+    stride_head,
+    stride_dout,
+    scale,
+    threshold,
+    keep_scale,
+    SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # queries
+    BLOCK_N: tl.constexpr,  # keys
+):
+    sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_N)
+    if first >= length:
+        return
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    row, rows = start + first, length - first
+    width = heads * SIZE
+    dqkv_ptr += head * SIZE
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    if sequence == sequences:
+        if delta_ptr is None:
+            store_tile(dqkv_ptr, row, 3 * width, dk, rows, BLOCK_N, SIZE, BLOCK_D)
+        store_tile(dqkv_ptr + width, row, 3 * width, dk, rows, BLOCK_N, SIZE, BLOCK_D)
+        store_tile(dqkv_ptr + 2 * width, row, 3 * width, dv, rows, BLOCK_N, SIZE, BLOCK_D)
+        return
+
+    offset = head.to(tl.int64) * stride_head
+    k = load_tile(k_ptr + offset, row, stride_token, rows, BLOCK_N, SIZE, BLOCK_D)
+    v = load_tile(v_ptr + offset, row, stride_token, rows, BLOCK_N, SIZE, BLOCK_D)
+    for at in range(0, length, BLOCK_M):
+        left = length - at
+        exists = tl.arange(0, BLOCK_M) < left
+        q = load_tile(q_ptr + offset, start + at, stride_token, left, BLOCK_M, SIZE, BLOCK_D)
+        dout = load_tile(
+            dout_ptr + head * SIZE, start + at, stride_dout, left, BLOCK_M, SIZE, BLOCK_D
+        )
+        query = at + tl.arange(0, BLOCK_M)
+        statistics = head.to(tl.int64) * tokens + start + query
+        lse = tl.load(lse_ptr + statistics, mask=exists, other=0.0) * LOG2_E
+        if delta_ptr is None:
+            out = load_tile(out_ptr + head * SIZE, start + at, width, left, BLOCK_M, SIZE, BLOCK_D)
+            delta = _delta(dout, out)
+        else:
+            delta = tl.load(delta_ptr + statistics, mask=exists, other=0.0)
+        # transposed, [keys, queries]: the left operands of dv and dk as they stand
+        logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        probability = tl.exp2(logits * (scale * LOG2_E) - lse[None, :])
+        valid = (tl.arange(0, BLOCK_N) < rows)[:, None] & exists[None, :]
+        probability = tl.where(valid, probability, 0.0)
+        slope = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+        kept = probability
+        if seed_ptr is not None:
+            keep = tl.trans(
+                keep_mask(seed_ptr, first, query[:, None], head, sequence, threshold, BLOCK_N)
+            )
+            kept = tl.where(keep, probability, 0.0)
+            slope = tl.where(keep, slope, 0.0) * keep_scale
+        slope = (probability * (slope - delta[None, :])).to(k.dtype)
+        dv = tl.dot(kept.to(k.dtype), dout, dv, input_precision=PRECISION)
+        dk = tl.dot(slope, q, dk, input_precision=PRECISION)
+        if delta_ptr is None:
+            # transposed too: Triton spreads the warps of all these products over the rows of this one
+            dq = tl.dot(tl.trans(k), slope, input_precision=PRECISION) * scale
+            store_tile(dqkv_ptr, start + at, 3 * width, tl.trans(dq), left, BLOCK_M, SIZE, BLOCK_D)
+    store_tile(dqkv_ptr + width, row, 3 * width, dk * scale, rows, BLOCK_N, SIZE, BLOCK_D)
+    store_tile(dqkv_ptr + 2 * width, row, 3 * width, dv * keep_scale, rows, BLOCK_N, SIZE, BLOCK_D)

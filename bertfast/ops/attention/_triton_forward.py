@@ -1,0 +1,140 @@
+"""Triton kernel of attention's forward, and the work list that its backward shares.
+
+Flash style (Milakov and Gimelshein 2018; Dao et al. 2022): a program owns a block of query rows of one sequence and
+head, and passes over the sequence's keys with a running maximum and sum, so no [S,S] matrix exists. Logits and sums are
+fp32; probabilities are cast to the dtype before they meet the values. A row's result depends on its own sequence alone.
+
+Work list. The blocks of sequence b take program ids cu_seqlens[b] // BLOCK + b onwards: disjoint, as
+ceil(length / BLOCK) <= end // BLOCK - start // BLOCK + 1. The tokens behind the last sequence (a pack with spare
+capacity) count as one more, whose results are 0. Programs left over between two sequences return at once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .._philox_triton import keep_mask
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def find_block(cu_seqlens_ptr, sequences, tokens, BLOCK: tl.constexpr):
+    """Which rows this program owns: (sequence, its first token, its length, first row inside it).
+
+    The sequence is `sequences` for tokens that belong to none. A row that is not below the length: nothing to do.
+    """
+    block = tl.program_id(0)
+    low = block * 0
+    high = low + sequences + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(cu_seqlens_ptr + middle) // BLOCK + middle <= block:
+            low = middle
+        else:
+            high = middle
+    start = tl.load(cu_seqlens_ptr + low)
+    stop = tl.load(cu_seqlens_ptr + low + 1, mask=low < sequences, other=tokens)
+    return low, start, stop - start, (block - start // BLOCK - low) * BLOCK
+
+
+@triton.jit
+def tile_mask(count, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Which elements of a tile [ROWS, BLOCK_D] exist: the first `count` rows, the first SIZE columns."""
+    mask = tl.arange(0, ROWS)[:, None] < count
+    if SIZE != BLOCK_D:
+        mask = mask & (tl.arange(0, BLOCK_D)[None, :] < SIZE)
+    return mask
+
+
+@triton.jit
+def tile_offsets(stride, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    return tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def load_tile(
+    ptr, row, stride, count, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Rows from `row` on as a tile [ROWS, BLOCK_D]; 0 behind the first `count` rows and SIZE columns."""
+    ptrs = ptr + row.to(tl.int64) * stride + tile_offsets(stride, ROWS, BLOCK_D)
+    return tl.load(ptrs, mask=tile_mask(count, ROWS, SIZE, BLOCK_D), other=0.0)
+
+
+@triton.jit
+def store_tile(
+    ptr, row, stride, tile, count, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """The counterpart of `load_tile`; casts the tile to the dtype of the pointer."""
+    ptrs = ptr + row.to(tl.int64) * stride + tile_offsets(stride, ROWS, BLOCK_D)
+    tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=tile_mask(count, ROWS, SIZE, BLOCK_D))
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
+def _attention_fwd_kernel(
+    q_ptr,  # [T,heads,SIZE]
+    k_ptr,  # [T,heads,SIZE]
+    v_ptr,  # [T,heads,SIZE]
+    cu_seqlens_ptr,  # int32 [sequences + 1]
+    out_ptr,  # [T,heads * SIZE]
+    lse_ptr,  # fp32 [heads,T], or None
+    seed_ptr,  # int64 [1], or None: no dropout
+    tokens,
+    sequences,
+    stride_token,  # of q, k and v
+    stride_head,
+    scale_log2,  # scale / ln 2: exponentials are of base 2
+    threshold,
+    keep_scale,
+    SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # queries
+    BLOCK_N: tl.constexpr,  # keys
+):
+    sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_M)
+    if first >= length:
+        return
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    row, rows = start + first, length - first
+    out_ptr += head * SIZE
+    lse_ptrs = lse_ptr
+    if lse_ptr is not None:
+        lse_ptrs = lse_ptr + head.to(tl.int64) * tokens + row + tl.arange(0, BLOCK_M)
+    exists = tl.arange(0, BLOCK_M) < rows
+    if sequence == sequences:
+        zeros = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        store_tile(out_ptr, row, heads * SIZE, zeros, rows, BLOCK_M, SIZE, BLOCK_D)
+        if lse_ptr is not None:
+            tl.store(lse_ptrs, tl.zeros([BLOCK_M], tl.float32), mask=exists)
+        return
+
+    offset = head.to(tl.int64) * stride_head
+    q = load_tile(q_ptr + offset, row, stride_token, rows, BLOCK_M, SIZE, BLOCK_D)
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    query = first + tl.arange(0, BLOCK_M)
+    for key in range(0, length, BLOCK_N):
+        left = length - key
+        k = load_tile(k_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        logits = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, logits, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(logits, 1))
+        # A row of nothing but -inf so far (the product overflowed) has to stay 0, not inf - inf.
+        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        probability = tl.exp2(logits - shift[:, None])
+        rescale = tl.exp2(largest - shift)
+        total = total * rescale + tl.sum(probability, 1)
+        largest = new_largest
+        if seed_ptr is not None:
+            keep = keep_mask(seed_ptr, key, query[:, None], head, sequence, threshold, BLOCK_N)
+            probability = tl.where(keep, probability, 0.0)
+        v = load_tile(v_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
+        out = tl.dot(probability.to(v.dtype), v, out * rescale[:, None], input_precision=PRECISION)
+    out = out * (keep_scale / total)[:, None]
+    store_tile(out_ptr, row, heads * SIZE, out, rows, BLOCK_M, SIZE, BLOCK_D)
+    if lse_ptr is not None:
+        tl.store(lse_ptrs, (largest + tl.log2(total)) * LN_2, mask=exists)

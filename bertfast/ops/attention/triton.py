@@ -1,0 +1,173 @@
+"""Launcher of the Triton form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import _triton
+from .._philox import keep_scale, threshold
+from .._triton import Config, Table
+from ._triton_backward import _attention_bwd_keys_kernel, _attention_bwd_queries_kernel
+from ._triton_forward import _attention_fwd_kernel
+
+LARGEST_HEAD = 128
+SHORT = 128  # tokens of the longest sequence, up to which the forward takes its "short" entries
+
+
+def _config(m: int, n: int, num_warps: int, num_stages: int) -> Config:
+    return Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps, num_stages)
+
+
+# By head size, float32 apart. As large as no architecture spills a register, with dropout or without: sm_90 and sm_100
+# keep operands of a product out of registers; sm_120 multiplies like sm_80.
+_FORWARD_80 = {
+    "32-short": _config(64, 32, 4, 2),
+    "32-long": _config(128, 64, 4, 3),
+    "64-short": _config(64, 64, 4, 2),
+    "64-long": _config(128, 32, 4, 3),
+    "128-short": _config(64, 32, 4, 3),
+    "128-long": _config(64, 32, 4, 3),
+    "fp32-32": _config(32, 32, 4, 2),
+    "fp32-64": _config(32, 32, 4, 2),
+    "fp32-128": _config(16, 32, 4, 2),
+}
+_FORWARD_90 = {
+    **_FORWARD_80,
+    "32-short": _config(64, 64, 4, 2),
+    "64-long": _config(64, 64, 4, 3),
+}
+_QUERIES_80 = {
+    "32": _config(64, 64, 4, 2),
+    "64": _config(64, 32, 4, 2),
+    "128": _config(64, 64, 8, 2),
+    "fp32-32": _config(32, 32, 4, 2),
+    "fp32-64": _config(32, 32, 4, 2),
+    "fp32-128": _config(32, 32, 8, 2),
+}
+_KEYS_80 = {
+    "32": _config(32, 64, 4, 2),
+    "64": _config(32, 64, 4, 2),
+    "128": _config(32, 64, 8, 2),
+    "fp32-32": _config(32, 32, 4, 2),
+    "fp32-64": _config(16, 32, 4, 2),
+    "fp32-128": _config(16, 32, 8, 2),
+}
+# One launch where BLOCK_N holds the longest sequence, two where it does not or no entry is there.
+_WHOLE_80 = {
+    "32": _config(32, 128, 8, 1),
+    "64": _config(16, 128, 8, 1),
+    "fp32-32": _config(16, 128, 8, 1),
+    "fp32-64": _config(16, 64, 8, 1),
+}
+_WHOLE_90 = {**_WHOLE_80, "64": _config(32, 128, 8, 1), "128": _config(16, 128, 8, 1)}
+
+FORWARD = Table("attention_fwd", {80: _FORWARD_80, 90: _FORWARD_90, 120: _FORWARD_80})
+BACKWARD_QUERIES = Table(
+    "attention_bwd_queries",
+    {80: _QUERIES_80, 90: {**_QUERIES_80, "64": _config(64, 64, 4, 2)}, 120: _QUERIES_80},
+)
+BACKWARD_KEYS = Table(
+    "attention_bwd_keys", {80: _KEYS_80, 120: {**_KEYS_80, "64": _config(16, 64, 4, 2)}}
+)
+BACKWARD_WHOLE = Table("attention_bwd_whole", {80: _WHOLE_80, 90: _WHOLE_90, 120: _WHOLE_80})
+
+
+def supports(direction: str, *args) -> str | None:
+    """None where the Triton form computes this, else the reason."""
+    qkv = args[0 if direction == "forward" else 1]
+    reason = _triton.refuses(qkv, product=True)
+    if reason is None and qkv.shape[3] > LARGEST_HEAD:
+        return f"head size {qkv.shape[3]}; the triton form computes up to {LARGEST_HEAD}"
+    return reason
+
+
+def forward(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    p: float,
+    seed: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See `bertfast.ops.attention`; the second result is None unless `save`."""
+    qkv = _with_dense_heads(qkv)
+    tokens, _, heads, size = qkv.shape
+    out = qkv.new_empty(tokens, heads * size)
+    lse = qkv.new_empty(heads, tokens, dtype=torch.float32) if save else None
+    if tokens == 0:
+        return out, lse
+    key = _key(qkv) if qkv.dtype == torch.float32 else f"{_key(qkv)}-{_length_class(max_seqlen)}"
+    config = FORWARD.pick(key)
+    _attention_fwd_kernel[_grid(qkv, cu_seqlens, config.blocks["BLOCK_M"])](
+        *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, seed if p > 0 else None, tokens, cu_seqlens.numel() - 1,
+        qkv.stride(0), qkv.stride(2), scale * math.log2(math.e), threshold(p), keep_scale(p),
+        **_shape(qkv), **config.options(),
+    )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float,
+    seed: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """See `bertfast.ops.attention`: the gradient of qkv."""
+    qkv = _with_dense_heads(qkv)
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    if qkv.shape[0] == 0:
+        return dqkv
+    dout = dout if dout.stride(1) == 1 else dout.contiguous()
+    out, lse = out.contiguous(), lse.contiguous()
+    whole = _whole_config(qkv, max_seqlen)
+    delta = torch.empty_like(lse) if whole is None else None
+
+    def launch(kernel, config, block, out):
+        kernel[_grid(qkv, cu_seqlens, config.blocks[block])](
+            *qkv.unbind(1), cu_seqlens.contiguous(), dout, out, lse, seed if p > 0 else None, delta, dqkv,
+            qkv.shape[0], cu_seqlens.numel() - 1, qkv.stride(0), qkv.stride(2), dout.stride(0), scale, threshold(p),
+            keep_scale(p), **_shape(qkv), **config.options(),
+        )  # fmt: skip
+
+    if whole is not None:
+        launch(_attention_bwd_keys_kernel, whole, "BLOCK_N", out)
+    else:
+        launch(_attention_bwd_queries_kernel, BACKWARD_QUERIES.pick(_key(qkv)), "BLOCK_M", out)
+        launch(_attention_bwd_keys_kernel, BACKWARD_KEYS.pick(_key(qkv)), "BLOCK_N", None)
+    return dqkv
+
+
+def _with_dense_heads(qkv: Tensor) -> Tensor:
+    return qkv if qkv.stride(3) == 1 else qkv.contiguous()
+
+
+def _key(qkv: Tensor) -> str:
+    size = next(size for size in (32, 64, 128) if qkv.shape[3] <= size)
+    return f"fp32-{size}" if qkv.dtype == torch.float32 else str(size)
+
+
+def _whole_config(qkv: Tensor, max_seqlen: int) -> Config | None:
+    """Of a kernel whose blocks hold the longest sequence, where there is one."""
+    key = _key(qkv)
+    if key not in BACKWARD_WHOLE.configs(_triton.arch()):
+        return None
+    config = BACKWARD_WHOLE.pick(key)
+    return config if max_seqlen <= config.blocks["BLOCK_N"] else None
+
+
+def _length_class(max_seqlen: int) -> str:
+    return "short" if max_seqlen <= SHORT else "long"
+
+
+def _shape(qkv: Tensor) -> dict:
+    """The constexpr arguments that follow from qkv."""
+    size = qkv.shape[3]
+    block = max(16, _triton.power_of_two(size))  # the least that a product takes
+    return {"SIZE": size, "BLOCK_D": block, "PRECISION": _triton.precision(qkv)}
+
+
+def _grid(qkv: Tensor, cu_seqlens: Tensor, block: int) -> tuple[int, int]:
+    """Programs: at least as many blocks of rows as the sequences and the rows of none can have, by heads."""
+    return qkv.shape[0] // block + cu_seqlens.numel(), qkv.shape[2]

@@ -1,0 +1,121 @@
+"""Every kernel that the Triton forms ship, as the forms launch them: one record a (configuration, dtype) and arch.
+
+The forms run on an emulated device that compiles and does not execute, at sizes that reach every entry of their tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from bertfast import dispatch, testing
+from bertfast.ops import _triton
+from bertfast.testing import Case
+from gpu_code.triton_driver import Launch, emulated
+
+OPERATIONS = testing.OPERATIONS
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_FEW, _MANY = (16,), (128,) * 16
+_PRODUCT = {"few": (_FEW, 768, 3072), "many": (_MANY, 768, 3072), "narrow": (_MANY, 384, 384)}
+_SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
+    "embedding": {"base": (_MANY, 768, 512), "dropout": (_MANY, 384, 512, 1, 0.1)},
+    "qkv_projection": {"few": (_FEW, 768, 768, 12), "many": (_MANY, 768, 768, 12)},
+    "attention": {
+        f"head{size}-{length}{'-dropout' if p else ''}": ((length,) * 2, 0, size * 2, 2, p)
+        for size in (32, 64, 128)
+        for length in (128, 512)
+        for p in (0.0, 0.1)
+    },
+    "linear_gelu": {name: _PRODUCT[name] for name in ("few", "many")},
+    "linear_layernorm": {
+        "few": (_FEW, 768, 768, 1, 0.1),
+        "many": (_MANY, 3072, 768),
+        "narrow": (_MANY, 384, 384, 1, 0.1),
+        "large": (_MANY, 1024, 1024),
+    },
+    "gelu_layernorm": {"few": (_FEW, 768, 768), "narrow": (_MANY, 384, 384)},
+    "masked_cross_entropy": {"few": (_FEW, 768, 4096), "many": (_MANY, 768, 4096)},
+}
+
+
+class Shipped(NamedTuple):
+    """One compiled kernel and where it is launched."""
+
+    operation: str
+    direction: str
+    case: str
+    dtype: str
+    launch: Launch
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.direction} {self.case} {self.dtype} {self.launch.name}"
+
+
+def take(
+    arch: int | str, operations=OPERATIONS, dtypes=("bf16", "fp32")
+) -> tuple[list[Shipped], set]:
+    """(the kernels for an architecture, the (table, key) pairs that were picked)."""
+    shipped: list[Shipped] = []
+    with emulated(arch, execute=False) as device, picks() as picked:
+        for operation in operations:
+            for name, sizes in _SIZES[operation].items():
+                for dtype in dtypes:
+                    for direction, launches in launched(
+                        device, operation, _case(name, sizes), DTYPES[dtype]
+                    ):
+                        shipped += (Shipped(operation, direction, name, dtype, x) for x in launches)
+    return _distinct(shipped), picked
+
+
+def launched(device, operation: str, case: Case, dtype: torch.dtype) -> Iterator[tuple[str, list]]:
+    """("forward", its launches), then ("backward", its launches) of the Triton form of an operation."""
+    inputs = testing.make_inputs(operation, case, dtype)
+    leaves = {
+        name: value.detach().requires_grad_()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+        for name, value in inputs.items()
+    }
+    with dispatch.use_backend("triton"):
+        before = len(device.launches)
+        out = testing.public(operation)(**leaves)
+        middle = len(device.launches)
+        out.backward(torch.ones_like(out))
+    yield "forward", device.launches[before:middle]
+    yield "backward", device.launches[middle:]
+
+
+@contextlib.contextmanager
+def picks() -> Iterator[set[tuple[str, str]]]:
+    """Collects the (table, key) pairs that the forms pick in the block."""
+    picked: set[tuple[str, str]] = set()
+    plain = _triton.Table.pick
+
+    def noting(self, key):
+        picked.add((self.name, key))
+        return plain(self, key)
+
+    _triton.Table.pick = noting
+    try:
+        yield picked
+    finally:
+        _triton.Table.pick = plain
+
+
+def keys(arch: int) -> set[tuple[str, str]]:
+    """Every (table, key) that the tables hold for an architecture."""
+    return {(name, key) for name, table in _triton.TABLES.items() for key in table.configs(arch)}
+
+
+def _case(name: str, sizes: tuple) -> Case:
+    lengths, inner, outer, *rest = sizes
+    heads, p = (*rest, 1, 0.0)[:2] if len(rest) < 2 else rest
+    return Case(name, lengths, inner, outer, heads, p, eps=1e-12)
+
+
+def _distinct(shipped: list[Shipped]) -> list[Shipped]:
+    """The first record of each compiled kernel."""
+    return list({record.launch.kernel.hash: record for record in reversed(shipped)}.values())[::-1]

@@ -1,0 +1,60 @@
+"""Every shipped configuration, compiled for every shipped architecture, within its budget; nothing is executed here.
+
+`make test` gates 80, 90 and 120 in bf16 and fp32; `make gates` (--all-architectures) all of them in every dtype, and
+compiles for AMD's gfx942.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from gpu_code.gates import census, report
+from gpu_code.gates.cards import CARDS, Card, resident_blocks
+
+QUICK = (80, 90, 120)
+
+
+def pytest_generate_tests(metafunc):
+    if "arch" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--all-architectures")
+        metafunc.parametrize("arch", list(CARDS) if every else QUICK, scope="module")
+
+
+@pytest.fixture(scope="module")
+def taken(arch, request):
+    every = request.config.getoption("--all-architectures")
+    return census.take(arch, dtypes=("bf16", "fp16", "fp32") if every else ("bf16", "fp32"))
+
+
+@pytest.fixture(scope="module")
+def rows(arch, taken):
+    return [report.measure(arch, shipped) for shipped in taken[0]]
+
+
+def test_every_configuration_is_taken(arch, taken):
+    assert not census.keys(arch) - taken[1], "table entries that no size of the census reaches"
+
+
+def test_within_budget(rows, record_rows):
+    record_rows(rows)
+    found = [fault for row in rows for fault in report.faults(row)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("warps", "registers", "shared", "blocks"),
+    [(4, 32, 0, 16), (4, 255, 0, 2), (8, 128, 48 * 1024, 2), (4, 64, 164 * 1024, 0), (4, 0, 0, 16)],
+)
+def test_resident_blocks(warps, registers, shared, blocks):
+    assert resident_blocks(CARDS[80], warps, registers, shared) == blocks
+
+
+def test_limits_differ():
+    assert CARDS[86] == Card(48, 16, 100 * 1024, 99 * 1024)
+
+
+def test_amd_compiles(request):
+    if not request.config.getoption("--all-architectures"):
+        pytest.skip("AMD is compiled for in `make gates` only")
+    shipped, _ = census.take("gfx942", dtypes=("bf16",))
+    assert all("amdgcn" in record.launch.asm for record in shipped)

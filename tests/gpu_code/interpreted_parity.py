@@ -1,0 +1,90 @@
+"""The Triton forms in Triton's interpreter. Run by test_interpreted.py in a process of its own: TRITON_INTERPRET=1 must
+be set before a kernel is defined, and rules compiling out.
+
+    TRITON_INTERPRET=1 python -m pytest tests/gpu_code/interpreted_parity.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from itertools import product
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from bertfast import dispatch, testing
+from bertfast.ops import _triton
+from gpu_code.triton_driver import Memory
+
+ORDERS = ("forward", "reversed", "shuffled")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_CASES = [(name, case) for name in testing.OPERATIONS for case in testing.cases(name)]
+
+
+@contextlib.contextmanager
+def programs_in(order: str, seed: int = 20):
+    """Programs of each launch in that order, whatever the grid says."""
+    builder, plain = interpreter.interpreter_builder, interpreter.interpreter_builder.set_grid_idx
+    permutations: dict[tuple, list] = {}
+
+    def set_grid_idx(x, y, z):
+        grid = tuple(builder.grid_dim)
+        if grid not in permutations:
+            cells = list(product(*map(range, grid)))
+            if order == "shuffled":
+                random.Random(seed).shuffle(cells)
+            permutations[grid] = cells[::-1] if order == "reversed" else cells
+        plain(*permutations[grid][(x * grid[1] + y) * grid[2] + z])
+
+    builder.set_grid_idx = set_grid_idx
+    try:
+        yield
+    finally:
+        del builder.set_grid_idx
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize(
+    ("operation", "case"), _CASES, ids=[f"{name}-{case}" for name, case in _CASES]
+)
+def test_parity_and_bits(operation, case, dtype):
+    """Forward and gradients by the two-error rule; equal bits in every order of the programs."""
+    assert _triton.interpreted()
+    for direction in ("forward", "backward"):
+        reason = testing.refusal(operation, direction, case, dtype, "triton")
+        if reason is not None:
+            pytest.skip(reason)
+    bits = []
+    for order in ORDERS:
+        with programs_in(order), Memory():
+            bits.append(_results(operation, case, dtype))
+    with Memory():
+        testing.check_forward(operation, case, dtype, "triton")
+        testing.check_backward(operation, case, dtype, "triton")
+    for order, found in zip(ORDERS[1:], bits[1:], strict=True):
+        for name, first, other in zip(found, bits[0].values(), found.values(), strict=True):
+            assert torch.equal(first, other), f"{operation} {case}: {name} differs, {order}"
+
+
+def _results(operation, case, dtype) -> dict[str, torch.Tensor]:
+    """The result and all gradients, as integers so that NaN equals itself."""
+    inputs = testing.make_inputs(operation, case, dtype)
+    leaves = {
+        name: value.detach().requires_grad_()
+        for name, value in inputs.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    with dispatch.use_backend("triton"):
+        out = testing.public(operation)(**{**inputs, **leaves})
+        gradient = testing.make_gradient(case, out)
+        found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
+    width = {2: torch.int16, 4: torch.int32}[out.element_size()]
+    named = {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
+    return {name: value.contiguous().view(width) for name, value in named.items()}

@@ -1,0 +1,24 @@
+"""Runs interpreted_parity.py in a process of its own and shows what failed there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bertfast import testing
+
+
+@pytest.mark.parametrize("operation", testing.OPERATIONS)
+def test_interpreted(operation):
+    pytest.importorskip("triton", reason="triton is not installed")
+    file = Path(__file__).with_name("interpreted_parity.py")
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"]
+    command += ["-k", f"{operation}-", "--override-ini", "addopts=--import-mode=importlib"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CI": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

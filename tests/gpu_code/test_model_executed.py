@@ -1,0 +1,86 @@
+"""A whole model, forward and backward, through executed kernels: the reference's numbers, few launches."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from bertfast import BertConfig, BertForMaskedLM, dispatch
+from bertfast.packing import pack_lengths
+from bertfast.parts.layer import BertLayer
+from gpu_code.gates import budgets
+
+pytest.importorskip("triton", reason="triton is not installed")
+from gpu_code.triton_driver import emulated
+
+CONFIG = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 160,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+
+
+def _batch(lengths: tuple[int, ...]) -> dict:
+    generator = torch.Generator().manual_seed(7)
+    shape = (len(lengths), max(lengths))
+    mask = torch.arange(shape[1])[None] < torch.tensor(lengths)[:, None]
+    ids = torch.randint(1, CONFIG["vocab_size"], shape, generator=generator) * mask
+    labels = torch.where(mask & (torch.rand(shape, generator=generator) < 0.3), ids, -100)
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+
+def _loss_and_gradients(dtype, batch, backend, device) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    model = BertForMaskedLM(BertConfig(**CONFIG)).to(dtype).train()
+    torch.manual_seed(4)  # of the dropout
+    with device, dispatch.use_backend(backend):
+        loss = model(**batch).loss
+        loss.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    return {"loss": loss.detach(), **gradients}
+
+
+@pytest.mark.parametrize("lengths", [(17, 5, 1), (150, 33)], ids=["short", "long"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_model(dtype, lengths):
+    batch, nothing = _batch(lengths), contextlib.nullcontext()
+    truth = _loss_and_gradients(torch.float64, batch, "reference", nothing)
+    torchs = _loss_and_gradients(dtype, batch, "reference", nothing)
+    with dispatch.record() as log:
+        found = _loss_and_gradients(dtype, batch, "triton", emulated())
+    assert {choice.form for choice in log} == {"triton"}
+    assert {choice.operation for choice in log} >= set(dispatch.operations()) - {"pack", "unpack"}
+    eps = torch.finfo(dtype).eps
+    for name, right in truth.items():
+        allowed = 2 * (torchs[name].double() - right).abs().max() + 8 * eps * right.abs().max()
+        error = (found[name].double() - right).abs().max()
+        assert error <= allowed, f"{name}: error {error:.3g}, {allowed:.3g} is allowed"
+
+
+@pytest.mark.parametrize("longest", [128, 384])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_launches_of_a_layer(longest, deterministic):
+    """Kernels of the forms, and whatever torch itself would launch in between (memsets, casts, sums of gradients)."""
+    config = BertConfig(**CONFIG | {"max_position_embeddings": 512})
+    layer = BertLayer(config, 0).to(torch.bfloat16).train()
+    hidden = torch.randn(2 * longest, 64, dtype=torch.bfloat16, requires_grad=True)
+    packed = pack_lengths((longest, longest), "cpu")
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with emulated(execute=False) as device, dispatch.use_backend("triton"):
+            out = layer(hidden, packed.cu_seqlens, packed.max_seqlen)
+            forward = device.launched_in_all()
+            out.backward(torch.ones_like(hidden))
+            both = device.launched_in_all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(forward) <= budgets.LAUNCHES_FORWARD, forward
+    limit = budgets.LAUNCHES_DETERMINISTIC if deterministic else budgets.LAUNCHES_BOTH
+    assert len(both) <= limit, both
