@@ -1,7 +1,7 @@
 """The native modules: the one place where tensors become pointers.
 
-Kernels (`bertfast._cpu`, `bertfast._cuda`) know pointers, sizes and dtype codes; this module knows torch. Outputs are allocated here and
-in the `native.py` files, on the caller's side, so the native code needs no torch to be built.
+Kernels (`bertfast._cpu`, `bertfast._cuda`) know pointers, sizes and dtype codes; this module knows torch. Outputs are
+allocated here and in the `native.py` files, on the caller's side, so the native code needs no torch to be built.
 """
 
 from __future__ import annotations

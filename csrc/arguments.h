@@ -62,7 +62,8 @@ inline EmbeddingFwd embedding_fwd(Address input_ids, Address position_ids, Addre
                                   Address ln_weight, Address ln_bias, Address out, Address mean,
                                   Address rstd, Address cu_seqlens, long rows, long n,
                                   long word_stride, long sequences, double eps, Address seed,
-                                  unsigned threshold, double scale, const Where& where) {
+                                  unsigned threshold, double scale, std::array<long, 3> table_rows,
+                                  const Where& where) {
   return {at<const std::int64_t>(input_ids),
           at<const std::int64_t>(position_ids),
           at<const std::int64_t>(segment_ids),
@@ -83,7 +84,8 @@ inline EmbeddingFwd embedding_fwd(Address input_ids, Address position_ids, Addre
           dropout_of(seed, threshold, scale),
           where.dtype,
           where.threads,
-          where.gpu};
+          where.gpu,
+          {table_rows[0], table_rows[1], table_rows[2]}};
 }
 
 inline QkvProjectionFwd qkv_projection_fwd(Address x, Address packed_q, Address packed_k,
@@ -189,7 +191,7 @@ inline MaskedCrossEntropyFwd masked_cross_entropy_fwd(Address x, Address weight,
                                                       Address rows, Address labels, Address lse,
                                                       Address logit, long labelled, long vocabulary,
                                                       long k, long x_stride, long weight_stride,
-                                                      const Where& where) {
+                                                      Address count, const Where& where) {
   return {at<void>(x),
           at<void>(weight),
           at<void>(bias),
@@ -204,7 +206,8 @@ inline MaskedCrossEntropyFwd masked_cross_entropy_fwd(Address x, Address weight,
           weight_stride,
           where.dtype,
           where.threads,
-          where.gpu};
+          where.gpu,
+          at<const std::int64_t>(count)};
 }
 
 inline EmbeddingBwd embedding_bwd(Address dout, Address input_ids, Address position_ids,
@@ -214,7 +217,8 @@ inline EmbeddingBwd embedding_bwd(Address dout, Address input_ids, Address posit
                                   std::int64_t padding_idx, Address dinputs, Address dln_weight,
                                   Address dln_bias, Address cu_seqlens, long rows, long n,
                                   long word_stride, long sequences, Address seed,
-                                  unsigned threshold, double scale, const Where& where) {
+                                  unsigned threshold, double scale, std::array<long, 3> table_rows,
+                                  const Where& where) {
   const Address ids[3] = {input_ids, position_ids, segment_ids};
   EmbeddingBwd p{at<void>(dout),
                  at<const std::int64_t>(input_ids),
@@ -238,7 +242,8 @@ inline EmbeddingBwd embedding_bwd(Address dout, Address input_ids, Address posit
                  dropout_of(seed, threshold, scale),
                  where.dtype,
                  where.threads,
-                 where.gpu};
+                 where.gpu,
+                 {table_rows[0], table_rows[1], table_rows[2]}};
   for (int i = 0; i < 3; ++i)
     p.tables[i] = {at<const std::int64_t>(ids[i]), at<const std::int64_t>(orders[i]),
                    at<void>(dtables[i]), i == 0 ? padding_idx : -1};
@@ -373,7 +378,7 @@ inline MaskedCrossEntropyBwd masked_cross_entropy_bwd(Address x, Address weight,
                                                       Address scale, Address dx, Address dweight,
                                                       Address dbias, long labelled, long vocabulary,
                                                       long k, long x_stride, long weight_stride,
-                                                      const Where& where) {
+                                                      Address count, const Where& where) {
   return {at<void>(x),
           at<void>(weight),
           at<void>(bias),
@@ -391,7 +396,8 @@ inline MaskedCrossEntropyBwd masked_cross_entropy_bwd(Address x, Address weight,
           weight_stride,
           where.dtype,
           where.threads,
-          where.gpu};
+          where.gpu,
+          at<const std::int64_t>(count)};
 }
 
 }  // namespace build

@@ -33,6 +33,7 @@ class Source(NamedTuple):
 
 SOURCES = {  # best first
     "cpu": Source("native", None, order=("cpu",), tried=("cpu",)),
+    "cuda": Source("native", "cuda", order=("cuda",), tried=("cuda",)),
     "triton": Source("triton", None, order=("cuda",), tried=("cuda",)),
     "triton_matmul": Source("triton", "matmul", order=(), tried=("cuda",)),
     "torch": Source("reference", None, order=("cuda",), tried=("cpu", "cuda")),
@@ -88,7 +89,11 @@ def _load(package: str, name: str) -> Form:
     except Exception as error:  # a broken installation raises whatever it likes
         if source.module == "reference":
             raise
-        lacks = "native extension not built" if name == "cpu" else f"{name} cannot be imported"
+        lacks = (
+            "native extension not built"
+            if source.module == "native"
+            else f"{name} cannot be imported"
+        )
         return _absent(f"{lacks}: {error}")
     if name == "torch":
         parent, _, operation = package.rpartition(".")

@@ -26,15 +26,22 @@ LEAST_ARCH = 80
 
 
 class Config(NamedTuple):
-    """How one kernel is cut: its block sizes by name (constexpr arguments), warps and pipeline stages."""
+    """How one kernel is cut: its block sizes by name (constexpr arguments), warps and pipeline stages.
+
+    max_registers: of a thread. Without a bound ptxas sometimes spills a few bytes to make room for one more block; with
+    one, be it the largest there is (255), it spills only what does not fit.
+    """
 
     blocks: dict[str, int]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
     def options(self) -> dict:
         """The keyword arguments of a launch."""
         shape = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers is not None and _serves_cuda():  # an option of that backend alone
+            shape["maxnreg"] = self.max_registers
         return {**self.blocks, **shape, "enable_fp_fusion": True}
 
 
@@ -88,6 +95,10 @@ def arch() -> int:
         return LEAST_ARCH
     target = driver.active.get_current_target()
     return target.arch if target.backend == "cuda" else LEAST_ARCH
+
+
+def _serves_cuda() -> bool:
+    return not interpreted() and driver.active.get_current_target().backend == "cuda"
 
 
 def multiprocessors() -> int:

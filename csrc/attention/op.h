@@ -27,7 +27,7 @@ struct AttentionBwd {
   const float* lse;                // [heads, tokens]
   const std::int32_t* cu_seqlens;  // [sequences + 1]
   void* dqkv;  // [tokens, 3, heads, head_size], contiguous; rows of no sequence are the caller's
-               // zeros
+               // zeros on the CPU, CUDA kernels write them
   long tokens, sequences, heads, head_size, qkv_stride;
   float scale;
   Dropout dropout;

@@ -26,6 +26,7 @@ struct EmbeddingFwd {
   DType dtype;
   int threads;
   Gpu gpu = {};
+  long table_rows[3] = {};  // of word, position, segment; CUDA: ids beyond them give a row of NaN
 };
 
 struct EmbeddingTable {       // gradient of one table: rows that occur, in fp32 sums over tokens in
@@ -57,6 +58,7 @@ struct EmbeddingBwd {
   DType dtype;
   int threads;
   Gpu gpu = {};
+  long table_rows[3] = {};  // as in EmbeddingFwd; ids beyond them add to no table
 };
 
 BF_DECLARE_CPU(embedding_fwd, EmbeddingFwd)

@@ -1,5 +1,6 @@
 // masked_cross_entropy: lse[t] = log sum_v exp(x[t] weight[v]^T + bias[v]) and the label's logit,
-// labelled rows only.
+// labelled rows only. CUDA kernels get all tokens in `rows`, the labelled ones first, `labelled` is
+// the number of tokens and `count` says on the device how many are labelled; the others get 0.
 #pragma once
 #include "common/dtype.h"
 #include "common/gpu.h"
@@ -19,6 +20,7 @@ struct MaskedCrossEntropyFwd {
   DType dtype;
   int threads;
   Gpu gpu = {};
+  const std::int64_t* count = nullptr;  // [1]
 };
 
 struct MaskedCrossEntropyBwd {
@@ -36,6 +38,7 @@ struct MaskedCrossEntropyBwd {
   DType dtype;
   int threads;
   Gpu gpu = {};
+  const std::int64_t* count = nullptr;  // [1]
 };
 
 BF_DECLARE_CPU(masked_cross_entropy_fwd, MaskedCrossEntropyFwd)

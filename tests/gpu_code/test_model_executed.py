@@ -59,28 +59,37 @@ def test_model(dtype, lengths):
     assert {choice.operation for choice in log} >= set(dispatch.operations()) - {"pack", "unpack"}
     eps = torch.finfo(dtype).eps
     for name, right in truth.items():
-        allowed = 2 * (torchs[name].double() - right).abs().max() + 8 * eps * right.abs().max()
+        # softmax does not feel the key's bias: its gradient is 0, what is found is rounding of the query's size
+        size = truth[name.replace("key.bias", "query.bias")].abs().max()
+        allowed = 2 * (torchs[name].double() - right).abs().max() + 8 * eps * size
         error = (found[name].double() - right).abs().max()
         assert error <= allowed, f"{name}: error {error:.3g}, {allowed:.3g} is allowed"
 
 
 @pytest.mark.parametrize("longest", [128, 384])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_launches_of_a_layer(longest, deterministic):
-    """Kernels of the forms, and whatever torch itself would launch in between (memsets, casts, sums of gradients)."""
-    config = BertConfig(**CONFIG | {"max_position_embeddings": 512})
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_launches_of_a_layer(longest, deterministic, p):
+    """Kernels of the forms, and what torch launches in between: memsets, casts, the two sums of gradients that meet;
+    with dropout it also draws three seeds, which the budget leaves out.
+    """
+    dropout = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
+    config = BertConfig(**CONFIG | dropout | {"max_position_embeddings": 512})
     layer = BertLayer(config, 0).to(torch.bfloat16).train()
     hidden = torch.randn(2 * longest, 64, dtype=torch.bfloat16, requires_grad=True)
+    dout = torch.ones_like(hidden)
     packed = pack_lengths((longest, longest), "cpu")
     torch.use_deterministic_algorithms(deterministic)
     try:
         with emulated(execute=False) as device, dispatch.use_backend("triton"):
             out = layer(hidden, packed.cu_seqlens, packed.max_seqlen)
             forward = device.launched_in_all()
-            out.backward(torch.ones_like(hidden))
+            out.backward(dout)
             both = device.launched_in_all()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert len(forward) <= budgets.LAUNCHES_FORWARD, forward
+    seeds = 3 if p else 0
+    assert len(forward) - seeds <= budgets.LAUNCHES_FORWARD, forward
     limit = budgets.LAUNCHES_DETERMINISTIC if deterministic else budgets.LAUNCHES_BOTH
-    assert len(both) <= limit, both
+    assert len(both) - seeds <= limit, both
+    assert forward.count("random_.from") == seeds

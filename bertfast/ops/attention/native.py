@@ -1,18 +1,28 @@
-"""Launcher of the C++ form."""
+"""Launcher of the native forms, C++ and CUDA."""
 
 from __future__ import annotations
 
-import torch
+from types import SimpleNamespace
+
 from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
 from .._philox import keep_scale, threshold
 
+MOST_HEAD_SIZE = 128
+
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
     return extension.refuses(x)
+
+
+def _cuda_supports(direction: str, x: Tensor, *args) -> str | None:
+    qkv = x if direction == "forward" else args[0]
+    if qkv.shape[3] > MOST_HEAD_SIZE:
+        return f"heads of size {qkv.shape[3]}; the cuda form computes sizes up to {MOST_HEAD_SIZE}"
+    return extension.refuses_cuda(qkv)
 
 
 def forward(
@@ -49,10 +59,14 @@ def backward(
         qkv = qkv.contiguous()
     dout, out, lse, cu_seqlens = extension.contiguous(dout, out, lse, cu_seqlens)
     dqkv = qkv.new_empty(qkv.shape)
-    dqkv[int(cu_seqlens[-1]) :] = 0  # rows of no sequence
+    if not extension.on_gpu(qkv):  # there the kernel does it, as nothing is read from the device
+        dqkv[int(cu_seqlens[-1]) :] = 0  # rows of no sequence
     extension.launch(
         "attention_bwd", qkv,
         dout.data_ptr(), qkv.data_ptr(), out.data_ptr(), lse.data_ptr(), cu_seqlens.data_ptr(), dqkv.data_ptr(), tokens,
         cu_seqlens.numel() - 1, heads, d, qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p),
     )  # fmt: skip
     return dqkv
+
+
+cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

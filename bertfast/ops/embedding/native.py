@@ -1,6 +1,8 @@
-"""Launcher of the C++ form."""
+"""Launcher of the native forms, C++ and CUDA."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -9,11 +11,25 @@ from ... import extension
 from ...extension import pointer
 from .._philox import keep_scale, threshold
 
+MOST_FEATURES = 8192
+
 
 def supports(direction: str, *args) -> str | None:
     """None where the C++ form computes this, else the reason."""
-    first = 1 if direction == "forward" else 2  # word, then inputs_embeds
-    return extension.refuses(args[first] if args[first] is not None else args[first + 1])
+    return extension.refuses(_first(direction, args))
+
+
+def _first(direction: str, args: tuple) -> Tensor:
+    """The word table, or the rows in its place."""
+    first = 1 if direction == "forward" else 2
+    return args[first] if args[first] is not None else args[first + 1]
+
+
+def _cuda_supports(direction: str, *args) -> str | None:
+    source = _first(direction, args)
+    if source.shape[1] > MOST_FEATURES:
+        return f"{source.shape[1]} features; the cuda form holds rows of at most {MOST_FEATURES}"
+    return extension.refuses_cuda(source)
 
 
 def forward(
@@ -36,7 +52,7 @@ def forward(
         pointer(input_ids), position_ids.data_ptr(), token_type_ids.data_ptr(), word.data_ptr(), position.data_ptr(),
         segment.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(), out.data_ptr(), pointer(mean), pointer(rstd),
         pointer(cu_seqlens), rows, n, word.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, eps,
-        pointer(seed), threshold(p), keep_scale(p),
+        pointer(seed), threshold(p), keep_scale(p), [t.shape[0] for t in (word, position, segment)],
     )  # fmt: skip
     return out, mean, rstd
 
@@ -74,6 +90,9 @@ def backward(
         ln_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), [pointer(o) for o in orders],
         [pointer(t) for t in tables], padding_idx, pointer(dinputs), dln_weight.data_ptr(), dln_bias.data_ptr(),
         pointer(cu_seqlens), rows, n, source.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1,
-        pointer(seed), threshold(p), keep_scale(p),
+        pointer(seed), threshold(p), keep_scale(p), [t.shape[0] for t in (source, position, segment)],
     )  # fmt: skip
     return tables[0], dinputs, tables[1], tables[2], dln_weight, dln_bias
+
+
+cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

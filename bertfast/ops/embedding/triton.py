@@ -43,7 +43,7 @@ _BACKWARD = Table(
     "embedding_backward",
     {
         80: {
-            "narrow": Config({"TILE": 2048}, num_warps=8, num_stages=1),
+            "narrow": Config({"TILE": 1024}, num_warps=4, num_stages=1),
             "wide": Config({"TILE": 4096}, num_warps=16, num_stages=1),
         }
     },
@@ -163,6 +163,12 @@ def _embedding_bwd_kernel(
         token = tile * ROWS + tl.arange(0, ROWS)[:, None]
         live = token < tokens
         inside = live & (columns < features)
+        _store_key(source_key_ptr, ids_ptr, token, live, source_rows, 0, padding, dead)
+        _store_key(
+            position_key_ptr, position_ids_ptr, token, live, position_rows, source_rows, -1, dead
+        )
+        segments = source_rows + position_rows
+        _store_key(segment_key_ptr, segment_ids_ptr, token, live, segment_rows, segments, -1, dead)
         row = dout_ptr + token.to(tl.int64) * dout_stride
         dout = tl.load(row + columns, mask=inside, other=0.0).to(tl.float32)
         dout = drop(dout, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS)
@@ -176,12 +182,6 @@ def _embedding_bwd_kernel(
         dz = normalize_gradient(dout, normal, rstd, gain, inside, features)
         places = token.to(tl.int64) * features + columns
         tl.store(dz_ptr + places, dz.to(dz_ptr.dtype.element_ty), mask=inside)
-        _store_key(source_key_ptr, ids_ptr, token, live, source_rows, 0, padding, dead)
-        _store_key(
-            position_key_ptr, position_ids_ptr, token, live, position_rows, source_rows, -1, dead
-        )
-        segments = source_rows + position_rows
-        _store_key(segment_key_ptr, segment_ids_ptr, token, live, segment_rows, segments, -1, dead)
         dgain += dout * normal
         dshift += dout
     store_sums(partial_ptr, dgain, 0, chunk, chunks, columns, features)

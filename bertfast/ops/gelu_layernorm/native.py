@@ -1,6 +1,8 @@
-"""Launcher of the C++ form."""
+"""Launcher of the native forms, C++ and CUDA."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from ..packed import buffer_of
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
     return extension.refuses(x)
+
+
+def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
+    return extension.refuses_cuda(x)
 
 
 def forward(
@@ -64,3 +70,6 @@ def backward(
         rows, n, k, x.stride(0), weight.stride(0),
     )  # fmt: skip
     return dx, dweight, dbias, dln_weight, dln_bias
+
+
+cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

@@ -1,6 +1,8 @@
-"""Launcher of the C++ form."""
+"""Launcher of the native forms, C++ and CUDA."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -14,6 +16,13 @@ def supports(direction: str, x: Tensor, *_) -> str | None:
     return extension.refuses(x)
 
 
+def _cuda_supports(direction: str, *args) -> str | None:
+    x, weight = args[:2] if direction == "forward" else args[1:3]
+    if weight.numel() == 0:
+        return "an empty weight"
+    return extension.refuses_cuda(x)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -25,19 +34,19 @@ def forward(
     """See `bertfast.ops.masked_cross_entropy`."""
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(weight)
     bias = None if bias is None else bias.contiguous()
-    rows = (labels != ignore_index).nonzero().squeeze(1)
+    rows, count = _labelled(labels, ignore_index)
     targets = labels[rows]
-    row_lse = torch.empty(rows.numel(), dtype=torch.float32)
+    row_lse = x.new_empty(rows.numel(), dtype=torch.float32)
     logit = torch.empty_like(row_lse)
     extension.launch(
         "masked_cross_entropy_fwd", x,
         x.data_ptr(), weight.data_ptr(), pointer(bias), rows.data_ptr(), targets.data_ptr(), row_lse.data_ptr(),
-        logit.data_ptr(), rows.numel(), weight.shape[0], x.shape[1], x.stride(0), weight.stride(0),
+        logit.data_ptr(), rows.numel(), weight.shape[0], x.shape[1], x.stride(0), weight.stride(0), pointer(count),
     )  # fmt: skip
-    lse = torch.zeros(x.shape[0], dtype=torch.float32)
+    lse = x.new_zeros(x.shape[0], dtype=torch.float32)
     lse[rows] = row_lse
     total = (row_lse - logit).sum()
-    return total / (rows.numel() if num_items is None else num_items), lse
+    return total / _divisor(rows, count, num_items), lse
 
 
 def backward(
@@ -47,19 +56,36 @@ def backward(
     """See `bertfast.ops.masked_cross_entropy`: gradients of x, weight, bias."""
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(weight)
     bias = None if bias is None else bias.contiguous()
-    rows = (labels != ignore_index).nonzero().squeeze(1)
+    rows, count = _labelled(labels, ignore_index)
     targets, row_lse = labels[rows], lse[rows]
-    count = rows.numel() if num_items is None else num_items
-    scale = dloss.float() / count
+    scale = dloss.float() / _divisor(rows, count, num_items)
     (tokens, k), vocabulary = x.shape, weight.shape[0]
-    dx = torch.zeros(tokens, k, dtype=x.dtype) if needs[0] else None
-    new = torch.empty if rows.numel() else torch.zeros
-    dweight = new(vocabulary, k, dtype=x.dtype) if needs[1] else None
-    dbias = new(vocabulary, dtype=x.dtype) if needs[2] and bias is not None else None
+    dx = x.new_zeros(tokens, k) if needs[0] else None
+    new = x.new_empty if rows.numel() else x.new_zeros
+    dweight = new(vocabulary, k) if needs[1] else None
+    dbias = new(vocabulary) if needs[2] and bias is not None else None
     extension.launch(
         "masked_cross_entropy_bwd", x,
         x.data_ptr(), weight.data_ptr(), pointer(bias), rows.data_ptr(), targets.data_ptr(), row_lse.data_ptr(),
         scale.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), rows.numel(), vocabulary, k, x.stride(0),
-        weight.stride(0),
+        weight.stride(0), pointer(count),
     )  # fmt: skip
     return dx, dweight, dbias
+
+
+def _labelled(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    """The labelled rows; on a GPU, which nothing is read from, all rows, those first, and how many they are, [1]."""
+    listed = labels != ignore_index
+    if not extension.on_gpu(labels):
+        return listed.nonzero().squeeze(1), None
+    return listed.argsort(stable=True, descending=True), listed.sum().view(1)
+
+
+def _divisor(rows: Tensor, count: Tensor | None, num_items: int | None) -> int | Tensor:
+    """What the sum of the losses is divided by."""
+    if num_items is not None:
+        return num_items
+    return rows.numel() if count is None else count.squeeze(0)
+
+
+cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

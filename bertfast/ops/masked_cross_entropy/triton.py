@@ -48,6 +48,7 @@ def _table(name: str, span: dict[str, int], few_k: int) -> Table:
 _LOGITS = _table("cross_entropy_forward", {"SPAN": 256}, 128)
 _BACKWARD = _table("cross_entropy_backward", {}, 64)
 _SMALL = {"num_warps": 4, "num_stages": 1}  # of the kernels that hold no product
+_LISTING = {"num_warps": 8, "num_stages": 1}  # of the one that lists rows
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -442,7 +443,7 @@ def _listed(labels, ignore_index, lse):
     rows = torch.empty_like(labels, dtype=torch.int32)
     count = rows.new_empty(1)
     _cross_entropy_list_kernel[(1,)](
-        labels, rows, count, lse, labels.numel(), ignore_index, **_SMALL
+        labels, rows, count, lse, labels.numel(), ignore_index, **_LISTING
     )
     return rows, count
 

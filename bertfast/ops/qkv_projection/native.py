@@ -1,6 +1,8 @@
-"""Launcher of the C++ form."""
+"""Launcher of the native forms, C++ and CUDA."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 from torch import Tensor
 
@@ -13,6 +15,10 @@ from ..packed import buffer_of
 def supports(direction: str, x: Tensor, *_) -> str | None:
     """None where the C++ form computes this, else the reason."""
     return extension.refuses(x)
+
+
+def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
+    return extension.refuses_cuda(x)
 
 
 def forward(
@@ -55,3 +61,6 @@ def backward(
         addresses[1:4], addresses[4:], rows, n, k, x.stride(0),
     )  # fmt: skip
     return grads
+
+
+cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

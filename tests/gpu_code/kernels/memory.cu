@@ -1,7 +1,6 @@
 // Shared memory, atomics and asynchronous copies.
-#include <cuda_runtime.h>
-
 #include <cuda_fp16.h>
+#include <cuda_runtime.h>
 
 // out [columns][rows] = x [rows][columns]^T through a 32 x 33 tile; blocks of 32 x 8 threads.
 extern "C" __global__ void transpose(const float* x, float* out, int rows, int columns) {
@@ -15,8 +14,10 @@ extern "C" __global__ void transpose(const float* x, float* out, int rows, int c
     if (left + y < columns && row < rows) out[(left + y) * rows + row] = tile[threadIdx.x][y];
 }
 
-// counts [16] of x % 16 by shared and global atomics; found: max, min, and, or, xor, a sum by CAS, float and double sums.
-extern "C" __global__ void atomics(const int* x, int size, int* counts, int* found, float* sum, double* sum64) {
+// counts [16] of x % 16 by shared and global atomics; found: max, min, and, or, xor, a sum by CAS,
+// float and double sums.
+extern "C" __global__ void atomics(const int* x, int size, int* counts, int* found, float* sum,
+                                   double* sum64) {
   __shared__ int local[16];
   const int tid = threadIdx.x, i = blockIdx.x * blockDim.x + tid;
   if (tid < 16) local[tid] = 0;
@@ -64,11 +65,14 @@ extern "C" __global__ void last_block(const int* x, int* partial, unsigned* arri
   }
 }
 
-// out [64] ints: 16-byte copies of which only `bytes` come from x, the rest is zero; every lane waits for all.
+// out [64] ints: 16-byte copies of which only `bytes` come from x, the rest is zero; every lane
+// waits for all.
 extern "C" __global__ void short_copies(const int* x, int* out, int bytes) {
   __shared__ __align__(16) int tile[64];
   const unsigned to = (unsigned)__cvta_generic_to_shared(tile + 4 * threadIdx.x);
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(x + 4 * threadIdx.x), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(x + 4 * threadIdx.x),
+               "r"(bytes)
+               : "memory");
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
   for (int i = threadIdx.x; i < 64; i += blockDim.x) out[i] = tile[63 - i];

@@ -21,7 +21,8 @@ extern "C" __global__ void lop3(const unsigned* x, unsigned* out) {
   lop3_all(x, out, std::make_integer_sequence<int, 256>());
 }
 
-// out [65536]: prmt with every selector over bytes 0..3 of x[0] and 4..7 of x[1]; then [6][4] of its modes.
+// out [65536]: prmt with every selector over bytes 0..3 of x[0] and 4..7 of x[1]; then [6][4] of
+// its modes.
 extern "C" __global__ void prmt(const unsigned* x, unsigned* out) {
   const unsigned a = x[0], b = x[1], i = index();
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out[i]) : "r"(a), "r"(b), "r"(i));
@@ -73,8 +74,10 @@ extern "C" __global__ void quotients(const float* x, const float* y, float* out,
   asm("lg2.approx.f32 %0, %1;" : "=f"(to[8 * n]) : "f"(a));
 }
 
-// out [8][n] of one 16-bit format: sum, product, a b + c rounded once, max and min that drop NaN, max.NaN, relu, |a|.
-extern "C" __global__ void half_arithmetic(const __half2* a, const __half2* b, const __half2* c, __half2* out, int n) {
+// out [8][n] of one 16-bit format: sum, product, a b + c rounded once, max and min that drop NaN,
+// max.NaN, relu, |a|.
+extern "C" __global__ void half_arithmetic(const __half2* a, const __half2* b, const __half2* c,
+                                           __half2* out, int n) {
   const int i = index();
   __half2* to = out + i;
   to[0 * n] = __hadd2_rn(a[i], b[i]);
@@ -87,8 +90,8 @@ extern "C" __global__ void half_arithmetic(const __half2* a, const __half2* b, c
   to[7 * n] = __habs2(a[i]);
 }
 
-extern "C" __global__ void bf16_arithmetic(const __nv_bfloat162* a, const __nv_bfloat162* b, const __nv_bfloat162* c,
-                                           __nv_bfloat162* out, int n) {
+extern "C" __global__ void bf16_arithmetic(const __nv_bfloat162* a, const __nv_bfloat162* b,
+                                           const __nv_bfloat162* c, __nv_bfloat162* out, int n) {
   const int i = index();
   __nv_bfloat162* to = out + i;
   to[0 * n] = __hadd2_rn(a[i], b[i]);
@@ -117,7 +120,8 @@ extern "C" __global__ void narrow(const float* x, unsigned short* out, int n) {
   out[3 * n + i] = __bfloat16_as_ushort(__float2bfloat16_rz(x[i]));
 }
 
-// out [8][n] of 64 bits: floats to integers in each rounding, which saturate and take NaN for 0; integers to floats.
+// out [8][n] of 64 bits: floats to integers in each rounding, which saturate and take NaN for 0;
+// integers to floats.
 extern "C" __global__ void convert(const float* x, const long long* y, long long* out, int n) {
   const int i = index();
   long long* to = out + i;

@@ -1,7 +1,9 @@
-// Warp-level instructions: shuffles, votes, matches and reductions; every result is written by lane.
+// Warp-level instructions: shuffles, votes, matches and reductions; every result is written by
+// lane.
 #include <cuda_runtime.h>
 
-// out [7][32]: idx, up, down, xor, the same inside halves of a warp (width 16), and a 64-bit shuffle's low word.
+// out [7][32]: idx, up, down, xor, the same inside halves of a warp (width 16), and a 64-bit
+// shuffle's low word.
 extern "C" __global__ void shuffles(const int* x, int* out) {
   const int lane = threadIdx.x, value = x[lane];
   out[0 * 32 + lane] = __shfl_sync(~0u, value, 5);
@@ -14,7 +16,8 @@ extern "C" __global__ void shuffles(const int* x, int* out) {
   out[6 * 32 + lane] = (int)__shfl_xor_sync(~0u, wide, 1);
 }
 
-// out [8][32]: ballot, any, all, match_any, match_all, and redux add, max, xor; odd lanes take the second branch.
+// out [8][32]: ballot, any, all, match_any, match_all, and redux add, max, xor; odd lanes take the
+// second branch.
 extern "C" __global__ void votes(const int* x, unsigned* out) {
   const int lane = threadIdx.x, value = x[lane];
   out[0 * 32 + lane] = __ballot_sync(~0u, value > 0);
@@ -36,7 +39,8 @@ extern "C" __global__ void votes(const int* x, unsigned* out) {
   out[7 * 32 + lane] = __reduce_xor_sync(~0u, (unsigned)value);
 }
 
-// Lanes that leave a loop at different times meet again: out[lane] = the number of Collatz steps from lane + 1.
+// Lanes that leave a loop at different times meet again: out[lane] = the number of Collatz steps
+// from lane + 1.
 extern "C" __global__ void divergence(int* out) {
   unsigned n = threadIdx.x + 1;
   int steps = 0;

@@ -1,0 +1,51 @@
+// Sums and maxima over the lanes of a warp and over the warps of a block, in one fixed order; every
+// lane receives the result.
+#pragma once
+
+namespace bf {
+namespace cuda {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Over `lanes` (a power of two) neighbouring lanes.
+template <int lanes = kWarp>
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+
+// A NaN in any lane is the result in every lane.
+__device__ __forceinline__ float max_nan(float a, float b) {
+  float m;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
+  return m;
+}
+template <int lanes = kWarp>
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int step = lanes / 2; step > 0; step /= 2)
+    x = max_nan(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+
+// Over the first `warps` warps of the block, all of which call it; scratch: `warps` floats of
+// shared memory, free again when the next call or barrier is passed by all.
+template <int warps>
+__device__ __forceinline__ float block_sum(float x, float* scratch) {
+  x = warp_sum(x);
+  if (warps == 1) return x;
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < warps; ++w) sum += scratch[w];
+  return sum;
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace bf

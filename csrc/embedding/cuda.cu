@@ -1,0 +1,121 @@
+// z = word[id] + position[p] + segment[s], out = dropout(LN(z) weight + bias), and the gradients.
+// One pass over memory each way: z is gathered into registers (common/layernorm.cuh), a row by one
+// warp or, beyond 1024 features, by a block, and gathered again for backward. Saved: mean, rstd.
+//
+// Backward: one kernel computes dz = rstd (g - mean(g) - x mean(g x)) with g = dropped(dout) weight
+// and, per block, the columns' sums for dweight and dbias; common/column_sums.cuh adds those. dz
+// stands in the workspace in fp32 for the tables (tables.cuh), whose rows are sums over the tokens
+// of one id in the order of the tokens: no atomics. Without ids dz is the gradient of the rows
+// given.
+//
+// What must hold: n up to 8192; `order` sorts the ids, equal ones in the order of the tokens; the
+// dtables are zeros. A token with an id outside its table gives a row of NaN, and adds to no table
+// with that id.
+// Workspace of backward: sums [blocks, 2, n], dz [rows, n] and the parts of the tables, all fp32.
+#include "common/check.h"
+#include "embedding/rows.cuh"
+#include "embedding/tables.cuh"
+
+namespace bf {
+namespace cuda {
+namespace {
+
+struct Workspace {
+  float *sums, *dz, *parts;
+  long stride, piece;
+  int pieces;
+  std::size_t bytes;
+};
+
+Workspace lay_out(const EmbeddingBwd& p) {
+  Workspace w = {};
+  const bool tables = p.tables[0].dtable || p.tables[1].dtable || p.tables[2].dtable;
+  w.stride = ceil_div(p.n, kPhiloxGroup) * kPhiloxGroup;
+  w.piece = ceil_div(p.rows, kMaxPieces);
+  w.piece = w.piece < kLeastPiece ? kLeastPiece : w.piece;
+  w.pieces = static_cast<int>(ceil_div(p.rows, w.piece));
+  Arena arena(p.gpu.workspace);
+  w.sums = arena.take<float>(layernorm_bwd_blocks(p.rows, p.n) * 2 * w.stride);
+  if (tables) {
+    w.dz = arena.take<float>(p.rows * w.stride);
+    w.parts = arena.take<float>(kTables * w.pieces * 2 * w.stride);
+  }
+  w.bytes = arena.used();
+  return w;
+}
+
+template <class T>
+void forward(const EmbeddingFwd& p) {
+  const bool vector = rows_are_vector<T>(p) && is_vector(p.ln_bias, 0) && is_vector(p.out, 0);
+  if (p.n <= kWarpRow)
+    BF_LAUNCH((embedding_fwd_kernel<T, 1>), static_cast<unsigned>(ceil_div(p.rows, kRowWarps)),
+              kRowThreads, 0, p.gpu, p, vector);
+  else
+    BF_LAUNCH((embedding_fwd_kernel<T, kRowWarps>), static_cast<unsigned>(p.rows), kRowThreads, 0,
+              p.gpu, p, vector);
+}
+
+template <class T>
+void backward(const EmbeddingBwd& p) {
+  const Workspace w = lay_out(p);
+  const bool vector = rows_are_vector<T>(p) && is_vector(p.dout, 0) && is_vector(p.dinputs, 0);
+  const LayernormBwd norm = {p.mean,
+                             p.rstd,
+                             p.ln_weight,
+                             w.sums,
+                             w.stride,
+                             static_cast<int>(p.rows),
+                             static_cast<int>(p.n),
+                             vector};
+  const int blocks = layernorm_bwd_blocks(p.rows, p.n);
+  if (p.n <= kWarpRow)
+    BF_LAUNCH((embedding_dz_kernel<T, 1>), blocks, kRowThreads, layernorm_bwd_shared(p.n), p.gpu, p,
+              norm, w.dz, w.stride);
+  else
+    BF_LAUNCH((embedding_dz_kernel<T, kRowWarps>), blocks, kRowThreads, layernorm_bwd_shared(p.n),
+              p.gpu, p, norm, w.dz, w.stride);
+  ColumnSums sums = {};
+  sums.add({w.sums, 2 * w.stride, blocks, p.dln_weight, p.n});
+  sums.add({w.sums + w.stride, 2 * w.stride, blocks, p.dln_bias, p.n});
+  launch_column_sums<T>(sums, p.gpu);
+  if (!w.dz) return;
+  TableSums tables = {};
+  tables.vector = p.n * sizeof(T) % 16 == 0;
+  for (int i = 0; i < kTables; ++i) {
+    tables.tables[i] = p.tables[i];
+    tables.table_rows[i] = p.table_rows[i];
+    tables.vector = tables.vector && is_vector(p.tables[i].dtable, 0);
+  }
+  tables.dz = w.dz, tables.parts = w.parts;
+  tables.rows = p.rows, tables.n = p.n, tables.stride = w.stride;
+  tables.piece = w.piece, tables.pieces = w.pieces;
+  launch_tables<T>(tables, p.gpu);
+}
+
+void check_width(long n) { BF_CHECK(n > 0 && n <= kBlockRow, "rows must have 1 to 8192 features"); }
+
+}  // namespace
+
+std::size_t embedding_fwd_workspace(const EmbeddingFwd&) { return 0; }
+
+void embedding_fwd(const EmbeddingFwd& p) {
+  if (p.rows == 0) return;
+  check_width(p.n);
+  BF_DISPATCH_CUDA(p.dtype, T, forward<T>(p))
+}
+
+std::size_t embedding_bwd_workspace(const EmbeddingBwd& p) {
+  if (p.rows == 0) return 0;
+  EmbeddingBwd measured = p;
+  measured.gpu.workspace = nullptr;
+  return lay_out(measured).bytes;
+}
+
+void embedding_bwd(const EmbeddingBwd& p) {
+  if (p.rows == 0) return;
+  check_width(p.n);
+  BF_DISPATCH_CUDA(p.dtype, T, backward<T>(p))
+}
+
+}  // namespace cuda
+}  // namespace bf

@@ -1,0 +1,108 @@
+// The rows of z = word[id] + position[p] + segment[s], and the kernels whose threads hold them:
+// forward, and backward as far as dz.
+#pragma once
+#include "common/layernorm.cuh"
+#include "embedding/op.h"
+
+namespace bf {
+namespace cuda {
+namespace {
+
+// What one token gathers.
+template <class T>
+struct TokenRows {
+  const T* parts[3];
+  bool inside;  // whether every id lies inside its table
+
+  template <class P>
+  __device__ __forceinline__ TokenRows(const P& p, long token) : inside(true) {
+    const std::int64_t word = p.input_ids ? p.input_ids[token] : token;
+    const std::int64_t position = p.position_ids[token], segment = p.segment_ids[token];
+    if (p.input_ids) check(word, p.table_rows[0]);
+    check(position, p.table_rows[1]);
+    check(segment, p.table_rows[2]);
+    parts[0] = static_cast<const T*>(p.word) + word * p.word_stride;
+    parts[1] = static_cast<const T*>(p.position) + position * p.n;
+    parts[2] = static_cast<const T*>(p.segment) + segment * p.n;
+  }
+
+  // A group of z. NaN, and nothing read, where an id lies outside.
+  __device__ __forceinline__ void operator()(float (&z)[kGroup<T>], int first, int left,
+                                             bool vector) const {
+    if (!inside) {
+#pragma unroll
+      for (int e = 0; e < kGroup<T>; ++e) z[e] = NAN;
+      return;
+    }
+    float position[kGroup<T>], segment[kGroup<T>];
+    load_group(z, parts[0] + first, left, vector);
+    load_group(position, parts[1] + first, left, vector);
+    load_group(segment, parts[2] + first, left, vector);
+#pragma unroll
+    for (int e = 0; e < kGroup<T>; ++e) z[e] = z[e] + position[e] + segment[e];
+  }
+
+ private:
+  __device__ __forceinline__ void check(std::int64_t id, long rows) {
+    inside = inside && id >= 0 && id < rows;
+  }
+};
+
+// Whether every row that is gathered or normalised may be accessed in groups of 16 bytes.
+template <class T, class P>
+bool rows_are_vector(const P& p) {
+  const long bytes = p.n * sizeof(T);
+  return is_vector(p.word, p.word_stride * sizeof(T)) && is_vector(p.position, bytes) &&
+         is_vector(p.segment, bytes) && is_vector(p.ln_weight, bytes);
+}
+
+template <class T, int warps>
+__global__ void __launch_bounds__(kRowThreads)
+    embedding_fwd_kernel(const EmbeddingFwd p, bool vector) {
+  using Part = Row<T, warps>;
+  __shared__ float scratch[kRowWarps];
+  const long token = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
+  if (token >= p.rows) return;
+  const Part row{static_cast<int>(p.n), vector};
+  const TokenRows<T> from(p, token);
+  typename Part::Values z;
+  row.for_each_group([&](int i, int first, int left, bool wide) { from(z[i], first, left, wide); });
+  const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, token);
+  normalise<T, warps>(row, z, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias),
+                      p.eps, static_cast<T*>(p.out) + token * p.n,
+                      p.mean ? p.mean + token : nullptr, p.rstd ? p.rstd + token : nullptr, scratch,
+                      [&](float (&v)[kGroup<T>], int first) { drop(dropout, v, first); });
+}
+
+// dz goes to `dz` (fp32, rows dz_stride apart, for the tables) and to dinputs, where not null.
+template <class T, int warps>
+__global__ void __launch_bounds__(kRowThreads)
+    embedding_dz_kernel(const EmbeddingBwd p, const LayernormBwd norm, float* dz, long dz_stride) {
+  extern __shared__ __align__(16) float shared[];
+  layernorm_backward<T, warps>(
+      norm, shared, [&](long token) { return TokenRows<T>(p, token); },
+      [&](long token) {
+        const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, token);
+        const T* dout = static_cast<const T*>(p.dout) + token * p.n;
+        return [=](float (&v)[kGroup<T>], int first, int left, bool vector) {
+          load_group(v, dout + first, left, vector);
+          drop(dropout, v, first);
+        };
+      },
+      [&](long token) {
+        float* const wide = dz ? dz + token * dz_stride : nullptr;
+        T* const narrow = p.dinputs ? static_cast<T*>(p.dinputs) + token * p.n : nullptr;
+        return [=](const float (&v)[kGroup<T>], int first, int left, bool vector) {
+          if (narrow) store_group(narrow + first, v, left, vector);
+#pragma unroll
+          for (int e = 0; wide && e < kGroup<T>; e += 4) {
+            const float four[4] = {v[e], v[e + 1], v[e + 2], v[e + 3]};
+            store_group<float>(wide + first + e, four, 4, true);
+          }
+        };
+      });
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace bf

@@ -1,0 +1,78 @@
+// Forward: one product, whose blocks apply bias and erf GELU before they store (cuda_product.cu);
+// the pre-activation is stored beside it where backward will need it.
+// Backward: dy = dout * gelu'(pre) in the dtype, into the workspace (a thread owns 16-byte groups
+// of the flat array), then the launch of the products for dx, dweight and dbias, and one more where
+// these were cut into parts. Saved: pre. What must hold: dout, pre and out are contiguous.
+#include "common/gelu.cuh"
+#include "common/launch.cuh"
+#include "common/product.h"
+#include "common/vector.cuh"
+#include "linear_gelu/op.h"
+
+namespace bf {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    multiply_by_slope(const T* dout, const T* pre, T* dy, long size, bool aligned) {
+  const long first = (static_cast<long>(blockIdx.x) * kThreads + threadIdx.x) * kGroup<T>;
+  const long left = size - first;
+  if (left <= 0) return;
+  const bool vector = aligned && left >= kGroup<T>;
+  float d[kGroup<T>], x[kGroup<T>];
+  load_group(d, dout + first, left, vector);
+  load_group(x, pre + first, left, vector);
+#pragma unroll
+  for (int i = 0; i < kGroup<T>; ++i) d[i] *= gelu_slope(x[i]);
+  store_group(dy + first, d, left, vector);
+}
+
+template <class T>
+void launch_slope(const LinearGeluBwd& p, void* dy) {
+  const long size = p.rows * p.n;
+  const bool aligned = is_vector(p.dout, 0) && is_vector(p.pre, 0);
+  BF_LAUNCH(multiply_by_slope<T>, static_cast<unsigned>(ceil_div(size, kThreads * kGroup<T>)),
+            kThreads, 0, p.gpu, static_cast<const T*>(p.dout), static_cast<const T*>(p.pre),
+            static_cast<T*>(dy), size, aligned);
+}
+
+LinearBwd products(const LinearGeluBwd& p, const void* dy) {
+  LinearBwd q = {};
+  q.dy = dy, q.x = p.x, q.weight[0] = p.weight, q.weight_stride[0] = p.weight_stride;
+  q.dx = p.dx, q.dweight[0] = p.dweight, q.dbias[0] = p.dbias;
+  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
+  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
+  return q;
+}
+
+}  // namespace
+
+std::size_t linear_gelu_fwd_workspace(const LinearGeluFwd&) { return 0; }
+
+void linear_gelu_fwd(const LinearGeluFwd& p) {
+  LinearFwd q = {};
+  q.x = p.x, q.weight[0] = p.packed, q.bias[0] = p.bias, q.out[0] = p.out, q.pre = p.pre;
+  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
+  q.weights = 1, q.splits = 1, q.gelu = true, q.dtype = p.dtype, q.gpu = p.gpu;
+  linear_fwd(q);
+}
+
+std::size_t linear_gelu_bwd_workspace(const LinearGeluBwd& p) {
+  Arena arena(nullptr);
+  arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
+  return arena.used() + linear_bwd_workspace(products(p, nullptr));
+}
+
+void linear_gelu_bwd(const LinearGeluBwd& p) {
+  if (p.rows == 0) return;
+  Arena arena(p.gpu.workspace);
+  void* dy = arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
+  BF_DISPATCH_CUDA(p.dtype, T, launch_slope<T>(p, dy))
+  linear_bwd(products(p, dy), arena.rest());
+}
+
+}  // namespace cuda
+}  // namespace bf

@@ -1,0 +1,190 @@
+// Forward: y = x weight^T + bias by cuda_product.cu, into `out` in the dtype or, where its sum is
+// cut into parts, into the workspace in fp32; then one kernel whose warp (or block, n > 1024) owns
+// a row: z = residual + dropout(y), LN. It reads a row of `out` before it writes that row.
+// Backward: one kernel for dz (= dresidual), dy = dropout(dz) and the partial column sums for
+// dln_weight and dln_bias (layernorm.cuh), the launch of the products for dx, dweight and dbias,
+// and one that finishes all sums. Saved: z, mean, rstd; dropout is drawn again from the seed. What
+// must hold: n <= 8192; residual's rows may lie apart; the rest is contiguous.
+#include "common/check.h"
+#include "common/layernorm.cuh"
+#include "common/product.h"
+#include "linear_layernorm/op.h"
+
+namespace bf {
+namespace cuda {
+namespace {
+
+struct RowsFwd {
+  LinearLayernormFwd op;
+  const float* partial;  // [splits, rows, n] without bias; null: out holds y
+  int splits;
+  bool vector;
+};
+
+template <class T, int warps>
+__global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
+  using Part = Row<T, warps>;
+  __shared__ float scratch[kRowWarps];
+  const LinearLayernormFwd& op = p.op;
+  const Part part{static_cast<int>(op.n), p.vector};
+  const long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
+  if (row >= op.rows) return;
+  const long start = row * op.n;
+  const T* residual = static_cast<const T*>(op.residual) + row * op.residual_stride;
+  T* out = static_cast<T*>(op.out) + start;
+  const TokenDropout dropout(op.dropout, op.cu_seqlens, op.sequences, row);
+  typename Part::Values z = {};
+  part.for_each_group([&](int i, int at, int left, bool vector) {
+    float r[kGroup<T>];
+    if (p.partial)
+      add_parts<T>(z[i], p.partial + start + at, op.rows * op.n, p.splits,
+                   static_cast<const T*>(op.bias) + at, left, vector);
+    else
+      load_group(z[i], out + at, left, vector);
+    drop(dropout, z[i], at);
+    load_group(r, residual + at, left, vector);
+#pragma unroll
+    for (int e = 0; e < kGroup<T>; ++e) z[i][e] += r[e];
+    if (op.z) store_group(static_cast<T*>(op.z) + start + at, z[i], left, vector);
+  });
+  normalise(part, z, static_cast<const T*>(op.ln_weight), static_cast<const T*>(op.ln_bias), op.eps,
+            out, op.mean ? op.mean + row : nullptr, op.rstd ? op.rstd + row : nullptr, scratch);
+}
+
+struct RowsBwd {
+  LayernormBwd layernorm;
+  const void* dout;
+  const void* z;
+  void* dresidual;
+  void* dy;  // null: dresidual serves
+  const std::int32_t* cu_seqlens;
+  long sequences;
+  Dropout dropout;
+};
+
+template <class T, int warps>
+__global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
+  extern __shared__ float sums[];
+  const long n = p.layernorm.n;
+  const auto rows_of = [n](const void* data) {
+    return [=](long row) {
+      const T* from = static_cast<const T*>(data) + row * n;
+      return [=](float (&v)[kGroup<T>], int at, int left, bool vector) {
+        load_group(v, from + at, left, vector);
+      };
+    };
+  };
+  layernorm_backward<T, warps>(p.layernorm, sums, rows_of(p.z), rows_of(p.dout), [&](long row) {
+    const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, row);
+    return [=](float (&dz)[kGroup<T>], int at, int left, bool vector) {
+      store_group(static_cast<T*>(p.dresidual) + row * n + at, dz, left, vector);
+      if (!p.dy) return;
+      drop(dropout, dz, at);
+      store_group(static_cast<T*>(p.dy) + row * n + at, dz, left, vector);
+    };
+  });
+}
+
+LinearFwd product(const LinearLayernormFwd& p) {
+  LinearFwd q = {};
+  q.x = p.x, q.weight[0] = p.packed, q.out[0] = p.out;
+  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
+  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
+  q.splits = linear_fwd_splits(q);
+  if (q.splits == 1) q.bias[0] = p.bias;
+  return q;
+}
+
+LinearBwd products(const LinearLayernormBwd& p, const void* dy) {
+  LinearBwd q = {};
+  q.dy = dy, q.x = p.x, q.weight[0] = p.weight, q.weight_stride[0] = p.weight_stride;
+  q.dx = p.dx, q.dweight[0] = p.dweight, q.dbias[0] = p.dbias;
+  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
+  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
+  return q;
+}
+
+// The parts of the workspace of backward; what follows them is the products'.
+struct Workspace {
+  Arena arena;
+  int blocks;
+  long stride;
+  float* sums;
+  void* dy;
+
+  Workspace(const LinearLayernormBwd& p, void* base)
+      : arena(base), blocks(layernorm_bwd_blocks(p.rows, p.n)), stride(padded(p.n)) {
+    sums = arena.take<float>(2L * blocks * stride);
+    const long bytes = p.rows * p.n * dtype_bytes(p.dtype);
+    dy = p.dropout.seed ? arena.take<char>(bytes) : nullptr;
+  }
+};
+
+template <class T>
+void launch_forward(const RowsFwd& p) {
+  if (p.op.n <= kWarpRow)
+    BF_LAUNCH((normalise_rows<T, 1>), static_cast<unsigned>(ceil_div(p.op.rows, kRowWarps)),
+              kRowThreads, 0, p.op.gpu, p);
+  else
+    BF_LAUNCH((normalise_rows<T, kRowWarps>), static_cast<unsigned>(p.op.rows), kRowThreads, 0,
+              p.op.gpu, p);
+}
+template <class T>
+void launch_backward(const RowsBwd& p, int blocks, const Gpu& gpu) {
+  const std::size_t shared = layernorm_bwd_shared(p.layernorm.n);
+  if (p.layernorm.n <= kWarpRow)
+    BF_LAUNCH((differentiate_rows<T, 1>), blocks, kRowThreads, shared, gpu, p);
+  else
+    BF_LAUNCH((differentiate_rows<T, kRowWarps>), blocks, kRowThreads, shared, gpu, p);
+}
+
+}  // namespace
+
+std::size_t linear_layernorm_fwd_workspace(const LinearLayernormFwd& p) {
+  const int splits = product(p).splits;
+  return splits > 1 ? splits * p.rows * p.n * sizeof(float) : 0;
+}
+
+void linear_layernorm_fwd(const LinearLayernormFwd& p) {
+  BF_CHECK(p.n <= kBlockRow, "linear_layernorm on CUDA: at most 8192 features");
+  if (p.rows == 0) return;
+  LinearFwd q = product(p);
+  if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
+  linear_fwd(q);
+  const int bytes = dtype_bytes(p.dtype);
+  const bool vector = is_vector(p.residual, p.residual_stride * bytes) &&
+                      is_vector(p.out, p.n * bytes) && is_vector(p.z, 0) && is_vector(p.bias, 0) &&
+                      is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
+  const RowsFwd rows{p, q.partial, q.splits, vector};
+  BF_DISPATCH_CUDA(p.dtype, T, launch_forward<T>(rows))
+}
+
+std::size_t linear_layernorm_bwd_workspace(const LinearLayernormBwd& p) {
+  return Workspace(p, nullptr).arena.used() + linear_bwd_workspace(products(p, nullptr));
+}
+
+void linear_layernorm_bwd(const LinearLayernormBwd& p) {
+  BF_CHECK(p.n <= kBlockRow, "linear_layernorm on CUDA: at most 8192 features");
+  const Workspace w(p, p.gpu.workspace);
+  const int bytes = dtype_bytes(p.dtype);
+  const bool vector = is_vector(p.dout, p.n * bytes) && is_vector(p.z, 0) &&
+                      is_vector(p.dresidual, 0) && is_vector(p.ln_weight, 0);
+  const LayernormBwd layernorm{p.mean,
+                               p.rstd,
+                               p.ln_weight,
+                               w.sums,
+                               w.stride,
+                               static_cast<int>(p.rows),
+                               static_cast<int>(p.n),
+                               vector};
+  const RowsBwd rows{layernorm, p.dout,       p.z,         p.dresidual,
+                     w.dy,      p.cu_seqlens, p.sequences, p.dropout};
+  BF_DISPATCH_CUDA(p.dtype, T, launch_backward<T>(rows, w.blocks, p.gpu))
+  LinearBwd q = products(p, w.dy ? w.dy : p.dresidual);
+  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n};
+  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n};
+  linear_bwd(q, w.arena.rest());
+}
+
+}  // namespace cuda
+}  // namespace bf
