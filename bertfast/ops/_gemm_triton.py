@@ -33,7 +33,7 @@ def _shape(m: int, n: int, k: int, num_warps: int, num_stages: int) -> Config:
 
 # Keys: for 16-bit dtypes by how many tiles the result gives, large ones first; for float32 by its precision.
 _FORWARD_SIZES, _BACKWARD_SIZES = ("many", "some", "few"), ("many", "few")
-_FLOAT32 = {"tf32": _shape(64, 128, 32, 4, 3), "ieee": _shape(64, 64, 16, 4, 3)}
+_FLOAT32 = {"tf32": _shape(64, 128, 32, 4, 3), "ieee": _shape(64, 32, 16, 4, 3)}
 _FORWARD = Table(
     "linear",
     {

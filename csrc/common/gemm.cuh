@@ -310,7 +310,7 @@ struct Core {
   using B = SharedTile<T, Tile::kN, b_along>;
   static constexpr int kDepth = A::kDepth, kStageBytes = A::kBytes + B::kBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes;
-  static constexpr int kSlabStride = Tile::kWarpN + 8;  // 8 rows apart: 8 banks apart
+  static constexpr int kSlabStride = Tile::kWarpN + 8;  // neighbouring rows lie 8 banks apart
   static_assert(Tile::kWarps * 16 * kSlabStride * 4 <= kSharedBytes, "the way out needs room");
 
   Arithmetic math;
@@ -352,8 +352,7 @@ struct Core {
       if (++stage == kStages) stage = 0;
     }
     math.finish();
-    cp_async_wait<0>();
-    __syncthreads();  // shared memory is free
+    __syncthreads();  // shared memory is free: all copies have been waited for
   }
 
   // Calls body(values, row, column) for each group of kGroup<T> neighbours of the tile, row by

@@ -84,13 +84,14 @@ template <class T, int warps, class Finish = StoreAsIs>
 __device__ __forceinline__ void normalise(const Row<T, warps>& row,
                                           const typename Row<T, warps>::Values& z, const T* weight,
                                           const T* bias, float eps, T* out, float* mean_out,
-                                          float* rstd_out, float* scratch, Finish finish = {}) {
+                                          float* rstd_out, Finish finish = {}) {
+  __shared__ float scratch[2][kRowWarps];
   float sum = 0, squares = 0;
   row.for_each_group([&](int i, int, int, bool) {
 #pragma unroll
     for (int e = 0; e < kGroup<T>; ++e) sum += z[i][e];
   });
-  const float mean = block_sum<warps>(sum, scratch) / static_cast<float>(row.n);
+  const float mean = block_sum<warps>(sum, scratch[0]) / static_cast<float>(row.n);
   row.for_each_group([&](int i, int, int left, bool) {
 #pragma unroll
     for (int e = 0; e < kGroup<T>; ++e) {
@@ -98,7 +99,7 @@ __device__ __forceinline__ void normalise(const Row<T, warps>& row,
       squares += e < left ? d * d : 0.0f;
     }
   });
-  const float variance = block_sum<warps>(squares, scratch) / static_cast<float>(row.n);
+  const float variance = block_sum<warps>(squares, scratch[1]) / static_cast<float>(row.n);
   const float rstd = 1.0f / sqrtf(variance + eps);
   row.for_each_group([&](int i, int at, int left, bool vector) {
     float w[kGroup<T>], b[kGroup<T>], v[kGroup<T>];
@@ -199,7 +200,7 @@ __device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float*
                                                    Target target) {
   using Part = Row<T, warps>;
   constexpr int kWidth = kGroup<T>;
-  __shared__ float scratch[kRowWarps];
+  __shared__ float scratch[2][kRowWarps];
   const Part part{p.n, p.vector};
   const T* weight = static_cast<const T*>(p.weight);
   typename Part::Values dweight = {}, dbias = {};
@@ -225,8 +226,8 @@ __device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float*
         sum_x += e < left ? g[i][e] * x[i][e] : 0.0f;
       }
     });
-    const float mean_g = block_sum<warps>(sum, scratch) / static_cast<float>(p.n);
-    const float mean_gx = block_sum<warps>(sum_x, scratch) / static_cast<float>(p.n);
+    const float mean_g = block_sum<warps>(sum, scratch[0]) / static_cast<float>(p.n);
+    const float mean_gx = block_sum<warps>(sum_x, scratch[1]) / static_cast<float>(p.n);
     const auto store = target(row);
     part.for_each_group([&](int i, int at, int left, bool vector) {
 #pragma unroll

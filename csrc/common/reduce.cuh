@@ -31,13 +31,12 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Over the first `warps` warps of the block, all of which call it; scratch: `warps` floats of
-// shared memory, free again when the next call or barrier is passed by all.
+// Over the first `warps` warps of the block, all of which call it. scratch: `warps` floats of
+// shared memory that the next call may not use again: two taken in turn serve any number of calls.
 template <int warps>
 __device__ __forceinline__ float block_sum(float x, float* scratch) {
   x = warp_sum(x);
   if (warps == 1) return x;
-  __syncthreads();
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
   __syncthreads();
   float sum = 0;

@@ -60,7 +60,6 @@ template <class T, int warps>
 __global__ void __launch_bounds__(kRowThreads)
     embedding_fwd_kernel(const EmbeddingFwd p, bool vector) {
   using Part = Row<T, warps>;
-  __shared__ float scratch[kRowWarps];
   const long token = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
   if (token >= p.rows) return;
   const Part row{static_cast<int>(p.n), vector};
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, token);
   normalise<T, warps>(row, z, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias),
                       p.eps, static_cast<T*>(p.out) + token * p.n,
-                      p.mean ? p.mean + token : nullptr, p.rstd ? p.rstd + token : nullptr, scratch,
+                      p.mean ? p.mean + token : nullptr, p.rstd ? p.rstd + token : nullptr,
                       [&](float (&v)[kGroup<T>], int first) { drop(dropout, v, first); });
 }
 

@@ -26,7 +26,6 @@ struct RowsFwd {
 template <class T, int warps>
 __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
   using Part = Row<T, warps>;
-  __shared__ float scratch[kRowWarps];
   const GeluLayernormFwd& op = p.op;
   const Part part{static_cast<int>(op.n), p.vector};
   const long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
@@ -46,7 +45,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
   });
   normalise(part, z, static_cast<const T*>(op.ln_weight), static_cast<const T*>(op.ln_bias), op.eps,
             static_cast<T*>(op.out) + start, op.mean ? op.mean + row : nullptr,
-            op.rstd ? op.rstd + row : nullptr, scratch);
+            op.rstd ? op.rstd + row : nullptr);
 }
 
 struct RowsBwd {

@@ -24,7 +24,7 @@ def _config(m: int, n: int, num_warps: int, num_stages: int) -> Config:
 # By head size, float32 apart. As large as no architecture spills a register, with dropout or without: sm_90 and sm_100
 # keep operands of a product out of registers; sm_120 multiplies like sm_80.
 _FORWARD_80 = {
-    "32-short": _config(64, 32, 4, 2),
+    "32-short": _config(64, 64, 4, 3),
     "32-long": _config(128, 64, 4, 3),
     "64-short": _config(64, 64, 4, 2),
     "64-long": _config(128, 32, 4, 3),
@@ -34,11 +34,7 @@ _FORWARD_80 = {
     "fp32-64": _config(32, 32, 4, 2),
     "fp32-128": _config(16, 32, 4, 2),
 }
-_FORWARD_90 = {
-    **_FORWARD_80,
-    "32-short": _config(64, 64, 4, 2),
-    "64-long": _config(64, 64, 4, 3),
-}
+_FORWARD_90 = {**_FORWARD_80, "64-long": _config(64, 64, 4, 3)}
 _QUERIES_80 = {
     "32": _config(64, 64, 4, 2),
     "64": _config(64, 32, 4, 2),
@@ -57,12 +53,18 @@ _KEYS_80 = {
 }
 # One launch where BLOCK_N holds the longest sequence, two where it does not or no entry is there.
 _WHOLE_80 = {
-    "32": _config(32, 128, 8, 1),
-    "64": _config(16, 128, 8, 1),
+    "32": _config(64, 128, 8, 1),
+    "64": _config(32, 128, 8, 1),
     "fp32-32": _config(16, 128, 8, 1),
     "fp32-64": _config(16, 64, 8, 1),
 }
-_WHOLE_90 = {**_WHOLE_80, "64": _config(32, 128, 8, 1), "128": _config(16, 128, 8, 1)}
+_WHOLE_86 = {**_WHOLE_80, "32": _config(32, 128, 8, 1), "64": _config(16, 128, 8, 1)}
+_WHOLE_90 = {
+    **_WHOLE_80,
+    "32": _config(64, 128, 8, 2),
+    "64": _config(32, 128, 8, 2),
+    "128": _config(16, 128, 8, 2),
+}
 
 FORWARD = Table("attention_fwd", {80: _FORWARD_80, 90: _FORWARD_90, 120: _FORWARD_80})
 BACKWARD_QUERIES = Table(
@@ -72,7 +74,9 @@ BACKWARD_QUERIES = Table(
 BACKWARD_KEYS = Table(
     "attention_bwd_keys", {80: _KEYS_80, 120: {**_KEYS_80, "64": _config(16, 64, 4, 2)}}
 )
-BACKWARD_WHOLE = Table("attention_bwd_whole", {80: _WHOLE_80, 90: _WHOLE_90, 120: _WHOLE_80})
+BACKWARD_WHOLE = Table(
+    "attention_bwd_whole", {80: _WHOLE_80, 86: _WHOLE_86, 90: _WHOLE_90, 120: _WHOLE_86}
+)
 
 
 def supports(direction: str, *args) -> str | None:

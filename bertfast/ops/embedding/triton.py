@@ -28,7 +28,7 @@ from .._layernorm_triton import (
     runs,
     store_sums,
 )
-from .._triton import Config, Table, cdiv
+from .._triton import Config, Table, cdiv, registers
 
 _FORWARD = Table(
     "embedding_forward",
@@ -56,6 +56,7 @@ _LONG_RUNS = Table(
     "embedding_long_runs",
     {80: {"all": Config({"BLOCK_CHUNKS": 32, "BLOCK_N": 64}, num_warps=4, num_stages=1)}},
 )
+_REGISTERS = 128  # of a thread in backward
 _CHUNK = 16  # sorted indices that one block walks, at least
 _CHUNKS = 2048  # chunks at most: the second kernel walks those of one run
 
@@ -362,7 +363,7 @@ def backward(
         *_sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
         ln_weight.contiguous(), mean, rstd, dz, partial, *(next(rows_of_keys) if want else None for want in wanted),
         padding_idx, tokens, tiles, features, chunks, *dropout_arguments(dropout_of(p, seed, cu_seqlens)),
-        COLUMNS=columns, **config.options(),
+        COLUMNS=columns, **registers(_REGISTERS), **config.options(),
     )  # fmt: skip
     if any(wanted):
         word_rows = (inputs_embeds if word is None else word).shape[0]
