@@ -16,7 +16,7 @@ demo: $(VENV)/.package $(VENV)/.model
 	@$(BIN)/bertfast demo
 
 test: $(VENV)/.dev $(VENV)/.model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Every shipped GPU configuration compiled for every architecture, within its budget.
 gates: $(VENV)/.dev
@@ -32,7 +32,7 @@ bench: $(VENV)/.dev $(VENV)/.model
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc tests -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/typos
 	BERTFAST_WERROR=1 $(BIN)/python setup.py -q build_ext --inplace
 

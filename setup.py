@@ -2,7 +2,7 @@
 
 _cpu: every csrc/*/cpu.cpp and csrc/common/cpu_*.cpp is compiled once for each instruction set, in a namespace of its
 own, and chosen by cpuid at run time; csrc/bindings.cpp and the other csrc/common/*.cpp once.
-_cuda, where nvcc is found: every csrc/*/cuda.cu to PTX for compute_80, and from that PTX to a cubin for each target.
+_cuda, where nvcc is found: every csrc/*/cuda*.cu to PTX for compute_80, and from that PTX to a cubin for each target.
 Variables: BERTFAST_BUILD=auto|cpu|cuda, BERTFAST_CUDA_ARCHS (else TORCH_CUDA_ARCH_LIST; as in 80;90+PTX), CUDA_HOME,
 CXX, CXXFLAGS, NVCCFLAGS, LDFLAGS, MAX_JOBS; BERTFAST_WERROR=1: no warnings.
 """
@@ -172,8 +172,8 @@ def cuda_script(objects, module, toolkit):
         for path in sources
     ]  # fmt: skip
     builds += [
-        ("nvcc", path.relative_to(ROOT), f"{path.parent.name}.o", "")
-        for path in sorted(ROOT.glob("csrc/*/cuda.cu"))
+        ("nvcc", path.relative_to(ROOT), f"{path.parent.name}_{path.stem}.o", "")
+        for path in sorted(ROOT.glob("csrc/*/cuda*.cu"))
     ]
     link = f"{library} -ldl -lrt -lpthread -static-libgcc"
     gencode = f"-gencode 'arch=compute_80,code=[{','.join(codes)}]'"

@@ -15,6 +15,8 @@ from bertfast import dispatch, ops
 
 sys.path.insert(0, os.path.dirname(__file__))  # the package gpu_code
 
+from gpu_code.forms import GPU_FORMS
+
 DIRECTIONS = ("forward", "backward")
 OPERATIONS = ops.__all__
 FORMS = ("cpu", "triton", "triton_matmul", "torch", "reference")
@@ -81,7 +83,29 @@ def _whole_suite(config) -> bool:
     return plain and any(name in (root, os.path.join(root, "tests")) for name in asked)
 
 
+def pytest_collection_modifyitems(items):
+    """What shares compiled kernels goes to one process of pytest-xdist, where the suite runs in several."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        forms = {parameters.get("backend"), *parameters.get("pair", ())} & set(GPU_FORMS)
+        if forms:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{min(forms)}"))
+        elif item.path.parent.name in ("gates", "gpu_code"):
+            group = f"{item.path.stem}-{parameters.get('arch', parameters.get('operation', ''))}"
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A process of pytest-xdist ends: its counts join the table."""
+    for cell, count in getattr(node, "workeroutput", {}).get("ran", ()):
+        _RAN[tuple(cell)] += count
+
+
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ran"] = [(list(cell), n) for cell, n in _RAN.items()]
+        return
     empty = [cell for cell in _asked() if not _RAN[cell]]
     if os.environ.get("CI") and _whole_suite(session.config) and empty and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -138,7 +138,7 @@ def refuses(x: Tensor, product: bool = False) -> str | None:
 def _no_device() -> str | None:
     try:
         device_type()
-    except Exception as error:  # Triton raises RuntimeError; without a C compiler whatever the build raised
+    except Exception as error:  # RuntimeError without a GPU, else what its driver raised
         return f"triton finds no device that it can serve: {error}"
     return None
 

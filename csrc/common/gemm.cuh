@@ -373,7 +373,7 @@ struct Core {
         read_group(v, slab + row * kSlabStride + column, lane);
         body(v, warp_m() + 16 * s + row, warp_n() + column);
       }
-      __syncwarp();
+      if (s + 1 < Tile::kWarpM / 16) __syncwarp();
     }
   }
 

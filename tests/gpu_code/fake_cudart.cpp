@@ -1,6 +1,7 @@
-// A CUDA runtime for machines without a GPU: the functions that bertfast's host code calls. It is linked in the place of
-// libcudart; a launch goes to a callback with the kernel's name, grid, block, shared bytes and arguments, memory calls
-// act on host memory. Types are the driver's ABI, written out so that no CUDA header is needed.
+// A CUDA runtime for machines without a GPU: the functions that bertfast's host code calls. It is
+// linked in the place of libcudart; a launch goes to a callback with the kernel's name, grid,
+// block, shared bytes and arguments, memory calls act on host memory. Types are the driver's ABI,
+// written out so that no CUDA header is needed.
 #include <cstddef>
 #include <cstring>
 #include <map>
@@ -21,7 +22,7 @@ using Launch = int (*)(const char* kernel, const unsigned* grid, const unsigned*
                        std::size_t shared, void** arguments, void* stream);
 
 constexpr int kInvalidDeviceFunction = 98;
-constexpr int kMultiprocessors = 16;     // of cudaDeviceAttr: the one that is asked for
+constexpr int kMultiprocessors = 16;  // of cudaDeviceAttr: the one that is asked for
 constexpr int kMaxSharedOptin = 97;
 
 Launch callback = nullptr;
@@ -61,14 +62,14 @@ EXPORT void __cudaRegisterFunction(void**, const char* host, char*, const char* 
   kernels()[host] = name;
 }
 
-// <<<grid, block, shared, stream>>> pushes its configuration; the kernel's stub pops it and launches.
+// <<<grid, block, shared, stream>>> pushes its configuration; the kernel's stub pops it and
+// launches.
 EXPORT unsigned __cudaPushCallConfiguration(Dim3 grid, Dim3 block, std::size_t shared,
                                             void* stream) {
   configured = {grid, block, shared, stream};
   return 0;
 }
-EXPORT int __cudaPopCallConfiguration(Dim3* grid, Dim3* block, std::size_t* shared,
-                                      void* stream) {
+EXPORT int __cudaPopCallConfiguration(Dim3* grid, Dim3* block, std::size_t* shared, void* stream) {
   *grid = configured.grid;
   *block = configured.block;
   *shared = configured.shared;
@@ -80,8 +81,7 @@ EXPORT int cudaLaunchKernel(const void* host, Dim3 grid, Dim3 block, void** argu
   const auto found = kernels().find(host);
   if (found == kernels().end() || !callback) return report(kInvalidDeviceFunction);
   const unsigned grid_size[] = {grid.x, grid.y, grid.z}, block_size[] = {block.x, block.y, block.z};
-  return report(
-      callback(found->second.c_str(), grid_size, block_size, shared, arguments, stream));
+  return report(callback(found->second.c_str(), grid_size, block_size, shared, arguments, stream));
 }
 EXPORT int __cudaLaunchKernel(const void* host, Dim3 grid, Dim3 block, void** arguments,
                               std::size_t shared, void* stream) {
@@ -106,7 +106,7 @@ EXPORT int cudaGetDevice(int* device) {
   return 0;
 }
 EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == kMultiprocessors ? multiprocessors
+  *value = attribute == kMultiprocessors  ? multiprocessors
            : attribute == kMaxSharedOptin ? 99 * 1024
                                           : 0;
   return 0;

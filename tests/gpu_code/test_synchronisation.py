@@ -18,12 +18,12 @@ from gpu_code.triton_driver import emulated
 
 CASES = {
     "embedding": Case("sync", (40, 25), 64, 50, p=0.1),
-    "qkv_projection": Case("sync", (70, 5), 256, 64, heads=2),
-    "attention": Case("sync", (200, 3), outer=64, heads=2, p=0.1),
-    "linear_gelu": Case("sync", (70, 5), 256, 96),
-    "linear_layernorm": Case("sync", (70, 5), 256, 96, p=0.1),
-    "gelu_layernorm": Case("sync", (70, 5), 256, 96),
-    "masked_cross_entropy": Case("sync", (70, 5), 256, 300),
+    "qkv_projection": Case("sync", (400, 240), 768, 128, heads=2),
+    "attention": Case("sync", (320, 3), outer=64, heads=2, p=0.1),
+    "linear_gelu": Case("sync", (400, 240), 640, 640),
+    "linear_layernorm": Case("sync", (400, 240), 640, 64, p=0.1),
+    "gelu_layernorm": Case("sync", (400, 240), 640, 64),
+    "masked_cross_entropy": Case("sync", (300, 5), 640, 1300),
 }
 SHORT = Case("sync-short", (100, 3), outer=64, heads=2, p=0.1)  # attention's backward in one launch
 RUNS = [*CASES.items(), ("attention", SHORT)]

@@ -18,6 +18,11 @@ from gpu_code.forms import GPU_FORMS, running
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TF32 = "tf32"  # float32 whose products may round their inputs
 HOST_FORMS = ("cpu", "reference", "torch")
+WITH_MATMUL = (
+    "linear_gelu",
+    "linear_layernorm",
+    "gelu_layernorm",
+)  # that have torch's product as a choice
 # Executing is slow: in these dtypes the cases that a kernel's code can tell apart.
 EXECUTED_CASES = {
     "bf16": None,
@@ -45,14 +50,18 @@ def pytest_generate_tests(metafunc):
     names, on_gpu = metafunc.fixturenames, metafunc.config.getoption("--device") != "cpu"
     if "case" in names:
         axis = "backend" if "backend" in names else "pair"
-        runs = _pairs(on_gpu) if axis == "pair" else [(form,) for form in _forms(on_gpu)]
+        runs = (
+            _pairs(operation, on_gpu)
+            if axis == "pair"
+            else [(f,) for f in _forms(operation, on_gpu)]
+        )
         rows = list(_parity_rows(operation, runs, on_gpu))
         ids = ["-".join([str(case), dtype, *run]) for case, dtype, run in rows]
         values = [(case, dtype, run if axis == "pair" else run[0]) for case, dtype, run in rows]
         metafunc.parametrize(("case", "dtype", axis), values, ids=ids)
         return
     values = {
-        "backend": {form: form for form in _forms(on_gpu) if form != "torch"},
+        "backend": {form: form for form in _forms(operation, on_gpu) if form != "torch"},
         "mutation": dict(testing.mutations(operation)),
         "direction": {"forward": "forward", "backward": "backward"},
     }
@@ -61,17 +70,18 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(name, list(choices.values()), ids=list(choices))
 
 
-def _forms(on_gpu: bool) -> tuple[str, ...]:
-    return (*GPU_FORMS, "torch", "reference") if on_gpu else (*HOST_FORMS, *GPU_FORMS)
+def _forms(operation: str, on_gpu: bool) -> list[str]:
+    """The forms that the operation has, or where Triton cannot be imported would have."""
+    asked = (*GPU_FORMS, "torch", "reference") if on_gpu else (*HOST_FORMS, *GPU_FORMS)
+    return [form for form in asked if form != "triton_matmul" or operation in WITH_MATMUL]
 
 
-def _pairs(on_gpu: bool) -> list[tuple[str, str]]:
+def _pairs(operation: str, on_gpu: bool) -> list[tuple[str, str]]:
     """(form of the forward, form of the backward): every form with itself and with the reference."""
-    pairs = [(form, form) for form in _forms(on_gpu)]
-    for form in _forms(on_gpu):
-        if form != "reference":
-            pairs += [("reference", form), (form, "reference")]
-    return pairs
+    pairs = []
+    for form in _forms(operation, on_gpu):
+        pairs += {(form, form): 0, ("reference", form): 0, (form, "reference"): 0}
+    return list(dict.fromkeys(pairs))
 
 
 def _parity_rows(operation: str, runs: list[tuple], on_gpu: bool):

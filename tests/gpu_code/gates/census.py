@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -17,27 +18,43 @@ from bertfast.testing import Case
 from gpu_code.triton_driver import Launch, emulated
 
 OPERATIONS = testing.OPERATIONS
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_FEW, _MANY = (16,), (128,) * 16
-_PRODUCT = {"few": (_FEW, 768, 3072), "many": (_MANY, 768, 3072), "narrow": (_MANY, 384, 384)}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+}
+MULTIPROCESSORS = 108  # an A100's; tiles are chosen so that all have work
+_FEW, _SOME, _MANY = (16,), (128,) * 2, (128,) * 16
 _SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
-    "embedding": {"base": (_MANY, 768, 512), "dropout": (_MANY, 384, 512, 1, 0.1)},
-    "qkv_projection": {"few": (_FEW, 768, 768, 12), "many": (_MANY, 768, 768, 12)},
+    "embedding": {
+        "base": (_MANY, 768, 512, 1, 0.1),
+        "wide": (_MANY, 2048, 512),
+    },
+    "qkv_projection": {
+        "few": (_FEW, 768, 768, 12),
+        "some": (_SOME, 768, 768, 12),
+        "many": (_MANY, 768, 768, 12),
+    },
     "attention": {
         f"head{size}-{length}{'-dropout' if p else ''}": ((length,) * 2, 0, size * 2, 2, p)
         for size in (32, 64, 128)
         for length in (128, 512)
         for p in (0.0, 0.1)
     },
-    "linear_gelu": {name: _PRODUCT[name] for name in ("few", "many")},
+    "linear_gelu": {
+        "few": (_FEW, 768, 3072),
+        "some": (_SOME, 768, 3072),
+        "many": (_MANY, 768, 3072),
+    },
     "linear_layernorm": {
         "few": (_FEW, 768, 768, 1, 0.1),
         "many": (_MANY, 3072, 768),
-        "narrow": (_MANY, 384, 384, 1, 0.1),
-        "large": (_MANY, 1024, 1024),
+        "minilm": (_MANY, 384, 384, 1, 0.1),
+        "wide": (_SOME, 768, 2048),
     },
-    "gelu_layernorm": {"few": (_FEW, 768, 768), "narrow": (_MANY, 384, 384)},
-    "masked_cross_entropy": {"few": (_FEW, 768, 4096), "many": (_MANY, 768, 4096)},
+    "gelu_layernorm": {"few": (_FEW, 768, 768), "minilm": (_MANY, 384, 384)},
+    "masked_cross_entropy": {"few": (_FEW, 768, 8192), "many": (_MANY, 768, 8192)},
 }
 
 
@@ -55,19 +72,29 @@ class Shipped(NamedTuple):
 
 
 def take(
-    arch: int | str, operations=OPERATIONS, dtypes=("bf16", "fp32")
+    arch: int | str, operations=OPERATIONS, dtypes=("bf16", "fp32", "tf32")
 ) -> tuple[list[Shipped], set]:
     """(the kernels for an architecture, the (table, key) pairs that were picked)."""
     shipped: list[Shipped] = []
-    with emulated(arch, execute=False) as device, picks() as picked:
-        for operation in operations:
+    device = emulated(arch, execute=False, multiprocessors=MULTIPROCESSORS)
+    with device as compiler, picks() as picked:
+        for operation, dtype in product(operations, dtypes):
             for name, sizes in _SIZES[operation].items():
-                for dtype in dtypes:
-                    for direction, launches in launched(
-                        device, operation, _case(name, sizes), DTYPES[dtype]
-                    ):
-                        shipped += (Shipped(operation, direction, name, dtype, x) for x in launches)
+                with _tf32(dtype == "tf32"):
+                    found = list(launched(compiler, operation, _case(name, sizes), DTYPES[dtype]))
+                for direction, launches in found:
+                    shipped += (Shipped(operation, direction, name, dtype, x) for x in launches)
     return _distinct(shipped), picked
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def launched(device, operation: str, case: Case, dtype: torch.dtype) -> Iterator[tuple[str, list]]:

@@ -23,7 +23,8 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="module")
 def taken(arch, request):
     every = request.config.getoption("--all-architectures")
-    return census.take(arch, dtypes=("bf16", "fp16", "fp32") if every else ("bf16", "fp32"))
+    dtypes = ("bf16", "fp32", "tf32")  # fp16 differs from bf16 in the type of its products only
+    return census.take(arch, dtypes=(*dtypes, "fp16") if every else dtypes)
 
 
 @pytest.fixture(scope="module")
