@@ -19,7 +19,7 @@ from gpu_code.forms import GPU_FORMS
 
 DIRECTIONS = ("forward", "backward")
 OPERATIONS = ops.__all__
-FORMS = ("cpu", "triton", "triton_matmul", "torch", "reference")
+FORMS = ("cpu", "cuda", "triton", "triton_matmul", "torch", "reference")
 _RAN: Counter[tuple[str, str, str]] = Counter()  # (form, operation, direction) -> passed tests
 
 

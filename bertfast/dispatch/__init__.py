@@ -56,7 +56,7 @@ __all__ = [
     "use_backend",
 ]
 
-ORDER = ("cpu", "triton", "reference")  # the forms with a file of their own, best first
+ORDER = ("cpu", "cuda", "triton", "reference")  # the forms with a file of their own, best first
 _FORMS: dict[str, Mapping[str, Form]] = {}
 
 
@@ -127,10 +127,10 @@ def _held(scope: Scope) -> Iterator[None]:
 def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Run every operation in the form `name`, or choose freely ("auto"), inside the block.
 
-    Forms: "cpu" (C++), "triton", "triton_matmul" (Triton's kernels around torch's own products), "torch" (plain torch
-    in the tensors' own dtype), "reference" (the definition, in plain torch with sums in fp32). Holds for the calling
-    thread or task, and for the backward of what it computes. Raises ArgumentError for an unknown name; an operation
-    that the named form cannot compute raises UnsupportedError with the reason.
+    Forms: "cpu" (C++), "cuda" (CUDA C++), "triton", "triton_matmul" (Triton's kernels around torch's own products),
+    "torch" (plain torch in the tensors' own dtype), "reference" (the definition, in plain torch with sums in fp32).
+    Holds for the calling thread or task, and for the backward of what it computes. Raises ArgumentError for an unknown
+    name; an operation that the named form cannot compute raises UnsupportedError with the reason.
     """
     return _held(_SCOPE.get()._replace(backend=_valid(name, "name")))
 

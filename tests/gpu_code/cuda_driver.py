@@ -5,8 +5,9 @@
     device.launches[0].report
 
 `_cuda` is built from the same sources as the shipped module, for PTX only, and linked with fake_cudart.cpp in the place
-of libcudart: a launch comes back here with the kernel's name, grid, block, shared bytes and arguments. Every live
-tensor is memory that a kernel may touch; what torch allocates inside the block is poisoned and counts as unwritten.
+of libcudart: a launch comes back here with the kernel's name, grid, block, shared bytes and arguments. A kernel may
+touch the tensors whose addresses were taken for the call, each with the extent that its strides span; what torch
+allocates inside the block is poisoned and counts as unwritten.
 """
 
 from __future__ import annotations
@@ -14,23 +15,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import gc
 import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
-import torch
 from torch import Tensor
 
 from bertfast import extension
@@ -59,6 +59,8 @@ class Launch:
     block: tuple[int, int, int]
     shared: int
     report: object = None
+    again: Callable[[str], object] | None = None  # runs another PTX text, on memory as it was left
+    tensors: list[Tensor] = field(default_factory=list)  # what `again` reads and writes
 
 
 @dataclass
@@ -67,12 +69,20 @@ class Device:
 
     options: dict
     execute: bool
+    mutate: Callable[[str], str] | None
+    keep: bool
     launches: list[Launch] = field(default_factory=list)
     memory: Memory = field(default_factory=Memory)
+    pointed: list[Tensor] = field(default_factory=list)  # what the call's addresses belong to
     fault: Exception | None = None
+
+    def launched_in_all(self) -> list[str]:
+        """The kernels launched so far, then torch's operations that each launch one on a GPU."""
+        return [launch.name for launch in self.launches] + self.memory.launching()
 
 
 _DEVICE: list[Device] = []
+_ENTRY = re.compile(r"\.entry (\w+)\(")
 
 
 def sources() -> list[Path]:
@@ -149,48 +159,123 @@ def _run(command: list) -> None:
 
 @functools.cache
 def module() -> ModuleType:
-    """The test's _cuda, imported; its launches arrive at the innermost `emulated`."""
+    """The test's _cuda, imported."""
     path = build() / f"_cuda{_suffix()}"
-    spec = importlib.util.spec_from_file_location("bertfast._cuda", path)
+    # not the shipped module's name: pybind11 would give that one, once it was imported
+    spec = importlib.util.spec_from_file_location("gpu_code._cuda", path)
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
-    ctypes.CDLL(str(path)).fake_cudart_on_launch(_on_launch, ctypes.c_int(4))
     return made
 
 
 @functools.cache
-def kernels() -> dict:
-    """Every kernel of the shipped .cu files, by its mangled name."""
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(build() / f"_cuda{_suffix()}"))
+
+
+@functools.cache
+def _units() -> dict[str, Path]:
+    """Which PTX file holds each kernel, by its mangled name."""
     found = {}
     for path in sorted(build().glob("*.ptx")):
-        found |= executor.load(path.read_text(), name=path.stem).kernels
+        found |= dict.fromkeys(_ENTRY.findall(path.read_text()), path)
     return found
+
+
+@functools.cache
+def _parts(path: Path) -> list[tuple[str | None, str]]:
+    """A PTX file cut where kernels begin and end: (the kernel's name or None, text)."""
+    parts, name, lines = [], None, []
+    for line in path.read_text().splitlines(keepends=True):
+        starts = _ENTRY.search(line)
+        if starts:
+            parts.append((name, "".join(lines)))
+            name, lines = starts[1], []
+        lines.append(line)
+        if name and line == "}\n":
+            parts.append((name, "".join(lines)))
+            name, lines = None, []
+    return [*parts, (name, "".join(lines))]
+
+
+@functools.cache
+def ptx(kernel: str) -> str:
+    """The PTX of one kernel, with all that its file declares outside kernels; lines keep their numbers."""
+    parts = _parts(_units()[kernel])
+    return "".join(t if name in (None, kernel) else "\n" * t.count("\n") for name, t in parts)
+
+
+@functools.lru_cache(maxsize=256)
+def _load(code: str, kernel: str):
+    return executor.load(code, name=_units()[kernel].stem)[kernel]
 
 
 @contextlib.contextmanager
 def emulated(
-    *, execute: bool = True, check: bool = True, order: str = "forward", seed: int = 0
+    *,
+    execute: bool = True,
+    check: bool = True,
+    order: str = "forward",
+    seed: int = 0,
+    multiprocessors: int = 4,
+    mutate: Callable[[str], str] | None = None,
+    keep: bool = False,
 ) -> Iterator[Device]:
     """Makes `_cuda` compute on CPU tensors inside the block; options as those of triton_driver.emulated."""
-    device = Device({"check": check, "order": order, "seed": seed}, execute)
+    device = Device({"check": check, "order": order, "seed": seed}, execute, mutate, keep)
+    made = module()
+    _library().fake_cudart_on_launch(_on_launch, ctypes.c_int(multiprocessors))
     saved = {name: getattr(extension, name) for name in _REPLACED}
-    extension.cuda, extension.CUDA_REASON = module(), None
+    extension.cuda, extension.CUDA_REASON = made, None
     extension.on_gpu = lambda x: True
     extension.driver_refuses = lambda: None
     extension._current = lambda _: contextlib.nullcontext(0)
+    extension.launch = _forgetting(device, saved["launch"])
     _DEVICE.append(device)
     try:
-        with device.memory:
+        with device.memory, _noting_addresses(device):
             yield device
     finally:
         _DEVICE.pop()
         for name, value in saved.items():
             setattr(extension, name, value)
-    if device.fault is not None:
-        raise device.fault
 
 
-_REPLACED = ("cuda", "CUDA_REASON", "on_gpu", "driver_refuses", "_current")
+_REPLACED = ("cuda", "CUDA_REASON", "on_gpu", "driver_refuses", "_current", "launch")
+
+
+@contextlib.contextmanager
+def _noting_addresses(device: Device) -> Iterator[None]:
+    """Every tensor whose address is taken may be touched by the next call's kernels."""
+    plain = Tensor.data_ptr
+
+    def data_ptr(tensor: Tensor) -> int:
+        device.pointed.append(tensor)
+        return plain(tensor)
+
+    Tensor.data_ptr = data_ptr
+    try:
+        yield
+    finally:
+        Tensor.data_ptr = plain
+
+
+def _forgetting(device: Device, launch: Callable) -> Callable:
+    """`extension.launch`; raises the fault that a kernel met, and forgets the call's addresses."""
+
+    def run(*args):
+        device.fault = None
+        try:
+            launch(*args)
+        except RuntimeError:
+            if device.fault is None:
+                raise
+        finally:
+            device.pointed.clear()
+        if device.fault is not None:
+            raise device.fault
+
+    return run
 
 
 @_CALLBACK
@@ -200,39 +285,33 @@ def _on_launch(name, grid, block, shared, arguments, stream):
     device.launches.append(launch)
     try:
         if device.execute:
-            launch.report = _execute(device, launch, arguments)
+            _execute(device, launch, arguments)
     except Exception as fault:  # an exception cannot pass through the C++ frames
         device.fault = device.fault or fault
         return 1
     return 0
 
 
-def _execute(device: Device, launch: Launch, arguments) -> object:
-    kernel = kernels()[launch.name]
-    size = max((offset + width for offset, width in kernel.parameters), default=0)
-    block = bytearray(size)
-    for i, (offset, width) in enumerate(kernel.parameters):
-        block[offset : offset + width] = ctypes.string_at(arguments[i], width)
-    return executor.launch(
-        kernel,
-        grid=launch.grid,
-        block=launch.block,
-        arguments=bytes(block),
-        shared=launch.shared,
-        buffers=_live_memory(device.memory),
-        **device.options,
-    )
+def _execute(device: Device, launch: Launch, arguments) -> None:
+    code = ptx(launch.name)
+    parameters = _load(code, launch.name).parameters
+    given = bytearray(max((offset + width for offset, width in parameters), default=0))
+    for i, (offset, width) in enumerate(parameters):
+        given[offset : offset + width] = ctypes.string_at(arguments[i], width)
+    named = [(f"{x.dtype} {list(x.shape)}", x) for x in device.pointed]
+    buffers = device.memory.buffers(named)
 
+    def run(code: str):
+        return executor.launch(
+            _load(code, launch.name),
+            grid=launch.grid,
+            block=launch.block,
+            arguments=bytes(given),
+            shared=launch.shared,
+            buffers=buffers,
+            **device.options,
+        )
 
-def _live_memory(memory: Memory) -> list:
-    """The storage of every tensor that Python can still reach, as the executor's buffers."""
-    storages = {}
-    for thing in gc.get_objects():
-        if type(thing) in (Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
-            if storage.nbytes():
-                storages[storage.data_ptr()] = storage
-    return [
-        executor.Buffer(address, s.nbytes(), f"storage {i}", "inout", written=memory.written(s))
-        for i, (address, s) in enumerate(storages.items())
-    ]
+    if device.keep:
+        launch.again, launch.tensors = run, list(device.pointed)
+    launch.report = run(device.mutate(code) if device.mutate else code)

@@ -5,26 +5,33 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-GPU_FORMS = ("triton", "triton_matmul")
+from gpu_code import nvcc
+
+TRITON_FORMS = ("triton", "triton_matmul")
+GPU_FORMS = ("cuda", *TRITON_FORMS)
 
 
 @contextlib.contextmanager
 def running(*forms: str, device: str = "cpu", **options) -> Iterator[object]:
     """Where the forms compute inside the block: an emulated device if one of them is a GPU's and there is none.
 
-    options: those of triton_driver.emulated. Gives the emulated device, or None.
+    options: those of `emulated`. Gives the emulated device, or None. Without Triton or nvcc its forms refuse with the
+    reason, and tests skip with it.
     """
-    if device != "cpu" or not set(forms) & set(GPU_FORMS) or not _has_triton():
-        yield None
-        return
-    from gpu_code.triton_driver import emulated
+    with contextlib.ExitStack() as stack:
+        emulation = None
+        if device == "cpu" and set(forms) & set(TRITON_FORMS) and _has_triton():
+            from gpu_code.triton_driver import emulated
 
-    with emulated(**options) as emulation:
+            emulation = stack.enter_context(emulated(**options))
+        if device == "cpu" and "cuda" in forms and nvcc.find():
+            from gpu_code.cuda_driver import emulated
+
+            emulation = stack.enter_context(emulated(**options))
         yield emulation
 
 
 def _has_triton() -> bool:
-    """Without Triton its forms refuse with the reason, and tests skip with it."""
     try:
         import triton  # noqa: F401
     except ImportError:

@@ -15,6 +15,8 @@ from gpu_code import executor
 
 _POISON_INTEGER = 0x5A5A5A5A5A5A5A5A  # far outside every buffer when it is taken for an index
 
+_QUIET = ("detach", "alias", "lift_fresh", "set_", "is_same_size", "item")  # of torch's operations
+
 
 class Memory(TorchDispatchMode):
     """Which bytes of torch's memory were written since it was allocated; active as a mode of torch's dispatcher."""
@@ -27,7 +29,7 @@ class Memory(TorchDispatchMode):
         super().__init__()
         # By the address of the storage's record, which the weak reference keeps from being given to another.
         self.unwritten: dict[int, tuple[StorageWeakRef, numpy.ndarray]] = {}
-        self.calls: list[str] = []  # torch's own operations that would launch something on a GPU
+        self.calls: list[str] = []  # torch's own operations, views and allocations aside
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -44,6 +46,10 @@ class Memory(TorchDispatchMode):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self.note_written(value)
         return result
+
+    def launching(self) -> list[str]:
+        """torch's operations so far that launch something on a GPU."""
+        return [name for name in self.calls if not name.startswith(_QUIET)]
 
     def note_allocated(self, tensor: Tensor) -> None:
         if not _is_real(tensor) or not tensor.numel():

@@ -67,10 +67,8 @@ class Device:
     memory: Memory = field(default_factory=Memory)
 
     def launched_in_all(self) -> list[str]:
-        """The kernels launched so far, then those of torch's operations that each launch one on a GPU."""
-        quiet = ("detach", "alias", "lift_fresh", "set_", "is_same_size", "item")
-        others = [name for name in self.memory.calls if not name.startswith(quiet)]
-        return [launch.name for launch in self.launches] + others
+        """The kernels launched so far, then torch's operations that each launch one on a GPU."""
+        return [launch.name for launch in self.launches] + self.memory.launching()
 
 
 @contextlib.contextmanager

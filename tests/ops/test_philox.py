@@ -104,14 +104,14 @@ def _layer(x, cu_seqlens, seed, residual):
     return ops.attention(qkv, cu_seqlens, 9, p=0.3, seed=seed)
 
 
-def test_mask_is_the_same_with_other_layouts(backend_of_dropout):
+def test_mask_is_the_same_with_other_layouts(backend):
     """Packed, with all-padding rows added, and each sequence packed among others: the same numbers."""
     x, residual, seed = (
         torch.randn(11, 16),
         torch.randn(11, 16),
         torch.tensor([1234567890123456789]),
     )
-    with dispatch.use_backend(backend_of_dropout), torch.no_grad():
+    with dispatch.use_backend(backend), torch.no_grad():
         packed = _layer(x, torch.tensor([0, 7, 11], dtype=torch.int32), seed, residual)
         added = _layer(x, torch.tensor([0, 7, 11, 11, 11], dtype=torch.int32), seed, residual)
         first = _layer(x[:7], torch.tensor([0, 7], dtype=torch.int32), seed, residual[:7])
@@ -120,7 +120,7 @@ def test_mask_is_the_same_with_other_layouts(backend_of_dropout):
 
 
 @pytest.fixture(params=dispatch.ORDER)
-def backend_of_dropout(request):
+def backend(request):
     qkv, starts = torch.zeros(1, 3, 1, 8), torch.tensor([0, 1], dtype=torch.int32)
     reason = dispatch.reasons(
         "attention", "forward", (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), False)

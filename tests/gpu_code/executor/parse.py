@@ -125,7 +125,7 @@ class _Parser:
         self.text = _COMMENT.sub(lambda comment: " " + "\n" * comment[0].count("\n"), text)
         self.name, self.unit = name, Unit()
         self.position, self.line, self.counted = 0, 1, 0
-        self.files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M))
+        self.files = dict(re.findall(r'^[ \t]*\.file\s+(\d+)\s+"([^"]*)"', text, re.M))
         self.source: str | None = None
         while self._skip():
             self._module_item()
