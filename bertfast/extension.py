@@ -128,7 +128,7 @@ def contiguous(*tensors: Tensor) -> list[Tensor]:
 def gradients(
     x: Tensor, shapes: Sequence[tuple[int, ...]], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Memory for the wanted gradients of a product, in the dtype of x [rows, k]; None for the others.
+    """Memory for the wanted gradients of an operation, in the dtype of x [rows, k]; None for the others.
 
     With no rows nothing is computed and the gradients are zeros.
     """

@@ -18,12 +18,9 @@ from gpu_code.forms import GPU_FORMS, running
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TF32 = "tf32"  # float32 whose products may round their inputs
 HOST_FORMS = ("cpu", "reference", "torch")
-WITH_MATMUL = (
-    "linear_gelu",
-    "linear_layernorm",
-    "gelu_layernorm",
-)  # that have torch's product as a choice
-# Executing is slow: in these dtypes the cases that a kernel's code can tell apart.
+# that have torch's own product as a choice
+WITH_MATMUL = ("linear_gelu", "linear_layernorm", "gelu_layernorm")
+# Compiling is slow: in these dtypes the cases that a Triton kernel's code can tell apart.
 EXECUTED_CASES = {
     "bf16": None,
     "fp16": ("odd", "base", "dropout", "embeds", "sharp"),
@@ -50,11 +47,8 @@ def pytest_generate_tests(metafunc):
     names, on_gpu = metafunc.fixturenames, metafunc.config.getoption("--device") != "cpu"
     if "case" in names:
         axis = "backend" if "backend" in names else "pair"
-        runs = (
-            _pairs(operation, on_gpu)
-            if axis == "pair"
-            else [(f,) for f in _forms(operation, on_gpu)]
-        )
+        forms = _forms(operation, on_gpu)
+        runs = _pairs(operation, on_gpu) if axis == "pair" else [(form,) for form in forms]
         rows = list(_parity_rows(operation, runs, on_gpu))
         ids = ["-".join([str(case), dtype, *run]) for case, dtype, run in rows]
         values = [(case, dtype, run if axis == "pair" else run[0]) for case, dtype, run in rows]
@@ -101,13 +95,11 @@ def _parity_rows(operation: str, runs: list[tuple], on_gpu: bool):
 
 def _executed(case: testing.Case, dtype: str, run: tuple) -> bool:
     """Whether a form of a GPU is executed in this test on a machine without one."""
-    if (
-        run[0] in GPU_FORMS and run[-1] == "reference"
-    ):  # what it saves is held to the rule by the forward's test
-        return False
+    if run[0] in GPU_FORMS and run[-1] == "reference":
+        return False  # what it saves is held to the rule by the forward's test
     if len(set(run)) == 2 and dtype != "bf16":
         return False
-    names = EXECUTED_CASES[dtype]
+    names = None if "cuda" in run else EXECUTED_CASES[dtype]
     return names is None or case.name in names
 
 

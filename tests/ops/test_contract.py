@@ -150,7 +150,7 @@ def test_inference_calls_the_form_directly(operation, monkeypatch):
     assert torch.equal(testing.public(operation)(**inputs | frozen), expected)
 
 
-@pytest.mark.parametrize("backend", dispatch.ORDER)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])  # frozen models live on CPUs
 @pytest.mark.parametrize(
     "operation", ["qkv_projection", "linear_gelu", "linear_layernorm", "gelu_layernorm"]
 )

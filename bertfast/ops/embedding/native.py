@@ -81,9 +81,9 @@ def backward(
         for t, i in zip(tables, ids, strict=True)
     ]
     dinputs = torch.empty_like(dout) if rows_given and needs[1] else None
-    dln_weight, dln_bias = torch.empty_like(ln_weight), torch.empty_like(ln_weight)
-    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     rows, n = dout.shape
+    dln_weight, dln_bias = extension.gradients(dout, ((n,), (n,)), (True, True))
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
         "embedding_bwd", dout,
         dout.data_ptr(), *(pointer(i) for i in ids), source.data_ptr(), position.data_ptr(), segment.data_ptr(),
