@@ -92,10 +92,13 @@ class SparseBuffer(Buffer):
 
 @dataclass
 class Report:
-    """What a launch did. Bytes are distinct ones by buffer name, counted where `check` was on."""
+    """What a launch did. `moved` counts each access; the other bytes are distinct ones by buffer name, counted where
+    `check` was on.
+    """
 
     instructions: int = 0  # of warps
     barriers: int = 0  # arrivals of warps
+    moved: dict[int, int] = field(default_factory=dict)  # global bytes by width of an access
     bytes_read: dict[str, int] = field(default_factory=dict)
     bytes_written: dict[str, int] = field(default_factory=dict)
     unwritten: dict[str, int] = field(default_factory=dict)  # of "out" buffers
@@ -216,7 +219,9 @@ class _Launch(ctypes.Structure):
 
 class _Result(ctypes.Structure):
     _fields_ = _fields(
-        int64="instructions barriers offset", int32="pc buffer warp lane", xyz="block"
+        int64="instructions barriers offset moved1 moved2 moved4 moved8 moved16",
+        int32="pc buffer warp lane",
+        xyz="block",
     )
     _fields_ += [("kind", ctypes.c_char * 64), ("detail", ctypes.c_char * 448)]
 
@@ -352,7 +357,8 @@ def _fault(kernel: Kernel, result: _Result, buffers: list[Buffer], block) -> Fau
 
 
 def _report(result: _Result, records, shadows: list[_Shadow], check: bool) -> Report:
-    report = Report(result.instructions, result.barriers)
+    moved = {width: getattr(result, f"moved{width}") for width in (1, 2, 4, 8, 16)}
+    report = Report(result.instructions, result.barriers, moved)
     for record, shadow in zip(itertools.islice(records, len(shadows)), shadows, strict=True):
         buffer = shadow.buffer
         if check:

@@ -64,7 +64,7 @@ struct Launch {
 };
 
 struct Result {
-  int64_t instructions, barriers, offset;
+  int64_t instructions, barriers, offset, moved[5];
   int32_t pc, buffer, warp, lane;
   uint32_t block[3];
   char kind[64], detail[448];
@@ -129,6 +129,7 @@ Runner::Runner(const Launch& l, Result& r)
   machine.shared_bytes = l.shared_bytes, machine.local_bytes = l.local_bytes;
   machine.block_threads = l.block[0] * l.block[1] * l.block[2];
   machine.check = l.check;
+  machine.moved = r.moved;
   arrange(machine.lane_order, kLanes, l.order, random);
   const int count = int(machine.block_threads + kLanes - 1) / kLanes;
   shared.resize(l.shared_bytes + 64);

@@ -86,6 +86,7 @@ struct Machine {
   uint32_t block_threads;
   bool check;
   int lane_order[kLanes];
+  int64_t* moved;  // bytes of global accesses by log2 of what one lane moves
 };
 
 struct Block {

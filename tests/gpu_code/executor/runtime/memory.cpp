@@ -49,7 +49,8 @@ void touch(Buffer& b, uint64_t offset, int n, uint8_t bit, int64_t& count) {
   }
 }
 
-const uint8_t* read_global(Warp& warp, int lane, uint64_t at, int n) {
+// width: of the access that these n bytes belong to; a cp.async may read fewer than it brings.
+const uint8_t* read_global(Warp& warp, int lane, uint64_t at, int n, int width) {
   Buffer& b = find(warp, lane, at, n);
   const int id = int(&b - warp.block->machine.buffers);
   const uint64_t offset = at - b.base;
@@ -59,6 +60,7 @@ const uint8_t* read_global(Warp& warp, int lane, uint64_t at, int n) {
       if (!b.written[offset + i]) refuse("unwritten read", lane, id, int64_t(offset + i));
     if (b.touched) touch(b, offset, n, 1, b.bytes_read);
   }
+  warp.block->machine.moved[__builtin_ctz(width)] += n;
   return reinterpret_cast<const uint8_t*>(at);
 }
 
@@ -85,6 +87,7 @@ uint8_t* write_global(Warp& warp, int lane, uint64_t at, int n, const uint8_t* d
   }
   if (warp.block->machine.check && b.touched) touch(b, offset, n, 2, b.bytes_written);
   if (b.written) std::memset(b.written + offset, 1, n);
+  warp.block->machine.moved[__builtin_ctz(n)] += n;
   return now;
 }
 
@@ -179,7 +182,7 @@ const uint8_t* read(Space space, Warp& warp, const Ins& ins, int lane, uint64_t 
     case kParam:
       return in_params(warp, lane, at, n);
     default:
-      return read_global(warp, lane, at, n);
+      return read_global(warp, lane, at, n, n);
   }
 }
 
@@ -272,7 +275,7 @@ void copy_async(Warp& warp, const Ins& ins, uint32_t mask) {
       aligned(lane, kNoBuffer, from, int64_t(from), Bytes);
       const int whole = bytes & (bytes - 1) ? 1 : bytes;
       for (int i = 0; i < bytes; i += whole)
-        std::memcpy(copy.data[lane] + i, read_global(warp, lane, from + i, whole), whole);
+        std::memcpy(copy.data[lane] + i, read_global(warp, lane, from + i, whole, Bytes), whole);
     }
     if (races.on) {
       Culprit who;
@@ -392,7 +395,7 @@ void atomic(Warp& warp, const Ins& ins, uint32_t mask) {
       read_shared(warp, lane, uint32_t(at), sizeof(Bits), true);
       p = write_shared(warp, lane, uint32_t(at), sizeof(Bits), nullptr, true);
     } else if (space == kGlobal) {
-      read_global(warp, lane, at, sizeof(Bits));
+      read_global(warp, lane, at, sizeof(Bits), sizeof(Bits));
       p = write_global(warp, lane, at, sizeof(Bits), nullptr);
     } else {
       refuse("atomic on private memory", lane, kLocalBuffer, int64_t(at));
