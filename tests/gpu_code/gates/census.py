@@ -80,7 +80,7 @@ def take(
     with device as compiler, picks() as picked:
         for operation, dtype in product(operations, dtypes):
             for name, sizes in _SIZES[operation].items():
-                with allowingallowing_tf32(dtype == "tf32"):
+                with allowing_tf32(dtype == "tf32"):
                     found = list(launched(compiler, operation, _case(name, sizes), DTYPES[dtype]))
                 for direction, launches in found:
                     shipped += (Shipped(operation, direction, name, dtype, x) for x in launches)
@@ -88,7 +88,7 @@ def take(
 
 
 @contextlib.contextmanager
-def allowingallowing_tf32(allowed: bool) -> Iterator[None]:
+def allowing_tf32(allowed: bool) -> Iterator[None]:
     """float32 products may be computed in tf32 inside the block, if `allowed`."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
