@@ -189,6 +189,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                                step * N, first, second);
   }
   const float scale[2] = {p.scale, p.scale};
+  __syncwarp();
   store_rows<T, D>(mine, first, scale, gradient(kKeys ? 1 : 0, work.start), row, work.length);
   if constexpr (kKeys) {
     const float kept = p.dropout.seed ? p.dropout.scale : 1.0f, both[2] = {kept, kept};

@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || D == 128 ? 2 : 4)
   softmax.finish();
   const float kept = p.dropout.seed ? p.dropout.scale : 1.0f;
   const float inverse[2] = {kept / softmax.sum[0], kept / softmax.sum[1]};
+  __syncwarp();
   store_rows<T, D>(mine, out, inverse, head_rows<T>(p.out, width, work.start, head, size, vector),
                    query, work.length);
   if (!p.lse) return;

@@ -98,14 +98,14 @@ __device__ __forceinline__ void load_tile(unsigned char* tile, const Rows<const 
 }
 
 // One warp writes its 16 rows of fp32 sums, scaled by scale[0] (rows below 8) and scale[1], into
-// the tile (which nobody else reads any more) and from there to rows [first, end) in memory.
+// the tile and from there to rows [first, end) in memory. All lanes are through with reading the
+// tile: a __syncwarp() stands before.
 template <class T, int D>
 __device__ __forceinline__ void store_rows(unsigned char* tile, const float (&sums)[D / 8][4],
                                            const float (&scale)[2], const Rows<T>& target,
                                            int first, int end) {
   using Shape = HeadTile<T, D>;
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  __syncwarp();
 #pragma unroll
   for (int n = 0; n < D / 8; ++n) {
 #pragma unroll

@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(ProductTile::kThreads, ProductTile::kBlocks)
         store_group<float>(to + i, now, 4, true);
       }
     });
-    __syncthreads();  // shared memory is free for the next run
+    if constexpr (fma) __syncthreads();  // shared memory is free for the next run
     begin += kRun;
   } while (begin < last);
 }
