@@ -2,15 +2,15 @@
 
 _cpu: every csrc/*/cpu.cpp and csrc/common/cpu_*.cpp is compiled once for each instruction set, in a namespace of its
 own, and chosen by cpuid at run time; csrc/bindings.cpp and the other csrc/common/*.cpp once.
-_cuda, where nvcc is found: every csrc/*/cuda*.cu to PTX for compute_80, and from that PTX to a cubin for each target.
+_cuda, where nvcc is found (csrc/cuda_toolkit.py): every csrc/*/cuda*.cu to PTX for compute_80, and from that PTX to a
+cubin for each target.
 Variables: BERTFAST_BUILD=auto|cpu|cuda, BERTFAST_CUDA_ARCHS (else TORCH_CUDA_ARCH_LIST; as in 80;90+PTX), CUDA_HOME,
 CXX, CXXFLAGS, NVCCFLAGS, LDFLAGS, MAX_JOBS; BERTFAST_WERROR=1: no warnings.
 """
 
+import contextlib
 import os
 import platform
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,8 +20,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).resolve().parent
-MACOS = sys.platform == "darwin"
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
+
+import cuda_toolkit
+from ninja_file import ROOT, bindings_flags, fail, openmp, script
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl"
@@ -33,112 +35,14 @@ ISAS = {  # name -> flags, from narrow to wide; never -march=native
 }
 if platform.machine().lower() not in ("x86_64", "amd64"):
     ISAS = {"baseline": ""}
-CUDA_TARGETS = "80;86;89;90;100;120+PTX"
-LEAST_TARGET = 80  # the kernels use what sm_80 brought: bf16 products and asynchronous copies
-
-# -Wno-psabi: vectors pass between functions of one unit only, so nobody relies on how.
-FLAGS = (
-    "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno "
-    "-fno-trapping-math -Wall -Wextra -Wno-psabi -Icsrc"
-)
-NVCC_FLAGS = (
-    "-O3 -std=c++17 --expt-relaxed-constexpr --compress-mode=size -Icsrc "
-    "-Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
-)
-# The compiler's messages stay beside each object, so that BERTFAST_WERROR=1 compiles nothing twice.
-NINJA = """\
-builddir = {objects}
-rule compile
-  command = {cxx} {flags} $flags -MMD -MF $out.d -c $in -o $out 2> $out.log || $
-    {{ cat $out.log >&2; exit 1; }}
-  depfile = $out.d
-  deps = gcc
-  description = compile $out
-rule nvcc
-  command = {nvcc} {nvccflags} -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || $
-    {{ cat $out.log >&2; exit 1; }}
-  depfile = $out.d
-  deps = gcc
-  description = nvcc $out
-rule link
-  command = {cxx} -shared $in -o $out {ldflags}
-  description = link $out
-"""
 OPTIONS = [
     ("isa=", None, f"only these instruction sets, by comma (of {', '.join(ISAS)})"),
     ("objects=", None, "folder of the objects (default: build/native-PLATFORM-PYTHON)"),
 ]
 
 
-def fail(message):
-    raise SystemExit(f"bertfast: {message}")
-
-
-def compiler():
-    """CXX, or what is on PATH: g++ first on Linux, whose OpenMP is the libgomp that torch loads."""
-    names = ("clang++", "g++") if MACOS else ("g++", "c++", "clang++")
-    found = os.environ.get("CXX") or next(filter(shutil.which, names), None)
-    return found or fail("no C++ compiler found: `make` says how to install one; or set CXX.")
-
-
-def openmp():
-    """(compile flags, link flags). Apple's clang has no OpenMP of its own: Homebrew's, untested."""
-    if not MACOS:
-        return "-fopenmp", "-fopenmp"
-    asked = subprocess.run("brew --prefix libomp", shell=True, capture_output=True, text=True)
-    omp = Path(asked.stdout.strip())
-    if not (omp / "include/omp.h").exists():
-        fail("omp.h not found. Run: brew install libomp")
-    link = f"-L{omp}/lib -lomp -undefined dynamic_lookup"
-    return f"-Xpreprocessor -fopenmp -I{omp}/include", link
-
-
-def cuda_toolkit():
-    """(nvcc, folder of its headers and libraries): of CUDA_HOME, PATH or PyPI's nvidia-cuda-nvcc; None where absent."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    wheels = [
-        str(nvcc) for path in sys.path for nvcc in Path(path or ".").glob("nvidia/cu*/bin/nvcc")
-    ]
-    for nvcc in [home and f"{home}/bin/nvcc", shutil.which("nvcc"), *sorted(wheels, reverse=True)]:
-        if nvcc and Path(nvcc).exists():
-            asked = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull]
-            said = subprocess.run(asked, capture_output=True, text=True)
-            top = re.search(r"^#\$ TOP=(.*)$", said.stderr + said.stdout, re.M)
-            return nvcc, Path(top[1].strip() if top else Path(nvcc).parent.parent).resolve()
-    return None
-
-
-def cuda_targets():
-    """(compute capabilities, as in ["80", "90"]; whether their PTX goes along)."""
-    name = (
-        "BERTFAST_CUDA_ARCHS" if os.environ.get("BERTFAST_CUDA_ARCHS") else "TORCH_CUDA_ARCH_LIST"
-    )
-    asked = os.environ.get(name) or CUDA_TARGETS
-    names = [item.replace(".", "") for item in re.split(r"[;,\s]+", asked.strip()) if item]
-    plain = [item.removesuffix("+PTX") for item in names]
-    if wrong := [item for item in plain if not item.isdigit()]:
-        fail(f"{name}: expected compute capabilities as in 80;90+PTX, got {', '.join(wrong)}.")
-    if old := [item for item in plain if int(item) < LEAST_TARGET]:
-        sys.stderr.write(
-            f"bertfast: {name}: no kernels for {', '.join(old)}, which torch will serve\n"
-        )
-    kept = sorted({item for item in plain if int(item) >= LEAST_TARGET}, key=int)
-    if not kept:
-        fail(f"{name}={asked}: the kernels need compute capability 8.0 or newer.")
-    return kept, any(item.endswith("+PTX") for item in names)
-
-
-def bindings_flags():
-    # The folder goes through the environment: build isolation has it elsewhere each time, and a
-    # changed command compiles again. The version is in the command, so that an update does too.
-    import pybind11
-
-    pybind = f'-DBF_PYBIND11={pybind11.__version__} -isystem "$$BF_PYBIND11_INCLUDE"'
-    return f"{pybind} -isystem {shlex.quote(sysconfig.get_path('include'))}"
-
-
 def cpu_script(objects, module, isas):
-    """(text of build.ninja, the objects) of _cpu, with paths relative to the root."""
+    """(text of build.ninja, the compilers' message files) of _cpu, with paths relative to the root."""
     compile_flags, link_flags = openmp()
     table = f"'-DBF_FOR_EACH_ISA(X)={' '.join(f'X({isa})' for isa in isas)}'"
     builds = []
@@ -153,49 +57,15 @@ def cpu_script(objects, module, isas):
     return script(objects, module, builds, compile_flags, link_flags)
 
 
-def cuda_script(objects, module, toolkit):
-    """The same of _cuda."""
-    nvcc, root = toolkit
-    targets, with_ptx = cuda_targets()
-    codes = [f"sm_{target}" for target in targets] + ["compute_80"] * with_ptx
-    library = next(iter(root.glob("**/libcudart_static.a")), None)
-    if library is None:
-        fail(
-            f"libcudart_static.a is not in {root}. Install nvidia-cuda-runtime beside nvcc, or set CUDA_HOME."
-        )
-    include = library.parent.parent / "include"
-    flags = f"-DBF_CUDA '-DBF_CUDA_TARGETS=\"{','.join(targets)}{'+PTX' * with_ptx}\"' -isystem {include}"
-    sources = [ROOT / "csrc/bindings.cpp", *sorted(ROOT.glob("csrc/common/cuda_*.cpp"))]
-    builds = [
-        ("compile", path.relative_to(ROOT), f"{path.stem}.o",
-         f"{flags} {bindings_flags() if path.name == 'bindings.cpp' else ''}")
-        for path in sources
-    ]  # fmt: skip
-    builds += [
-        ("nvcc", path.relative_to(ROOT), f"{path.parent.name}_{path.stem}.o", "")
-        for path in sorted(ROOT.glob("csrc/*/cuda*.cu"))
-    ]
-    link = f"{library} -ldl -lrt -lpthread -static-libgcc"
-    gencode = f"-gencode 'arch=compute_80,code=[{','.join(codes)}]'"
-    nvcc_flags = f"{gencode} -ccbin {compiler()} {NVCC_FLAGS} {os.environ.get('NVCCFLAGS', '')}"
-    return script(objects, module, builds, "", link, nvcc, nvcc_flags)
+@contextlib.contextmanager
+def alone(folder):
+    """Waits while another process builds in the folder: two ninjas would overwrite each other's objects."""
+    import fcntl
 
-
-def script(objects, module, builds, compile_flags, link_flags, nvcc="", nvcc_flags=""):
-    """(text of build.ninja, the compilers' message files); builds: (rule, source, object, flags)."""
-    flags = f"{FLAGS} {compile_flags} {os.environ.get('CXXFLAGS', '')}"
-    ldflags = f"{link_flags} {os.environ.get('LDFLAGS', '')}"
-    lines = [
-        NINJA.format(
-            objects=objects, cxx=compiler(), flags=flags, ldflags=ldflags, nvcc=nvcc,
-            nvccflags=nvcc_flags,
-        )
-    ]  # fmt: skip
-    compiled = [f"{objects}/{name}" for _, _, name, _ in builds]
-    for (rule, source, _, extra), target in zip(builds, compiled, strict=True):
-        lines.append(f"build {target}: {rule} {source}\n  flags = {extra}")
-    lines.append(f"build {module}: link {' '.join(compiled)}\n")
-    return "\n".join(lines), [ROOT / f"{name}.log" for name in compiled]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Build(build_ext):
@@ -207,6 +77,19 @@ class Build(build_ext):
         super().initialize_options()
         self.isa = self.objects = None
 
+    def run(self):
+        """A _cuda of an earlier build outlives neither a build without it nor one that fails."""
+        names = [ext.name for ext in self.extensions]
+        folders = [Path(self.build_lib), *([ROOT] if self.inplace else [])]
+        old = [folder / self.get_ext_filename("bertfast._cuda") for folder in folders]
+        done = False
+        try:
+            super().run()
+            done = "bertfast._cuda" in names
+        finally:
+            for path in [] if done else old:
+                path.unlink(missing_ok=True)
+
     def build_extension(self, ext):
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -214,20 +97,20 @@ class Build(build_ext):
         if ext.name.endswith("_cuda"):
             objects = f"{objects}/cuda"
             module = f"{objects}/{target.name}"
-            text, logs = cuda_script(objects, module, cuda_toolkit())
+            text, logs = cuda_toolkit.cuda_script(objects, module, cuda_toolkit.find())
         else:
             module = f"{objects}/{target.name}"
             text, logs = cpu_script(objects, module, (self.isa or ",".join(ISAS)).split(","))
-        self.run_ninja(objects, text, logs)
         target.parent.mkdir(parents=True, exist_ok=True)
         new = target.with_name(f"{target.name}.new")  # processes that run the old one keep it
-        shutil.copyfile(ROOT / module, new)
+        with alone(ROOT / objects):
+            self.run_ninja(objects, text, logs)
+            shutil.copyfile(ROOT / module, new)
         new.replace(target)
 
     def run_ninja(self, objects, text, logs):
         import pybind11
 
-        (ROOT / objects).mkdir(parents=True, exist_ok=True)
         (ROOT / objects / "build.ninja").write_text(text)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         command = [sys.executable, "-m", "ninja", "-f", f"{objects}/build.ninja", *jobs]
@@ -245,14 +128,12 @@ def modules():
     build = os.environ.get("BERTFAST_BUILD") or "auto"
     if build not in ("auto", "cpu", "cuda"):
         fail(f"BERTFAST_BUILD: expected auto, cpu or cuda, got {build!r}.")
-    found = None if build == "cpu" else cuda_toolkit()
-    if build == "cuda" and found is None:
-        packages = (
-            "nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl"
-        )
-        fail(f"BERTFAST_BUILD=cuda: no nvcc. Set CUDA_HOME, or: pip install {packages}")
-    if build == "auto" and found is None:
-        sys.stderr.write("bertfast: no nvcc found: building for CPUs only (BERTFAST_BUILD=cpu)\n")
+    found = None if build == "cpu" else cuda_toolkit.find()
+    if build != "cpu" and found is None:
+        advice = f"For GPUs set CUDA_HOME, or: pip install {cuda_toolkit.PACKAGES}"
+        if build == "cuda":
+            fail(f"BERTFAST_BUILD=cuda: no nvcc found. {advice}")
+        sys.stderr.write(f"bertfast: no nvcc found: building for CPUs only. {advice}\n")
     names = ["bertfast._cpu", *(["bertfast._cuda"] if found else [])]
     return [Extension(name, sources=[]) for name in names]
 
