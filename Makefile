@@ -4,11 +4,12 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
+BUILD ?= $(if $(filter Linux,$(shell uname)),cuda,auto)
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.py')
 
 .PHONY: demo test gates gpu bench lint wheel clean
 
@@ -36,16 +37,16 @@ lint: $(VENV)/.dev
 	$(BIN)/typos
 	BERTFAST_WERROR=1 $(BIN)/python setup.py -q build_ext --inplace
 
-# The sdist, and a wheel for this Python; on Linux a manylinux one that shares torch's OpenMP.
+# The sdist, and a wheel with the kernels of CPUs and GPUs; on Linux a manylinux one that shares torch's OpenMP.
 wheel: $(VENV)/.dev
-	rm -rf dist
-	BERTFAST_BUILD=cpu $(BIN)/python -m build --outdir dist --sdist --wheel
-	if test "$$(uname)" = Linux; then PATH="$(BIN):$$PATH" auditwheel repair \
-	  --exclude libgomp.so.1 --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
-	@ls -l dist
+	rm -rf dist build/lib.*
+	BERTFAST_BUILD=$(BUILD) $(BIN)/python -m build --no-isolation --outdir dist --sdist --wheel
+	if test "$$(uname)" = Linux; then PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 \
+	  --exclude libcuda.so.1 --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
+	$(BIN)/python scripts/check_wheel.py dist/*.whl
 
 clean:
-	rm -rf $(VENV) build dist bertfast.egg-info bertfast/_cpu*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist bertfast.egg-info bertfast/_c*.so .pytest_cache .ruff_cache .benchmarks
 
 $(VENV)/.torch: scripts/bootstrap.sh
 	@sh scripts/bootstrap.sh "$(PYTHON)" $(VENV) "$(TORCH)" $(PIP_ARGS)

@@ -107,18 +107,18 @@ print(*sorted(after - before - set(sys.stdlib_module_names) - {"bertfast"}))
 
 
 def test_one_file_includes_pybind11():
-    sources = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cpp")]
+    suffixes = ("h", "cpp", "cu", "cuh")
+    sources = [path for suffix in suffixes for path in ROOT.glob(f"csrc/**/*.{suffix}")]
     texts = {path.name: path.read_text(encoding="utf-8") for path in sources}
     assert [name for name in texts if "<pybind11/" in texts[name]] == ["bindings.cpp"]
     assert not [name for name in texts if "<torch/" in texts[name] or "<ATen/" in texts[name]]
 
 
 def test_files_are_short():
-    limits = {ROOT / "Makefile": 60, ROOT / "setup.py": 149}
+    limits = {ROOT / "Makefile": 70, ROOT / "setup.py": 149}
     folders = ("bertfast", "csrc", "tests", "benchmarks", "scripts")
-    files = [
-        p for f in folders for s in ("py", "cpp", "h", "sh") for p in ROOT.glob(f"{f}/**/*.{s}")
-    ]
+    suffixes = ("py", "cpp", "h", "cu", "cuh", "sh")
+    files = [p for f in folders for s in suffixes for p in ROOT.glob(f"{f}/**/*.{s}")]
     for path in [*limits, *files]:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         limit = limits.get(path, 450)  # about 400 is the rule; nothing may grow much past it
