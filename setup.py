@@ -90,7 +90,16 @@ class Build(build_ext):
             for path in [] if done else old:
                 path.unlink(missing_ok=True)
 
-    def build_extension(self, ext):
+    def build_extensions(self):
+        """All modules are made before one is put in its place."""
+        for module, target in [self.make(ext) for ext in self.extensions]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            new = target.with_name(f"{target.name}.new")  # processes that run the old one keep it
+            shutil.copyfile(module, new)
+            new.replace(target)
+
+    def make(self, ext):
+        """(the module among its objects, where it goes)."""
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         objects = self.objects or f"build/native-{tag}"
@@ -101,19 +110,18 @@ class Build(build_ext):
         else:
             module = f"{objects}/{target.name}"
             text, logs = cpu_script(objects, module, (self.isa or ",".join(ISAS)).split(","))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        new = target.with_name(f"{target.name}.new")  # processes that run the old one keep it
         with alone(ROOT / objects):
             self.run_ninja(objects, text, logs)
-            shutil.copyfile(ROOT / module, new)
-        new.replace(target)
+        return ROOT / module, target
 
     def run_ninja(self, objects, text, logs):
         import pybind11
 
         (ROOT / objects / "build.ninja").write_text(text)
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        command = [sys.executable, "-m", "ninja", "-f", f"{objects}/build.ninja", *jobs]
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
+        if not jobs.isdecimal() or int(jobs) < 1:
+            fail(f"MAX_JOBS: expected a number from 1, got {jobs!r}.")
+        command = [sys.executable, "-m", "ninja", "-f", f"{objects}/build.ninja", "-j", jobs]
         environment = {**os.environ, "BF_PYBIND11_INCLUDE": pybind11.get_include()}
         if subprocess.run(command, cwd=ROOT, env=environment).returncode:
             fail("the native code did not compile; the compiler's message stands above.")
@@ -134,7 +142,7 @@ def modules():
         if build == "cuda":
             fail(f"BERTFAST_BUILD=cuda: no nvcc found. {advice}")
         sys.stderr.write(f"bertfast: no nvcc found: building for CPUs only. {advice}\n")
-    names = ["bertfast._cpu", *(["bertfast._cuda"] if found else [])]
+    names = [*(["bertfast._cuda"] if found else []), "bertfast._cpu"]  # a bad toolkit shows first
     return [Extension(name, sources=[]) for name in names]
 
 

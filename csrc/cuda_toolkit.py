@@ -117,7 +117,7 @@ def cuda_script(objects, module, nvcc):
         ("nvcc", path.relative_to(ROOT), f"{path.parent.name}_{path.stem}.o", "")
         for path in sorted(ROOT.glob("csrc/*/cuda*.cu"))
     ]
-    link = f"{library} -ldl -lrt -lpthread -static-libgcc"
+    link = f"{library} -ldl -lrt -lpthread"
     codes = [f"sm_{target}" for target in kept] + ["compute_80"] * with_ptx
     gencode = f"-gencode 'arch=compute_80,code=[{','.join(codes)}]'"
     nvcc_flags = f"{gencode} -ccbin {compiler()} {FLAGS} {os.environ.get('NVCCFLAGS', '')}"
