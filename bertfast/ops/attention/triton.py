@@ -155,10 +155,10 @@ def _key(qkv: Tensor) -> str:
 def _whole_config(qkv: Tensor, max_seqlen: int) -> Config | None:
     """Of a kernel whose blocks hold the longest sequence, where there is one."""
     key = _key(qkv)
-    if key not in BACKWARD_WHOLE.configs(_triton.arch()):
+    entry = BACKWARD_WHOLE.configs(_triton.arch()).get(key)
+    if entry is None or max_seqlen > entry.blocks["BLOCK_N"]:
         return None
-    config = BACKWARD_WHOLE.pick(key)
-    return config if max_seqlen <= config.blocks["BLOCK_N"] else None
+    return BACKWARD_WHOLE.pick(key)
 
 
 def _length_class(max_seqlen: int) -> str:
