@@ -39,7 +39,9 @@ class Config(NamedTuple):
 
     def options(self) -> dict:
         """The keyword arguments of a launch."""
-        shape = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        # AMD's compiler keeps a stage in registers, and its cards have 64 KiB of shared memory a block.
+        stages = min(self.num_stages, 2) if _serves_amd() else self.num_stages
+        shape = {"num_warps": self.num_warps, "num_stages": stages}
         if self.max_registers is not None and _serves_cuda():  # an option of that backend alone
             shape["maxnreg"] = self.max_registers
         return {**self.blocks, **shape, "enable_fp_fusion": True}
@@ -99,6 +101,10 @@ def arch() -> int:
 
 def _serves_cuda() -> bool:
     return not interpreted() and driver.active.get_current_target().backend == "cuda"
+
+
+def _serves_amd() -> bool:
+    return not interpreted() and driver.active.get_current_target().backend == "hip"
 
 
 def registers(count: int) -> dict[str, int]:

@@ -123,14 +123,14 @@ __device__ __forceinline__ void store_rows(unsigned char* tile, const float (&su
     const int row = index / Shape::kChunks, chunk = index % Shape::kChunks;
     const int column = chunk * Shape::kElements;
     if (first + row >= end || column >= target.size) continue;
-    const Group<T> group = *reinterpret_cast<const Group<T>*>(tile + Shape::at(row, chunk));
+    const unsigned char* from = tile + Shape::at(row, chunk);
     T* to = target.data + (first + row) * target.stride + column;
-    if (target.vector) {
-      *reinterpret_cast<Group<T>*>(to) = group;
+    if (target.vector) {  // as uint4: a struct of elements would be stored one by one
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     } else {
 #pragma unroll
       for (int e = 0; e < Shape::kElements; ++e)
-        if (column + e < target.size) to[e] = group.values[e];
+        if (column + e < target.size) to[e] = reinterpret_cast<const T*>(from)[e];
     }
   }
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
+
 from gpu_code import nvcc
 
 TRITON_FORMS = ("triton", "triton_matmul")
@@ -29,6 +31,17 @@ def running(*forms: str, device: str = "cpu", **options) -> Iterator[object]:
 
             emulation = stack.enter_context(emulated(**options))
         yield emulation
+
+
+@contextlib.contextmanager
+def allowing_tf32(allowed: bool) -> Iterator[None]:
+    """Whether products of float32 may round their inputs, inside the block."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _has_triton() -> bool:

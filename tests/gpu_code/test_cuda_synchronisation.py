@@ -10,14 +10,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpu_code import nvcc
-
-pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
-
 from bertfast import dispatch, testing
 from bertfast.testing import Case
-from gpu_code.gates.census import allowing_tf32
-from gpu_code import cuda_driver, mutate
+from gpu_code import cuda_driver, mutate, nvcc
+from gpu_code.forms import allowing_tf32
+
+pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 # By what shares kernels: (operation, case). 272 is an odd number of depths of every dtype: the last one lies where the

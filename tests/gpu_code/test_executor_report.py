@@ -43,11 +43,11 @@ WIDTHS = """
 
 @pytest.mark.parametrize("check", [True, False])
 def test_bytes_moved_by_the_width_of_an_access(check):
-    """Masked lanes move nothing, shared memory is not counted; an atomic reads and writes 4 bytes, and the copy of
-    8 bytes brings 4.
+    """Masked lanes move nothing, shared memory is not counted, neighbours that read one address move it once; an atomic
+    reads and writes 4 bytes, and the copy of 8 bytes brings 4.
     """
     kernel = executor.load(WIDTHS, name="widths.ptx")["widths"]
     x = torch.zeros(32, 4, dtype=torch.int32)
     report = Memory().launch(kernel, (2, 1, 1), (32, 1, 1), x, check=check, order="forward")
-    each = {1: 32, 2: 2 * 32, 4: 5 * 4 + 5 * 8, 8: 32 * 4, 16: 5 * 16}
+    each = {1: 32, 2: 2, 4: 5 * 4 + 5 * 8, 8: 32 * 4, 16: 5 * 16}
     assert report.moved == {width: 2 * moved for width, moved in each.items()}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bertfast import testing
-from gpu_code.forms import GPU_FORMS, running
+from gpu_code.forms import GPU_FORMS, allowing_tf32, running
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TF32 = "tf32"  # float32 whose products may round their inputs
@@ -146,13 +146,8 @@ def _running(request, operation, case, dtype, *forms):
     device = request.config.getoption("--device")
     options = {"dtype": DTYPES.get(dtype, torch.float32), "device": device, "tf32": dtype == TF32}
     testing.expect(operation, case, options["dtype"], options["tf32"])  # outside the emulation
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = dtype == TF32
-    try:
-        with running(*forms, device=device):
-            yield options
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    with allowing_tf32(dtype == TF32), running(*forms, device=device):
+        yield options
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from typing import NamedTuple
 class Budget(NamedTuple):
     """Fields:
     blocks: that must fit on a multiprocessor at once.
-    wide: of the bytes that the kernel's global accesses move, the least share in accesses of 16 bytes a lane.
+    wide: of the bytes that one pass over the kernel's text moves, the least share in accesses of 16 bytes a lane. The
+        text has each access once, however often it runs; what is moved when it runs is gated in test_bytes.py.
     why: the reason where it is not the default.
     """
 
@@ -22,9 +23,43 @@ class Budget(NamedTuple):
 
 
 DEFAULT = Budget()
+_WORDS = "beside the rows a few words are read once: "
 
 # (kernel's name, or the start of it, and of the census's case) -> Budget; the longest that fits counts.
-BUDGETS: dict[tuple[str, str], Budget] = {}
+BUDGETS: dict[tuple[str, str], Budget] = {
+    ("_attention_fwd", "head32"): Budget(2, 0.88, _WORDS + "cu_seqlens, seed; lse is written"),
+    ("_attention_fwd", "head64"): Budget(2, 0.9, "two blocks hide the exponentials' latency"),
+    ("_attention_bwd", ""): Budget(1, 0.84, _WORDS + "cu_seqlens, seed, lse and delta"),
+    ("_attention_bwd_keys", "head32-tiny"): Budget(
+        1, 0.72, "short tiles: the same words weigh more"
+    ),
+    ("_layernorm_fwd", ""): Budget(1, 0.79, _WORDS + "cu_seqlens, seed, statistics"),
+    ("_layernorm_bwd", ""): Budget(1, 0.77, _WORDS + "cu_seqlens, seed, statistics"),
+    ("_layernorm_fwd", "minilm"): Budget(
+        1, 0.56, "a narrow row's gain and shift have 4 elements a lane; the rows have 8"
+    ),
+    ("_layernorm_bwd", "minilm"): Budget(
+        1, 0.54, "a narrow row's gain and sums have 4 elements a lane; the rows have 8"
+    ),
+    ("_embedding_fwd", ""): Budget(1, 0.66, _WORDS + "three indices, cu_seqlens, seed, statistics"),
+    ("_embedding_bwd", ""): Budget(1, 0.59, _WORDS + "three indices, cu_seqlens, seed, statistics"),
+    ("_embedding_", ""): Budget(1, 0.76, _WORDS + "the order and the words of a run"),
+    ("_column_sums", ""): Budget(1, 0.88, "three results of few words behind one loop"),
+    ("_cross_entropy_spans", ""): Budget(1, 0.53, _WORDS + "bias, label, and the sums of a span"),
+    ("_cross_entropy_dlogits", ""): Budget(1, 0.59, _WORDS + "bias, label, lse, loss's gradient"),
+    ("_cross_entropy_gather", ""): Budget(1, 0.85, _WORDS + "the row's number"),
+    ("_cross_entropy_list", ""): Budget(1, 0.47, "numbers of the labelled rows, a word a row"),
+    ("_cross_entropy_combine", ""): Budget(1, 0.0, "three numbers a span and row, no rows"),
+    ("_cross_entropy_loss", ""): Budget(1, 0.0, "a number a row, no rows"),
+}
+_NEWER_TF32 = (
+    "wgmma and tcgen05 take tf32 along the depth only: Triton turns the others over as it reads"
+)
+# The same for products of tf32 on sm_90 and sm_100, by the kernel's name.
+NEWER_TF32 = {
+    "_linear_bwd": Budget(1, 0.37, _NEWER_TF32),
+    "_cross_entropy_gradients": Budget(1, 0.5, _NEWER_TF32),
+}
 
 # Launches of one layer, memsets counted.
 LAUNCHES_FORWARD = 7
@@ -35,8 +70,12 @@ LAUNCHES_DETERMINISTIC = 28
 BYTES = 1.05
 
 
-def budget(kernel: str, case: str) -> Budget:
+def budget(kernel: str, case: str, dtype: str, arch: int) -> Budget:
     """The budget of a kernel in a case of the census."""
+    if dtype == "tf32" and arch in (90, 100):
+        for name, found in NEWER_TF32.items():
+            if kernel.startswith(name):
+                return found
     fitting = [key for key in BUDGETS if kernel.startswith(key[0]) and case.startswith(key[1])]
     return BUDGETS[max(fitting, key=lambda key: (len(key[0]), len(key[1])))] if fitting else DEFAULT
 

@@ -15,6 +15,7 @@ import torch
 from bertfast import dispatch, testing
 from bertfast.ops import _triton
 from bertfast.testing import Case
+from gpu_code.forms import allowing_tf32
 from gpu_code.triton_driver import Launch, emulated
 
 OPERATIONS = testing.OPERATIONS
@@ -37,9 +38,9 @@ _SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
         "many": (_MANY, 768, 768, 12),
     },
     "attention": {
-        f"head{size}-{length}{'-dropout' if p else ''}": ((length,) * 2, 0, size * 2, 2, p)
+        f"head{size}-{kind}{'-dropout' if p else ''}": ((length,) * 2, 0, size * 2, 2, p)
         for size in (32, 64, 128)
-        for length in (128, 512)
+        for kind, length in (("tiny", 61), ("short", 125), ("long", 512))  # + 3: max_seqlen
         for p in (0.0, 0.1)
     },
     "linear_gelu": {
@@ -56,6 +57,9 @@ _SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
     "gelu_layernorm": {"few": (_FEW, 768, 768), "minilm": (_MANY, 384, 384)},
     "masked_cross_entropy": {"few": (_FEW, 768, 8192), "many": (_MANY, 768, 8192)},
 }
+
+# The forms around torch's own product have one kernel that the others have not: GELU by itself.
+_SECOND = {("linear_gelu", "few"): ("triton_matmul",)}
 
 
 class Shipped(NamedTuple):
@@ -80,26 +84,19 @@ def take(
     with device as compiler, picks() as picked:
         for operation, dtype in product(operations, dtypes):
             for name, sizes in _SIZES[operation].items():
-                with allowing_tf32(dtype == "tf32"):
-                    found = list(launched(compiler, operation, _case(name, sizes), DTYPES[dtype]))
-                for direction, launches in found:
-                    shipped += (Shipped(operation, direction, name, dtype, x) for x in launches)
+                case, forms = _case(name, sizes), ("triton", *_SECOND.get((operation, name), ()))
+                for form in forms:
+                    with allowing_tf32(dtype == "tf32"):
+                        found = list(launched(compiler, operation, case, DTYPES[dtype], form))
+                    for direction, launches in found:
+                        shipped += (Shipped(operation, direction, name, dtype, x) for x in launches)
     return _distinct(shipped), picked
 
 
-@contextlib.contextmanager
-def allowing_tf32(allowed: bool) -> Iterator[None]:
-    """float32 products may be computed in tf32 inside the block, if `allowed`."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def launched(device, operation: str, case: Case, dtype: torch.dtype) -> Iterator[tuple[str, list]]:
-    """("forward", its launches), then ("backward", its launches) of the Triton form of an operation."""
+def launched(
+    device, operation: str, case: Case, dtype: torch.dtype, form: str = "triton"
+) -> Iterator[tuple[str, list]]:
+    """("forward", its launches), then ("backward", its launches) of a form of an operation."""
     inputs = testing.make_inputs(operation, case, dtype)
     leaves = {
         name: value.detach().requires_grad_()
@@ -107,7 +104,7 @@ def launched(device, operation: str, case: Case, dtype: torch.dtype) -> Iterator
         else value
         for name, value in inputs.items()
     }
-    with dispatch.use_backend("triton"):
+    with dispatch.use_backend(form):
         before = len(device.launches)
         out = testing.public(operation)(**leaves)
         middle = len(device.launches)

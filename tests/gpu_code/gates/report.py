@@ -58,7 +58,8 @@ def measure(arch: int, shipped: Shipped) -> Row:
 
 def faults(row: Row) -> list[str]:
     """What is out of budget, in words."""
-    allowed = budget(row.shipped.launch.name, row.shipped.case)
+    shipped = row.shipped
+    allowed = budget(shipped.launch.name, shipped.case, shipped.dtype, row.arch)
     found = []
     if row.usage.local or row.usage.stack:
         found.append(f"{row.usage.local} bytes of spills, {row.usage.stack} of stack")

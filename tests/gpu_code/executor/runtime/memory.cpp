@@ -60,7 +60,10 @@ const uint8_t* read_global(Warp& warp, int lane, uint64_t at, int n, int width) 
       if (!b.written[offset + i]) refuse("unwritten read", lane, id, int64_t(offset + i));
     if (b.touched) touch(b, offset, n, 1, b.bytes_read);
   }
-  warp.block->machine.moved[__builtin_ctz(width)] += n;
+  Machine& machine = warp.block->machine;
+  const uint64_t read = at << 5 | uint64_t(width);
+  if (machine.last_read != read) machine.moved[__builtin_ctz(width)] += n;
+  machine.last_read = read;
   return reinterpret_cast<const uint8_t*>(at);
 }
 
