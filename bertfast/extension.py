@@ -66,11 +66,18 @@ def driver_refuses() -> str | None:
     version and older ones.
     """
     driver, floor = cuda.driver_version(), cuda.toolkit_version() // 1000 * 1000
+    oldest = _OLDEST_DRIVER.get(floor)
+    advice = f" (driver {oldest} or newer)" if oldest else ""
     if driver == 0:
-        return "no CUDA driver (libcuda.so.1) on this machine"
+        return f"no CUDA driver (libcuda.so.1) on this machine; the kernels need CUDA {_version(floor)}{advice}"
     if driver < floor:
-        return f"the driver serves CUDA {_version(driver)}, the kernels need {_version(floor)} or newer"
+        return (
+            f"the driver serves CUDA {_version(driver)}, the kernels need {_version(floor)}{advice}"
+        )
     return None
+
+
+_OLDEST_DRIVER = {12000: 525, 13000: 580}  # of each CUDA, as NVIDIA's release notes say for Linux
 
 
 def _version(number: int) -> str:

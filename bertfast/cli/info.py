@@ -53,6 +53,45 @@ def native_code() -> str:
     return f"{found['active']}, {threads}"
 
 
+def cuda_kernels() -> str:
+    """The GPUs that the kernels were compiled for and by which CUDA, or why there are none."""
+    if extension.cuda is None:
+        return extension.CUDA_REASON
+    targets, version = extension.cuda.targets(), extension.cuda.toolkit_version()
+    names = ", ".join(f"sm_{target}" for target in targets.removesuffix("+PTX").split(","))
+    rest = ", PTX for others" if targets.endswith("+PTX") else ""
+    return f"{names}{rest}; CUDA {version // 1000}.{version % 1000 // 10}"
+
+
+def gpus() -> Iterator[str]:
+    """Whether the kernels cover this machine's driver and each of its GPUs; nothing where there are no kernels."""
+    if extension.cuda is None:
+        return
+    if reason := extension.driver_refuses():
+        yield reason
+    elif not torch.cuda.is_available():
+        yield "the driver serves the kernels; torch sees no GPU"
+    else:
+        for index in range(torch.cuda.device_count()):
+            capability = torch.cuda.get_device_capability(index)
+            name = f"{torch.cuda.get_device_name(index)} (sm_{capability[0]}{capability[1]})"
+            yield f"{name}: {coverage(extension.cuda.targets(), capability)}"
+
+
+def coverage(targets: str, capability: tuple[int, int]) -> str:
+    """How kernels compiled for `targets`, as in 80,90+PTX, run on a GPU of that compute capability."""
+    major, minor = capability
+    names = targets.removesuffix("+PTX").split(",")
+    own = [name for name in names if int(name[:-1]) == major and int(name[-1]) <= minor]
+    if own:
+        return f"runs code of sm_{max(own, key=int)}"
+    if targets.endswith("+PTX") and major >= 8:
+        return "runs PTX, which the driver compiles at the first call"
+    if major < 8:
+        return "not covered: the kernels need sm_80 or newer"
+    return f"not covered: build with BERTFAST_CUDA_ARCHS={major}{minor}"
+
+
 def _installation() -> Iterator[str]:
     found = extension.describe()
     for name, value in (
@@ -63,6 +102,8 @@ def _installation() -> Iterator[str]:
         ("native code", native_code()),
         ("runs here", ", ".join(found["instruction_sets"])),
         ("openmp", found["openmp"]),
+        ("cuda kernels", cuda_kernels()),
+        *(("gpu", line) for line in gpus()),
         ("triton", forms.triton_cannot_run() or table.version("triton")),
         ("backend", dispatch.backend()),
     ):
