@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,3 +210,18 @@ def test_nvcc_of_pypi_is_found_without_a_system_one(workshop, bare):
     done = workshop.build(python=bare, CUDA_HOME="", PATH=without_nvcc(), BERTFAST_BUILD="cuda")
     shutil.rmtree(purelib / "nvidia")
     assert (done.returncode, workshop.made()) == (0, {"_cpu", "_cuda"}), done.stderr
+
+
+def test_the_packages_of_nvcc_are_the_same_everywhere():
+    """The extra, cibuildwheel, the README and the build's advice name the same packages and versions."""
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extra = pyproject[pyproject.index("\nnvcc = [") : pyproject.index("\ntest = [")]
+    pins = set(re.findall(r"nvidia-[\w-]+==[\d.*]+", extra))
+    assert len(pins) == 5
+    linux = pyproject[pyproject.index("[tool.cibuildwheel.linux]") :]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for text in (linux, readme):
+        assert set(re.findall(r"nvidia-[\w-]+==[\d.*]+", text)) == pins
+    advice = (ROOT / "csrc/cuda_toolkit.py").read_text(encoding="utf-8")
+    (packages,) = re.findall(r'^PACKAGES = "(.*)"$', advice, re.M)
+    assert set(packages.split()) == {pin.partition("==")[0] for pin in pins}
