@@ -1,6 +1,10 @@
-"""The distinct bytes that executed kernels touch, against the formula of the fused design (testing.costs)."""
+"""The distinct bytes that Triton's kernels touch, against the formula of the fused design (testing.costs), and how wide
+they and the CUDA kernels, whose PTX is every target's, move them.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +13,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from bertfast import dispatch, testing
 from bertfast.testing import Case, costs
+from gpu_code import nvcc
+from gpu_code.forms import running
 from gpu_code.gates import budgets
 from gpu_code.gates.census import launched
 from gpu_code.triton_driver import emulated
@@ -25,21 +31,39 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("form", ["triton", "cuda"])
 @pytest.mark.parametrize("operation", testing.OPERATIONS)
-def test_bytes(operation):
+def test_bytes(operation, form):
+    if form == "cuda" and nvcc.absent():
+        pytest.skip(nvcc.absent())
     case = CASES[operation]
     inputs = testing.make_inputs(operation, case, torch.bfloat16)
-    with emulated() as device:
-        counted = {
-            d: sum(map(_touched, x)) for d, x in launched(device, operation, case, torch.bfloat16)
-        }
-    for direction, found in counted.items():
-        least = costs.cost(operation, direction, inputs, save=True).bytes
-        allowed = budgets.bytes_allowed(operation, direction)
-        assert found <= allowed * least, (
-            f"{operation} {direction}: {found:,.0f} bytes, {found / least:.3f} of the formula's {least:,.0f}"
-        )
-        assert found > 0.5 * least, f"{operation} {direction}: the count or the formula is wrong"
+    with running(form) as device:
+        found = dict(launched(device, operation, case, torch.bfloat16, form))
+    for direction, launches in found.items():
+        label = f"{operation} {direction}, {form}"
+        if form == "triton":
+            _touch_little(label, sum(map(_touched, launches)), operation, direction, inputs)
+        _move_wide(label, launches, budgets.wide_share(form, operation, direction))
+
+
+def _touch_little(label, touched, operation, direction, inputs):
+    least = costs.cost(operation, direction, inputs, save=True).bytes
+    allowed = budgets.bytes_allowed(operation, direction)
+    assert touched <= allowed * least, (
+        f"{label}: {touched:,.0f} bytes, {touched / least:.3f} of the formula's {least:,.0f}"
+    )
+    assert touched > 0.5 * least, f"{label}: the count or the formula is wrong"
+
+
+def _move_wide(label, launches, share):
+    moved = Counter()
+    for launch in launches:
+        moved.update(launch.report.moved)
+    total = sum(moved.values())
+    assert moved[16] >= share * total, (
+        f"{label}: {moved[16] / total:.1%} of the bytes are moved 16 at a time, {share:.0%} asked: {dict(moved)}"
+    )
 
 
 def _touched(launch) -> int:

@@ -81,9 +81,35 @@ def budget(kernel: str, case: str, dtype: str, arch: int) -> Budget:
 
 
 # (operation, direction) -> (what it may touch of the formula, why it is more)
-BYTES_MORE: dict[tuple[str, str], tuple[float, str]] = {}
+BYTES_MORE: dict[tuple[str, str], tuple[float, str]] = {
+    ("masked_cross_entropy", "backward"): (
+        1.75,
+        "a slice of the logits' gradient is written once and read by dx and by dweight: computed twice, it would cost "
+        "a third product; the slice stays in L2",
+    ),
+}
 
 
 def bytes_allowed(operation: str, direction: str) -> float:
     """The share of the formula's bytes that the kernels of an operation may touch."""
     return BYTES_MORE.get((operation, direction), (BYTES, ""))[0]
+
+
+# Of the bytes that an operation's kernels move when they run, the least share in accesses of 16 bytes.
+WIDE = 0.95
+# (form, operation, direction) -> (share, why it is less)
+_FEW = "of a row of 256 features gain, shift and their sums have 2 or 4 elements a lane; the rows have 8"
+WIDE_LESS: dict[tuple[str, str, str], tuple[float, str]] = {
+    ("triton", "embedding", "forward"): (0.75, _FEW),
+    ("triton", "embedding", "backward"): (
+        0.7,
+        _FEW + ", and the order of the words is sorted through",
+    ),
+    ("triton", "linear_layernorm", "forward"): (0.94, _FEW),
+    ("triton", "gelu_layernorm", "forward"): (0.91, _FEW),
+}
+
+
+def wide_share(form: str, operation: str, direction: str) -> float:
+    """The least share of bytes that are moved 16 at a time."""
+    return WIDE_LESS.get((form, operation, direction), (WIDE, ""))[0]
