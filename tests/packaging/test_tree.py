@@ -115,7 +115,14 @@ def test_one_file_includes_pybind11():
 
 
 def test_files_are_short():
-    limits = {ROOT / "Makefile": 70, ROOT / "setup.py": 149}
+    executor = ROOT / "tests/gpu_code/executor"
+    limits = {
+        ROOT / "Makefile": 70,
+        ROOT / "setup.py": 149,
+        executor / "rules.py": 630,  # an entry for every opcode of PTX that is met, in its order
+        executor / "runtime/launch.cpp": 520,
+        executor / "runtime/memory.cpp": 520,
+    }
     folders = ("bertfast", "csrc", "tests", "benchmarks", "scripts")
     suffixes = ("py", "cpp", "h", "cu", "cuh", "sh")
     files = [p for f in folders for s in suffixes for p in ROOT.glob(f"{f}/**/*.{s}")]
