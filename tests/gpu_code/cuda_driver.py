@@ -71,6 +71,7 @@ class Device:
     execute: bool
     mutate: Callable[[str], str] | None
     keep: bool
+    blocks: Callable[[tuple], list] | None
     launches: list[Launch] = field(default_factory=list)
     memory: Memory = field(default_factory=Memory)
     pointed: list[Tensor] = field(default_factory=list)  # what the call's addresses belong to
@@ -220,9 +221,10 @@ def emulated(
     multiprocessors: int = 4,
     mutate: Callable[[str], str] | None = None,
     keep: bool = False,
+    blocks: Callable[[tuple[int, int, int]], list[tuple]] | None = None,
 ) -> Iterator[Device]:
     """Makes `_cuda` compute on CPU tensors inside the block; options as those of triton_driver.emulated."""
-    device = Device({"check": check, "order": order, "seed": seed}, execute, mutate, keep)
+    device = Device({"check": check, "order": order, "seed": seed}, execute, mutate, keep, blocks)
     made = module()
     _library().fake_cudart_on_launch(_on_launch, ctypes.c_int(multiprocessors))
     saved = {name: getattr(extension, name) for name in _REPLACED}
@@ -309,6 +311,7 @@ def _execute(device: Device, launch: Launch, arguments) -> None:
             arguments=bytes(given),
             shared=launch.shared,
             buffers=buffers,
+            blocks=device.blocks and device.blocks(launch.grid),
             **device.options,
         )
 

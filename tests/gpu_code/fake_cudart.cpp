@@ -26,7 +26,9 @@ constexpr int kMultiprocessors = 16;  // of cudaDeviceAttr: the one that is aske
 constexpr int kMaxSharedOptin = 97;
 
 Launch callback = nullptr;
-int multiprocessors = 4;
+// One device for each number of multiprocessors that was asked for, as callers remember a device's.
+constexpr int kDevices = 64;
+int multiprocessors[kDevices], current = 0;
 thread_local int last_error = 0;
 thread_local Call configured;
 std::map<const void*, std::string>& kernels() {
@@ -45,7 +47,10 @@ int report(int error) {
 
 EXPORT void fake_cudart_on_launch(Launch function, int count) {
   callback = function;
-  multiprocessors = count;
+  current = 0;
+  while (current < kDevices - 1 && multiprocessors[current] && multiprocessors[current] != count)
+    ++current;
+  multiprocessors[current] = count;
 }
 
 // What nvcc's generated code calls when the module is loaded.
@@ -102,11 +107,11 @@ EXPORT int cudaPeekAtLastError() { return last_error; }
 EXPORT const char* cudaGetErrorString(int) { return "an error of the emulated launch"; }
 EXPORT int cudaFuncSetAttribute(const void*, int, int) { return 0; }
 EXPORT int cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current;
   return 0;
 }
-EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == kMultiprocessors  ? multiprocessors
+EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int device) {
+  *value = attribute == kMultiprocessors  ? multiprocessors[device]
            : attribute == kMaxSharedOptin ? 99 * 1024
                                           : 0;
   return 0;

@@ -52,7 +52,7 @@ class Memory(TorchDispatchMode):
         return [name for name in self.calls if not name.startswith(_QUIET)]
 
     def note_allocated(self, tensor: Tensor) -> None:
-        if not _is_real(tensor) or not tensor.numel():
+        if not _is_real(tensor) or not tensor.numel() or _is_vast(tensor):
             return
         self.unwritten = {k: v for k, v in self.unwritten.items() if not v[0].expired()}
         storage = tensor.untyped_storage()
@@ -120,6 +120,11 @@ def _bound(parameters, args, kwargs) -> Iterator[tuple[Any, Any]]:
 
 def _is_real(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+
+
+def _is_vast(tensor: Tensor) -> bool:
+    """Memory that exists only where it is touched: poison would bring all of it into being."""
+    return tensor.untyped_storage().nbytes() > 1 << 30
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

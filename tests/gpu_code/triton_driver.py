@@ -62,6 +62,7 @@ class Device:
     multiprocessors: int
     mutate: Callable[[str], str] | None
     keep: bool
+    blocks: Callable[[tuple], list] | None
     options: dict  # of executor.launch: check, order, seed, limit
     launches: list[Launch] = field(default_factory=list)
     memory: Memory = field(default_factory=Memory)
@@ -83,6 +84,7 @@ def emulated(
     multiprocessors: int = 4,
     mutate: Callable[[str], str] | None = None,
     keep: bool = False,
+    blocks: Callable[[tuple[int, int, int]], list[tuple]] | None = None,
 ) -> Iterator[Device]:
     """Makes an emulated GPU Triton's active device inside the block.
 
@@ -95,6 +97,7 @@ def emulated(
         multiprocessors: what the device says it has.
         mutate: rewrites the PTX of each kernel before it is executed.
         keep: holds the tensors of every launch, so that `Launch.again` can run it once more.
+        blocks: which blocks of a grid to run; None: all.
     """
     backend, lanes = ("cuda", 32) if isinstance(arch, int) else ("hip", 64)
     if execute and backend != "cuda":
@@ -103,7 +106,7 @@ def emulated(
     if limit is not None:
         options["limit"] = limit
     target = GPUTarget(backend, arch, lanes)
-    device = Device(target, execute, multiprocessors, mutate, keep, options)
+    device = Device(target, execute, multiprocessors, mutate, keep, blocks, options)
     former = driver._active  # .active would look for a GPU
     driver.set_active(EmulatedDriver(device))
     try:
@@ -198,6 +201,7 @@ class Launcher:
                 arguments=values + scratch,
                 shared=metadata.shared,
                 buffers=buffers,
+                blocks=device.blocks and device.blocks(launch.grid),
                 **device.options,
             )
 

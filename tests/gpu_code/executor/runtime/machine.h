@@ -86,7 +86,7 @@ struct Machine {
   uint32_t block_threads;
   bool check;
   int lane_order[kLanes];
-  int64_t* moved;  // bytes of global accesses by log2 of what one lane moves
+  int64_t* moved;          // bytes of global accesses by log2 of what one lane moves
   uint64_t last_read = 0;  // address and width last read: lanes that share them move it once
 };
 

@@ -1,0 +1,146 @@
+"""Offsets beyond 2³¹ and 2³²: the last blocks of streams so long that T·H is 2³³, on memory that exists where touched.
+
+All of it is zeros but the last rows; those must come out as they do in a stream of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from bertfast import dispatch
+from gpu_code import nvcc
+from gpu_code.forms import running
+
+DTYPE, LAST = torch.bfloat16, 160
+ELEMENTS = 2**33
+FORMS = ["triton", "cuda"]
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    if request.param == "cuda" and nvcc.absent():
+        pytest.skip(nvcc.absent())
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="triton is not installed")
+    return request.param
+
+
+def _last_blocks(count: int):
+    """The last blocks along x, of all rows of blocks along y and z."""
+
+    def choose(grid):
+        x, y, z = grid
+        return list(itertools.product(range(max(x - count, 0), x), range(y), range(z)))
+
+    return choose
+
+
+def _vast(rows: int, *shape: int, dtype=DTYPE) -> tuple[Tensor, Tensor]:
+    """(zeros [rows, *shape] whose last rows are random, those rows by themselves)."""
+    whole = torch.empty(rows, *shape, dtype=dtype)  # fresh pages of the system: zeros
+    whole[-LAST:] = torch.randn(LAST, *shape)
+    return whole, whole[-LAST:].clone()
+
+
+def _run(form: str, operation: str, direction: str, *args, count: int = 24):
+    function = getattr(dispatch._FORMS[operation][form], direction)
+    with running(form, check=False, blocks=_last_blocks(count), multiprocessors=1 << 20):
+        return function(*args)
+
+
+def _near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
+
+
+def _parameters(n: int, k: int) -> list[Tensor]:
+    return [torch.randn(n, k).to(DTYPE) / k**0.5, torch.randn(n).to(DTYPE)]
+
+
+def _reference(operation: str, direction: str, *args):
+    return getattr(dispatch._FORMS[operation]["reference"], direction)(*args)
+
+
+def test_linear_gelu(form):
+    n = k = 64
+    rows = ELEMENTS // k
+    x, few = _vast(rows, k)
+    weight, bias = _parameters(n, k)
+    out, pre = _run(form, "linear_gelu", "forward", x, weight, bias, True)
+    right, right_pre = _reference("linear_gelu", "forward", few, weight, bias, True)
+    _near(out[-16:, -32:], right[-16:, -32:])
+    _near(pre[-16:, -32:], right_pre[-16:, -32:])
+    (dout, few_dout), needs = _vast(rows, n), [True, False, False]
+    pre = x  # any will do
+    dx, *_ = _run(form, "linear_gelu", "backward", dout, x, weight, pre, needs)
+    right, *_ = _reference("linear_gelu", "backward", few_dout, few, weight, few, needs)
+    _near(dx[-16:, -32:], right[-16:, -32:])
+
+
+def test_qkv_projection(form):
+    k = 64
+    x, few = _vast(ELEMENTS // (3 * k), k)
+    weights = [_parameters(k, k) for _ in range(3)]
+    args = *(w for w, _ in weights), *(b for _, b in weights)
+    qkv = _run(form, "qkv_projection", "forward", x, *args, 2)
+    _near(qkv[-16:, 2, 1], _reference("qkv_projection", "forward", few, *args, 2)[-16:, 2, 1])
+
+
+@pytest.mark.parametrize("operation", ["linear_layernorm", "gelu_layernorm"])
+def test_layernorm(form, operation):
+    n = 64
+    x, few = _vast(ELEMENTS // n, n)
+    weight, bias = _parameters(n, n)
+    gain, shift = torch.randn(2, n).to(DTYPE)
+    if operation == "linear_layernorm":
+        rest = gain, shift, 1e-3, 0.0, None, None, True
+        args, few_args = (weight, bias, x, *rest), (weight, bias, few, *rest)
+    else:
+        args = few_args = weight, bias, gain, shift, 1e-3, True
+    out, *_, rstd = _run(form, operation, "forward", x, *args)
+    right, *_, right_rstd = _reference(operation, "forward", few, *few_args)
+    _near(out[-4:], right[-4:])
+    _near(rstd[-4:], right_rstd[-4:])
+
+
+def test_embedding(form):
+    n = 64
+    rows = ELEMENTS // n
+    embeds, few = _vast(rows, n)
+    positions, few_positions = (
+        torch.zeros(rows, dtype=torch.int64),
+        torch.zeros(LAST, dtype=torch.int64),
+    )
+    tables = torch.randn(2, 3, n).to(DTYPE)
+    gain, shift = torch.randn(2, n).to(DTYPE)
+    rest = gain, shift, 1e-3, 0.0, None, None, -1, True
+
+    def args(embeds, ids):
+        return None, None, embeds, ids, tables[0], ids, tables[1], *rest
+
+    out, *_ = _run(form, "embedding", "forward", *args(embeds, positions))
+    right, *_ = _reference("embedding", "forward", *args(few, few_positions))
+    _near(out[-4:], right[-4:])
+
+
+def test_attention(form):
+    size = 32
+    rows = ELEMENTS // (3 * size)
+    qkv, few = _vast(rows, 3, 1, size)
+    short = [
+        rows - LAST * i for i in range(7, -1, -1)
+    ]  # the blocks that run own none of the long one
+    starts = torch.tensor([0, *short], dtype=torch.int32)
+    few_starts = torch.tensor([0] * 8 + [LAST], dtype=torch.int32)
+    rest = 512, 0.2, 0.0, None  # max_seqlen: of the blocks that run
+    out, lse = _run(form, "attention", "forward", qkv, starts, *rest, True, count=8)
+    right, right_lse = _reference("attention", "forward", few, few_starts, *rest, True)
+    _near(out[-LAST:], right)
+    _near(lse[:, -LAST:], right_lse)
+    dout, few_dout = _vast(rows, size)
+    dqkv = _run(form, "attention", "backward", dout, qkv, out, lse, starts, *rest, count=8)
+    right = _reference("attention", "backward", few_dout, few, right, right_lse, few_starts, *rest)
+    _near(dqkv[-LAST:], right)
