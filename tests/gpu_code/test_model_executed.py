@@ -10,10 +10,9 @@ import torch
 from bertfast import BertConfig, BertForMaskedLM, dispatch
 from bertfast.packing import pack_lengths
 from bertfast.parts.layer import BertLayer
+from gpu_code import nvcc
+from gpu_code.forms import running
 from gpu_code.gates import budgets
-
-pytest.importorskip("triton", reason="triton is not installed")
-from gpu_code.triton_driver import emulated
 
 CONFIG = {
     "vocab_size": 211,
@@ -47,15 +46,24 @@ def _loss_and_gradients(dtype, batch, backend, device) -> dict[str, torch.Tensor
     return {"loss": loss.detach(), **gradients}
 
 
+@pytest.fixture(params=["triton", "cuda"])
+def form(request):
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="triton is not installed")
+    elif nvcc.absent():
+        pytest.skip(nvcc.absent())
+    return request.param
+
+
 @pytest.mark.parametrize("lengths", [(17, 5, 1), (150, 33)], ids=["short", "long"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_model(dtype, lengths):
+def test_model(form, dtype, lengths):
     batch, nothing = _batch(lengths), contextlib.nullcontext()
     truth = _loss_and_gradients(torch.float64, batch, "reference", nothing)
     torchs = _loss_and_gradients(dtype, batch, "reference", nothing)
     with dispatch.record() as log:
-        found = _loss_and_gradients(dtype, batch, "triton", emulated())
-    assert {choice.form for choice in log} == {"triton"}
+        found = _loss_and_gradients(dtype, batch, form, running(form))
+    assert {choice.form for choice in log} == {form}
     assert {choice.operation for choice in log} >= set(dispatch.operations()) - {"pack", "unpack"}
     eps = torch.finfo(dtype).eps
     for name, right in truth.items():
@@ -69,7 +77,7 @@ def test_model(dtype, lengths):
 @pytest.mark.parametrize("longest", [128, 384])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.1])
-def test_launches_of_a_layer(longest, deterministic, p):
+def test_launches_of_a_layer(form, longest, deterministic, p):
     """Kernels of the forms, and what torch launches in between: memsets, casts, the two sums of gradients that meet;
     with dropout it also draws three seeds, which the budget leaves out.
     """
@@ -81,7 +89,7 @@ def test_launches_of_a_layer(longest, deterministic, p):
     packed = pack_lengths((longest, longest), "cpu")
     torch.use_deterministic_algorithms(deterministic)
     try:
-        with emulated(execute=False) as device, dispatch.use_backend("triton"):
+        with running(form, execute=False) as device, dispatch.use_backend(form):
             out = layer(hidden, packed.cu_seqlens, packed.max_seqlen)
             forward = device.launched_in_all()
             out.backward(dout)
@@ -90,6 +98,6 @@ def test_launches_of_a_layer(longest, deterministic, p):
         torch.use_deterministic_algorithms(False)
     seeds = 3 if p else 0
     assert len(forward) - seeds <= budgets.LAUNCHES_FORWARD, forward
-    limit = budgets.LAUNCHES_DETERMINISTIC if deterministic else budgets.LAUNCHES_BOTH
+    limit = budgets.LAUNCHES_DETERMINISTIC if deterministic else budgets.LAUNCHES_BOTH[form]
     assert len(both) - seeds <= limit, both
     assert forward.count("random_.from") == seeds
