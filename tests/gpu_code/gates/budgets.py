@@ -116,3 +116,50 @@ WIDE_LESS: dict[tuple[str, str, str], tuple[float, str]] = {
 def wide_share(form: str, operation: str, direction: str) -> float:
     """The least share of bytes that are moved 16 at a time."""
     return WIDE_LESS.get((form, operation, direction), (WIDE, ""))[0]
+
+
+class CudaBudget(NamedTuple):
+    """Fields:
+    products: whether tensor-core instructions must be there, or must not.
+    blocks: that must fit on a multiprocessor at once. why: the reason.
+    """
+
+    products: bool = False
+    blocks: int = 2
+    why: str = "one block computes while the other waits for memory"
+
+
+# part of the mangled name -> CudaBudget; the longest that fits counts.
+_LARGE = "64 KiB of stages, or of rows: one fits into the 99 KiB of a block on small cards, two on sm_80 and sm_90"
+_ROWS = "16 warps that hold whole rows, and their sums, in registers"
+_FMA = CudaBudget(
+    False, why="strict fp32 has no tensor cores; two blocks hide the memory's latency"
+)
+CUDA_BUDGETS: dict[str, CudaBudget] = {
+    "_tilesI": CudaBudget(True),
+    "_tilesI6__halfNS1_4TileILi128": CudaBudget(True, 1, _LARGE),
+    "_tilesI13__nv_bfloat16NS1_4TileILi128": CudaBudget(True, 1, _LARGE),
+    "_tilesIfNS1_4TileILi128": CudaBudget(True, 1, _LARGE),
+    "_tilesIfNS1_4TileILi64ELi64ELi32ELi32ELi3EEELb1EEE": _FMA,
+    "attention_fwd_kernel": CudaBudget(True),
+    "attention_fwd_kernelI6__halfLi128": CudaBudget(True, 1, _LARGE),
+    "attention_fwd_kernelI13__nv_bfloat16Li128": CudaBudget(True, 1, _LARGE),
+    "attention_fwd_kernelIfLi128": CudaBudget(True, 1, _LARGE),
+    "attention_bwd_kernel": CudaBudget(True, 1, _LARGE),
+    "embedding_dz_kernel": CudaBudget(False, 1, _ROWS),
+    "differentiate_rows": CudaBudget(False, 1, _ROWS),
+    "sum_logitsI": CudaBudget(True),
+    "logit_gradientsI": CudaBudget(True),
+    "weight_gradientsI": CudaBudget(True),
+    "row_gradientsI": CudaBudget(True),
+    "sum_logitsIfLb1": _FMA,
+    "logit_gradientsIfLb1": _FMA,
+    "weight_gradientsIfLb1": _FMA,
+    "row_gradientsIfLb1": _FMA,
+}
+
+
+def cuda_budget(kernel: str) -> CudaBudget:
+    """The budget of a CUDA kernel."""
+    fitting = [part for part in CUDA_BUDGETS if part in kernel]
+    return CUDA_BUDGETS[max(fitting, key=len)] if fitting else CudaBudget()

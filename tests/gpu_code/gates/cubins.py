@@ -1,0 +1,88 @@
+"""The CUDA kernels of one target, from the PTX that all targets are made of: what each takes, and is made of."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from gpu_code import cuda_driver, nvcc
+
+_PROPERTIES = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.S,
+)
+_STATIC = re.compile(r"(\d+) bytes smem")
+_FUNCTION = re.compile(r"Function : (\w+)")
+
+
+class Cubin(NamedTuple):
+    """One kernel of one target. Bytes of a thread: stack, spills; of a block: shared, which is static."""
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    products: int  # HMMA instructions
+
+
+def compiled(target: int) -> dict[str, Cubin]:
+    """Every shipped kernel by its mangled name."""
+    files = sorted(cuda_driver.build().glob("*.ptx"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        parts = pool.map(lambda file: _compile(file, target, Path(folder)), files)
+        return {name: cubin for part in parts for name, cubin in part.items()}
+
+
+def _compile(ptx: Path, target: int, folder: Path) -> dict[str, Cubin]:
+    cubin = folder / f"{ptx.stem}.cubin"
+    said = _say(Path(nvcc.find()).with_name("ptxas"), "-v", f"-arch=sm_{target}", ptx, "-o", cubin)
+    products = _products(cubin)
+    found = {}
+    for match in _PROPERTIES.finditer(said):
+        static = _STATIC.search(match["rest"])
+        spills = int(match["stores"]) + int(match["loads"])
+        found[match["name"]] = Cubin(
+            int(match["registers"]), int(match["stack"]), spills, int(static[1]) if static else 0,
+            products.get(match["name"], 0),
+        )  # fmt: skip
+    return found
+
+
+def _products(cubin: Path) -> dict[str, int]:
+    from gpu_code.gates.resources import CUOBJDUMP
+
+    counts, name = {}, ""
+    for line in _say(CUOBJDUMP, "--dump-sass", cubin).splitlines():
+        if found := _FUNCTION.search(line):
+            name = found[1]
+        elif " HMMA." in line:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _say(*command: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+class Shape(NamedTuple):
+    """Of a kernel's launches: threads of a block, and the most dynamic shared memory in bytes."""
+
+    threads: int
+    shared: int
+
+
+def shapes(launches: Iterable[cuda_driver.Launch]) -> dict[str, Shape]:
+    found: dict[str, Shape] = {}
+    for launch in launches:
+        x, y, z = launch.block
+        most = max(launch.shared, found.get(launch.name, Shape(0, 0)).shared)
+        found[launch.name] = Shape(x * y * z, most)
+    return found

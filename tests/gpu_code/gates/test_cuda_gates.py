@@ -1,0 +1,103 @@
+"""Every CUDA kernel on every target, within its budget: no spills, no stack, tensor cores where a product is, shared
+memory and resident blocks. Nothing is executed: what is launched at which size is asked of the shipped host code.
+
+`make test` gates 80, 90 and 120, `make gates` all targets.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bertfast.testing import Case
+from gpu_code import cuda_driver, nvcc
+from gpu_code.forms import allowing_tf32
+from gpu_code.gates import budgets, census, cubins
+from gpu_code.gates.cards import CARDS, resident_blocks
+
+pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
+QUICK = (80, 90, 120)
+MULTIPROCESSORS = 108
+_LONG, _SHORT = (128,) * 16, (16,)
+# Reach every kernel in every dtype: both tiles of products, all head sizes, rows of every width.
+SIZES = {
+    "embedding": [
+        Case("one word often", _LONG, 64, 2),
+        *(Case("rows", _SHORT, width, 50, p=0.1) for width in (64, 768, 2048, 8192)),
+    ],
+    "qkv_projection": [
+        Case("many", _LONG, 768, 768, heads=12),
+        Case("few", _SHORT, 64, 64, heads=2),
+    ],
+    "attention": [Case("heads", _SHORT, outer=size, p=0.1) for size in (32, 64, 128)],
+    "linear_gelu": [Case("many", _LONG, 768, 3072), Case("few", _SHORT, 64, 64)],
+    "linear_layernorm": [
+        Case("rows", _SHORT, 64, width, p=0.1) for width in (64, 768, 1024, 2048, 4096, 8192)
+    ],
+    "gelu_layernorm": [Case("rows", _SHORT, 64, width) for width in (64, 768, 1024, 2048, 4096)],
+    "masked_cross_entropy": [Case("many", (128,), 64, 1000)],
+}
+
+
+def pytest_generate_tests(metafunc):
+    if "target" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--all-architectures")
+        metafunc.parametrize("target", list(CARDS) if every else QUICK, scope="module")
+
+
+@pytest.fixture(scope="module")
+def kernels(target):
+    return cubins.compiled(target)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    with cuda_driver.emulated(execute=False, multiprocessors=MULTIPROCESSORS) as device:
+        for dtype in ("bf16", "fp16", "fp32", "tf32"):
+            for operation, cases in SIZES.items():
+                for case in cases:
+                    with allowing_tf32(dtype == "tf32"):
+                        launched = census.launched(
+                            device, operation, case, census.DTYPES[dtype], "cuda"
+                        )
+                        list(launched)
+    return cubins.shapes(device.launches)
+
+
+def test_every_kernel_is_launched(kernels, shapes):
+    assert set(kernels) == set(shapes)
+
+
+def test_within_budget(target, kernels, shapes):
+    rows = [(name, cubin, *shapes[name]) for name, cubin in kernels.items() if name in shapes]
+    blocks = {
+        name: resident_blocks(
+            CARDS[target], -(-threads // 32), cubin.registers, cubin.shared + shared
+        )
+        for name, cubin, threads, shared in rows
+    }
+    for name, cubin, threads, shared in rows:  # `make gates` shows it
+        print(f"sm_{target} {threads:>5}{cubin.registers:>5}{shared:>8}{blocks[name]:>4}  {name}")
+    assert rows
+    found = [
+        f"sm_{target} {name}: {fault}"
+        for name, cubin, _, shared in rows
+        for fault in _faults(target, name, cubin, shared, blocks[name])
+    ]
+    assert not found, "\n".join(found)
+
+
+def _faults(target, name, cubin, shared, blocks):
+    allowed = budgets.cuda_budget(name)
+    if cubin.stack or cubin.spills:
+        yield f"{cubin.stack} bytes of stack, {cubin.spills} of spills"
+    if cubin.shared + shared > CARDS[target].shared_block:
+        yield f"{cubin.shared + shared} bytes of shared memory"
+    if blocks < allowed.blocks:
+        yield f"{blocks} resident blocks, {allowed.blocks} asked"
+    if bool(cubin.products) != allowed.products:
+        yield f"{cubin.products} tensor-core instructions"
+
+
+def test_a_spill_is_seen(target):
+    fault = next(_faults(target, "add_columns", cubins.Cubin(255, 8, 16, 0, 0), 0, 2))
+    assert fault == "8 bytes of stack, 16 of spills"

@@ -1,0 +1,57 @@
+"""Blocks, warps and lanes in other orders: equal bits from every GPU form, forward and backward, which promise them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bertfast import dispatch, testing
+from bertfast.testing import Case
+from gpu_code import nvcc
+from gpu_code.forms import running
+
+CASES = {
+    "embedding": Case("orders", (140, 0, 25), 64, 20, p=0.1),
+    "qkv_projection": Case("orders", (140, 25), 96, 64, heads=2),
+    "attention": Case("orders", (140, 0, 25), outer=64, heads=2, p=0.1),
+    "linear_gelu": Case("orders", (140, 25), 96, 72),
+    "linear_layernorm": Case("orders", (140, 0, 25), 96, 72, p=0.1),
+    "gelu_layernorm": Case("orders", (140, 25), 96, 72),
+    "masked_cross_entropy": Case("orders", (140, 25), 96, 700),
+}
+
+
+@pytest.mark.parametrize("form", ["triton", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("operation", testing.OPERATIONS)
+def test_equal_bits_in_every_order(operation, dtype, form):
+    if form == "cuda" and nvcc.absent():
+        pytest.skip(nvcc.absent())
+    if form == "triton":
+        pytest.importorskip("triton", reason="triton is not installed")
+    first, *others = (
+        _results(form, operation, dtype, order=order, seed=seed, multiprocessors=3)
+        for order, seed in (("forward", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2))
+    )
+    for other in others:
+        for name, right in first.items():
+            assert torch.equal(other[name], right), f"{operation}: {name}"
+
+
+def _results(form: str, operation: str, dtype: torch.dtype, **options) -> dict[str, Tensor]:
+    """The result and all gradients, as integers so that NaN equals itself."""
+    case = CASES[operation]
+    inputs = testing.make_inputs(operation, case, dtype)
+    leaves = {
+        name: value.detach().requires_grad_()
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    with running(form, **options), dispatch.use_backend(form):
+        out = testing.public(operation)(**{**inputs, **leaves})
+        gradient = testing.make_gradient(case, out)
+        found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
+    width = {2: torch.int16, 4: torch.int32}[out.element_size()]
+    named = {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
+    return {name: value.contiguous().view(width) for name, value in named.items()}
