@@ -119,6 +119,42 @@ def test_mask_is_the_same_with_other_layouts(backend):
     torch.testing.assert_close(packed[:7], first, rtol=1e-6, atol=1e-6)
 
 
+LENGTHS, STARTS = (20, 0, 9), torch.tensor([0, 20, 20, 29], dtype=torch.int32)
+SEED, P = torch.tensor([-1234567890123456789]), 0.3
+
+
+def test_what_is_kept_of_hidden_states(backend):
+    """Ones go through dropout: what is not 0 behind it was kept, bit for bit the reference's mask."""
+    features = 40
+    keep = _philox.hidden_keep(SEED, P, STARTS, sum(LENGTHS), features)
+    zeros, ones, x = torch.zeros(features), torch.ones(features), torch.zeros(sum(LENGTHS), 8)
+    residual, weight = torch.zeros(sum(LENGTHS), features), torch.zeros(features, 8)
+    forward = torch.ops.bertfast.linear_layernorm_fwd.default
+    ids = torch.zeros(sum(LENGTHS), dtype=torch.int64)
+    with dispatch.use_backend(backend):
+        _, z, *_ = forward(x, weight, ones, residual, ones, zeros, 1e-3, P, SEED, STARTS, True)
+        table = torch.randn(2, features)
+        out = ops.embedding(
+            ids, table, None, ids, table, ids, table, zeros, ones, eps=1e-3, p=P, seed=SEED, cu_seqlens=STARTS
+        )  # fmt: skip
+    assert torch.equal(z != 0, keep)
+    assert torch.equal(out != 0, keep)
+
+
+def test_what_is_kept_of_attention(backend):
+    """Equal logits, and each key's value a feature of its own: what is not 0 was kept."""
+    heads, size = 2, 32
+    qkv = torch.zeros(sum(LENGTHS), 3, heads, size)
+    for start, length in zip(STARTS.tolist(), LENGTHS, strict=False):
+        qkv[start : start + length, 2] = torch.eye(length, size)[:, None]
+    with dispatch.use_backend(backend), torch.no_grad():
+        out = ops.attention(qkv, STARTS, max(LENGTHS), p=P, seed=SEED).unflatten(1, (heads, size))
+    for row, (start, length) in enumerate(zip(STARTS.tolist(), LENGTHS, strict=False)):
+        keep = _philox.attention_keep(SEED, P, row, heads, length)
+        found = out[start : start + length, :, :length].transpose(0, 1)
+        assert torch.equal(found != 0, keep)
+
+
 @pytest.fixture(params=dispatch.ORDER)
 def backend(request):
     qkv, starts = torch.zeros(1, 3, 1, 8), torch.tensor([0, 1], dtype=torch.int32)
