@@ -24,6 +24,8 @@ from ._triton import Config, Table, cdiv, interpreted, multiprocessors, precisio
 _GROUP = tl.constexpr(8)  # rows of tiles that are walked together: their operands stay in L2
 _SUM_ROWS = tl.constexpr(64)  # what one block of the role db reads at once
 _SUM_COLUMNS = tl.constexpr(32)
+# Strict fp32: sums of so many steps join the total; in one long chain rounding would add up to twice that of torch.
+RUN = tl.constexpr(4)
 
 
 def _shape(m: int, n: int, k: int, num_warps: int, num_stages: int) -> Config:
@@ -79,6 +81,9 @@ def add_product(
         b: pointers [BLOCK_K, BLOCK_N] of the first step. b_mask: [1, BLOCK_N].
         a_stride, pre_stride, b_stride: elements between neighbours along the depth.
     """
+    EXACT: tl.constexpr = PRECISION == "ieee" and a.dtype.element_ty == tl.float32
+    if EXACT:
+        run = tl.zeros(acc.shape, tl.float32)
     steps = tl.arange(0, BLOCK_K)
     a_step = tl.cast(a_stride, tl.int64) * BLOCK_K
     b_step = tl.cast(b_stride, tl.int64) * BLOCK_K
@@ -94,10 +99,23 @@ def add_product(
             a_tile = tl.where(a_inside, a_tile, 0.0)
             pre += tl.cast(pre_stride, tl.int64) * BLOCK_K
         b_tile = tl.load(b, mask=inside[:, None] & b_mask, other=0.0)
-        acc = tl.dot(a_tile, b_tile, acc, input_precision=PRECISION)
+        if EXACT:
+            run = tl.dot(a_tile, b_tile, run, input_precision=PRECISION)
+            acc, run = end_run(acc, run, start // BLOCK_K)
+        else:
+            acc = tl.dot(a_tile, b_tile, acc, input_precision=PRECISION)
         a += a_step
         b += b_step
+    if EXACT:
+        acc += run
     return acc
+
+
+@triton.jit
+def end_run(acc, run, step):
+    """(total, sum of the steps since it was added to) after a step."""
+    full = step % RUN == RUN - 1
+    return tl.where(full, acc + run, acc), tl.where(full, 0.0, run)
 
 
 @triton.jit
