@@ -94,7 +94,7 @@ class BaseModelOutputWithPooling(ModelOutput):
         last_hidden_state: [B,S,H]; padded positions are zeros.
         pooler_output: [B,H], the pooler over each sequence's first real token; None without a pooling layer.
         hidden_states: L+1 tensors [B,S,H], the embeddings and every layer's output; only when asked for.
-        past_key_values: always None, bertfast has no decoder.
+        past_key_values, cache (its name since transformers 5.24): always None, bertfast has no decoder.
         attentions: L tensors [B,heads,S,S] of probabilities; only when asked for.
         cross_attentions: always None.
     """
@@ -103,6 +103,7 @@ class BaseModelOutputWithPooling(ModelOutput):
     pooler_output: Tensor | None
     hidden_states: tuple[Tensor, ...] | None
     past_key_values: None
+    cache: None
     attentions: tuple[Tensor, ...] | None
     cross_attentions: None
 

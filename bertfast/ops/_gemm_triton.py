@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..extension import gradients, with_dense_rows
+from ._dot_triton import dot
 from ._gelu_triton import gelu, gelu_slope
 from ._triton import Config, Table, cdiv, interpreted, multiprocessors, precision
 
@@ -100,10 +101,10 @@ def add_product(
             pre += tl.cast(pre_stride, tl.int64) * BLOCK_K
         b_tile = tl.load(b, mask=inside[:, None] & b_mask, other=0.0)
         if EXACT:
-            run = tl.dot(a_tile, b_tile, run, input_precision=PRECISION)
+            run = dot(a_tile, b_tile, run, PRECISION)
             acc, run = end_run(acc, run, start // BLOCK_K)
         else:
-            acc = tl.dot(a_tile, b_tile, acc, input_precision=PRECISION)
+            acc = dot(a_tile, b_tile, acc, PRECISION)
         a += a_step
         b += b_step
     if EXACT:

@@ -23,6 +23,7 @@ _REFUSED = {
     "encoder_hidden_states": _DECODERS,
     "encoder_attention_mask": _DECODERS,
     "past_key_values": _DECODERS,
+    "cache": _DECODERS,
     "use_cache": _DECODERS,
     "is_causal": "Pass a 4-D attention_mask, or use transformers' BertModel.",
     "head_mask": "Use transformers' BertModel (before version 5, attn_implementation='eager').",

@@ -85,6 +85,8 @@ def _results(operation, case, dtype) -> dict[str, torch.Tensor]:
         out = testing.public(operation)(**{**inputs, **leaves})
         gradient = testing.make_gradient(case, out)
         found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
-    width = {2: torch.int16, 4: torch.int32}[out.element_size()]
+    width = {2: torch.int16, 4: torch.int32}
     named = {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
-    return {name: value.contiguous().view(width) for name, value in named.items()}
+    return {
+        name: value.contiguous().view(width[value.element_size()]) for name, value in named.items()
+    }

@@ -45,7 +45,9 @@ def test_used_as_transformers_output():
     theirs = pytest.importorskip("transformers.modeling_outputs")
     assert read(make()) == read(make(theirs.BaseModelOutputWithPoolingAndCrossAttentions))
     fields = theirs.BaseModelOutputWithPoolingAndCrossAttentions.__dataclass_fields__
-    assert BaseModelOutputWithPooling._fields == tuple(fields)
+    ours = BaseModelOutputWithPooling._fields
+    assert [name for name in ours if name in fields] == list(fields)
+    assert set(ours) - set(fields) < {"past_key_values", "cache"}  # one thing, renamed in 5.24
 
 
 def test_one_storage_behind_attributes_and_keys():

@@ -36,11 +36,13 @@ LAYERS = {
     "bertfast.errors": -1,
     "bertfast.": 4,  # config, model, heads, checkpoint, packing, and the parts of models
 }
-FORMS = ("reference", "native", "triton")  # bertfast.ops.<operation>.<form>: below the operation
+# bertfast.ops.<operation>.<form>, and its parts _<form>_*: below the operation
+FORMS = ("reference", "native", "triton")
 
 
 def layer(module: str) -> int:
-    if module.startswith("bertfast.ops.") and module.rsplit(".", 1)[-1] in FORMS:
+    last = module.rsplit(".", 1)[-1]
+    if module.startswith("bertfast.ops.") and (last in FORMS or last.startswith("_triton_")):
         return 1
     return next(rank for prefix, rank in LAYERS.items() if module.startswith(prefix))
 

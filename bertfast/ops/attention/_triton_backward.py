@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._dot_triton import dot
 from .._philox_triton import keep_mask
 from ._triton_forward import LOG2_E, find_block, load_tile, store_tile
 
@@ -75,16 +76,16 @@ def _attention_bwd_queries_kernel(
         left = length - key
         k = load_tile(k_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
         v = load_tile(v_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        logits = dot(q, tl.trans(k), None, PRECISION)
         probability = tl.exp2(logits * (scale * LOG2_E) - lse[:, None])
         # exp(-lse) of a key that is not there may be inf, and inf * 0 would be NaN
         probability = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, probability, 0.0)
-        slope = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+        slope = dot(dout, tl.trans(v), None, PRECISION)
         if seed_ptr is not None:
             keep = keep_mask(seed_ptr, key, query[:, None], head, sequence, threshold, BLOCK_N)
             slope = tl.where(keep, slope, 0.0) * keep_scale
         slope = probability * (slope - delta[:, None])
-        dq = tl.dot(slope.to(k.dtype), k, dq, input_precision=PRECISION)
+        dq = dot(slope.to(k.dtype), k, dq, PRECISION)
     store_tile(dqkv_ptr, row, 3 * heads * SIZE, dq * scale, rows, BLOCK_M, SIZE, BLOCK_D)
 
 
@@ -149,11 +150,11 @@ def _attention_bwd_keys_kernel(
         else:
             delta = tl.load(delta_ptr + statistics, mask=exists, other=0.0)
         # transposed, [keys, queries]: the left operands of dv and dk as they stand
-        logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        logits = dot(k, tl.trans(q), None, PRECISION)
         probability = tl.exp2(logits * (scale * LOG2_E) - lse[None, :])
         valid = (tl.arange(0, BLOCK_N) < rows)[:, None] & exists[None, :]
         probability = tl.where(valid, probability, 0.0)
-        slope = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+        slope = dot(v, tl.trans(dout), None, PRECISION)
         kept = probability
         if seed_ptr is not None:
             keep = tl.trans(
@@ -162,11 +163,11 @@ def _attention_bwd_keys_kernel(
             kept = tl.where(keep, probability, 0.0)
             slope = tl.where(keep, slope, 0.0) * keep_scale
         slope = (probability * (slope - delta[None, :])).to(k.dtype)
-        dv = tl.dot(kept.to(k.dtype), dout, dv, input_precision=PRECISION)
-        dk = tl.dot(slope, q, dk, input_precision=PRECISION)
+        dv = dot(kept.to(k.dtype), dout, dv, PRECISION)
+        dk = dot(slope, q, dk, PRECISION)
         if delta_ptr is None:
             # transposed too: Triton spreads the warps of all these products over the rows of this one
-            dq = tl.dot(tl.trans(k), slope, input_precision=PRECISION) * scale
+            dq = dot(tl.trans(k), slope, None, PRECISION) * scale
             store_tile(dqkv_ptr, start + at, 3 * width, tl.trans(dq), left, BLOCK_M, SIZE, BLOCK_D)
     store_tile(dqkv_ptr + width, row, 3 * width, dk * scale, rows, BLOCK_N, SIZE, BLOCK_D)
     store_tile(dqkv_ptr + 2 * width, row, 3 * width, dv * keep_scale, rows, BLOCK_N, SIZE, BLOCK_D)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._dot_triton import dot
 from .._philox_triton import keep_mask
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -120,7 +121,7 @@ def _attention_fwd_kernel(
     for key in range(0, length, BLOCK_N):
         left = length - key
         k = load_tile(k_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        logits = dot(q, tl.trans(k), None, PRECISION) * scale_log2
         logits = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, logits, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(logits, 1))
         # A row of nothing but -inf so far (the product overflowed) has to stay 0, not inf - inf.
@@ -133,7 +134,7 @@ def _attention_fwd_kernel(
             keep = keep_mask(seed_ptr, key, query[:, None], head, sequence, threshold, BLOCK_N)
             probability = tl.where(keep, probability, 0.0)
         v = load_tile(v_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
-        out = tl.dot(probability.to(v.dtype), v, out * rescale[:, None], input_precision=PRECISION)
+        out = dot(probability.to(v.dtype), v, out * rescale[:, None], PRECISION)
     out = out * (keep_scale / total)[:, None]
     store_tile(out_ptr, row, heads * SIZE, out, rows, BLOCK_M, SIZE, BLOCK_D)
     if lse_ptr is not None:

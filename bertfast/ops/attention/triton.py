@@ -21,7 +21,17 @@ def _config(m: int, n: int, num_warps: int, num_stages: int) -> Config:
     return Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps, num_stages)
 
 
-# By head size, float32 apart. As large as no architecture spills a register, with dropout or without: sm_90 and sm_100
+def _with_tf32(entries: dict[str, Config], *left_out: str) -> dict[str, Config]:
+    """With entries for the other precision of float32, which takes more registers: it rounds its operands."""
+    exact = {key: config for key, config in entries.items() if key.startswith("ieee")}
+    others = {
+        key.replace("ieee", "tf32"): config._replace(max_registers=255)
+        for key, config in exact.items()
+    }
+    return {**entries, **{key: others[key] for key in others if key not in left_out}}
+
+
+# By head size, float32 (by its precision) apart. As large as no architecture spills a register, with dropout or without: sm_90 and sm_100
 # keep operands of a product out of registers; sm_120 multiplies like sm_80.
 _FORWARD_80 = {
     "32-short": _config(64, 64, 4, 3),
@@ -30,33 +40,33 @@ _FORWARD_80 = {
     "64-long": _config(128, 32, 4, 3),
     "128-short": _config(64, 32, 4, 3),
     "128-long": _config(64, 32, 4, 3),
-    "fp32-32": _config(32, 32, 4, 2),
-    "fp32-64": _config(32, 32, 4, 2),
-    "fp32-128": _config(16, 32, 4, 2),
+    "ieee-32": _config(32, 32, 4, 2),
+    "ieee-64": _config(32, 32, 4, 2),
+    "ieee-128": _config(16, 32, 4, 2),
 }
 _FORWARD_90 = {**_FORWARD_80, "64-long": _config(64, 64, 4, 3)}
 _QUERIES_80 = {
     "32": _config(64, 64, 4, 2),
     "64": _config(64, 32, 4, 2),
     "128": _config(64, 64, 8, 2),
-    "fp32-32": _config(16, 32, 4, 2),
-    "fp32-64": _config(32, 32, 4, 2),
-    "fp32-128": _config(16, 32, 8, 2),
+    "ieee-32": _config(16, 32, 4, 2),
+    "ieee-64": _config(32, 32, 4, 2),
+    "ieee-128": _config(16, 32, 8, 2),
 }
 _KEYS_80 = {
     "32": _config(32, 64, 4, 2),
     "64": _config(32, 64, 4, 2),
     "128": _config(32, 64, 8, 2),
-    "fp32-32": _config(16, 32, 4, 2),
-    "fp32-64": _config(16, 32, 4, 2),
-    "fp32-128": _config(16, 32, 8, 2),
+    "ieee-32": _config(16, 32, 4, 2),
+    "ieee-64": _config(16, 32, 4, 2),
+    "ieee-128": _config(16, 32, 8, 2),
 }
 # One launch where BLOCK_N holds the longest sequence, two where it does not or no entry is there.
 _WHOLE_80 = {
     "32": _config(64, 128, 8, 1),
     "64": _config(32, 128, 8, 1),
-    "fp32-32": _config(16, 128, 8, 1),
-    "fp32-64": _config(16, 64, 8, 1),
+    "ieee-32": _config(16, 128, 8, 1),
+    "ieee-64": _config(16, 64, 8, 1),
 }
 _WHOLE_86 = {**_WHOLE_80, "32": _config(32, 128, 8, 1), "64": _config(16, 128, 8, 1)}
 _WHOLE_90 = {
@@ -66,16 +76,30 @@ _WHOLE_90 = {
     "128": _config(16, 128, 8, 2),
 }
 
-FORWARD = Table("attention_fwd", {80: _FORWARD_80, 90: _FORWARD_90, 120: _FORWARD_80})
+FORWARD = Table(
+    "attention_fwd",
+    {80: _with_tf32(_FORWARD_80), 90: _with_tf32(_FORWARD_90), 120: _with_tf32(_FORWARD_80)},
+)
 BACKWARD_QUERIES = Table(
     "attention_bwd_queries",
-    {80: _QUERIES_80, 90: {**_QUERIES_80, "64": _config(64, 64, 4, 2)}, 120: _QUERIES_80},
+    {
+        80: _with_tf32(_QUERIES_80),
+        90: _with_tf32({**_QUERIES_80, "64": _config(64, 64, 4, 2)}),
+        120: _with_tf32(_QUERIES_80),
+    },
 )
 BACKWARD_KEYS = Table(
-    "attention_bwd_keys", {80: _KEYS_80, 120: {**_KEYS_80, "64": _config(16, 64, 4, 2)}}
+    "attention_bwd_keys",
+    {80: _with_tf32(_KEYS_80), 120: _with_tf32({**_KEYS_80, "64": _config(16, 64, 4, 2)})},
 )
 BACKWARD_WHOLE = Table(
-    "attention_bwd_whole", {80: _WHOLE_80, 86: _WHOLE_86, 90: _WHOLE_90, 120: _WHOLE_86}
+    "attention_bwd_whole",
+    {
+        80: _with_tf32(_WHOLE_80),
+        86: _with_tf32(_WHOLE_86),
+        90: _with_tf32(_WHOLE_90),
+        120: _with_tf32(_WHOLE_86, "tf32-64"),
+    },
 )
 
 
@@ -104,7 +128,9 @@ def forward(
     lse = qkv.new_empty(heads, tokens, dtype=torch.float32) if save else None
     if tokens == 0:
         return out, lse
-    key = _key(qkv) if qkv.dtype == torch.float32 else f"{_key(qkv)}-{_length_class(max_seqlen)}"
+    key = _key(qkv)
+    if "-" not in key:
+        key = f"{key}-{_length_class(max_seqlen)}"
     config = FORWARD.pick(key)
     _attention_fwd_kernel[_grid(qkv, cu_seqlens, config.blocks["BLOCK_M"])](
         *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, seed if p > 0 else None, tokens, cu_seqlens.numel() - 1,
@@ -148,8 +174,11 @@ def _with_dense_heads(qkv: Tensor) -> Tensor:
 
 
 def _key(qkv: Tensor) -> str:
+    """By head size, and by precision for float32; but in the interpreter, which likes large tiles."""
     size = next(size for size in (32, 64, 128) if qkv.shape[3] <= size)
-    return f"fp32-{size}" if qkv.dtype == torch.float32 else str(size)
+    if qkv.dtype != torch.float32 or _triton.interpreted():
+        return str(size)
+    return f"{_triton.precision(qkv)}-{size}"
 
 
 def _whole_config(qkv: Tensor, max_seqlen: int) -> Config | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._dot_triton import dot
 from .._gemm_triton import add_product, end_run
 from ._triton_forward import SLOTS, items_of, logits_tile
 
@@ -125,10 +126,10 @@ def _dx_tile(
             a = tl.load(dlogits + first_word, mask=live[:, None], other=0.0)
             b = tl.load(weight, mask=there, other=0.0)
             if EXACT:
-                run = tl.dot(a, b, run, input_precision=PRECISION)
+                run = dot(a, b, run, PRECISION)
                 total, run = end_run(total, run, first_word // BLOCK_K)
             else:
-                total = tl.dot(a, b, total, input_precision=PRECISION)
+                total = dot(a, b, total, PRECISION)
             weight += tl.cast(weight_stride, tl.int64) * BLOCK_K
         if EXACT:
             total += run

@@ -36,14 +36,16 @@ _WIDTH = 128  # its rows are whole multiples of this, as this is of every block 
 def _table(name: str, span: dict[str, int], few_k: int) -> Table:
     """Block shapes of a kernel that holds logits; `span`: {"SPAN": words of a block} where it walks several tiles."""
 
-    def shape(m: int, n: int, k: int, num_warps: int, num_stages: int) -> Config:
+    def shape(
+        m: int, n: int, k: int, num_warps: int, num_stages: int, max_registers: int | None = None
+    ) -> Config:
         blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, **span}
-        return Config(blocks, num_warps, num_stages)
+        return Config(blocks, num_warps, num_stages, max_registers)
 
     entries = {
         "many": shape(128, 128, 32, 8, 4),
         "few": shape(32, 64, few_k, 4, 3),
-        "tf32": shape(64, 64, 32, 4, 3),
+        "tf32": shape(64, 64, 32, 4, 3, 255),
         "fp32": shape(64, 64, 16, 8, 2),
     }
     # wgmma and tcgen05 take operands from shared memory: deeper tiles cost no registers there
