@@ -31,8 +31,8 @@ def _with_tf32(entries: dict[str, Config], *left_out: str) -> dict[str, Config]:
     return {**entries, **{key: others[key] for key in others if key not in left_out}}
 
 
-# By head size, float32 (by its precision) apart. As large as no architecture spills a register, with dropout or without: sm_90 and sm_100
-# keep operands of a product out of registers; sm_120 multiplies like sm_80.
+# By head size, and by precision for float32. As large as no architecture spills a register, with dropout or without:
+# sm_90 and sm_100 keep operands of a product out of registers; sm_120 multiplies like sm_80.
 _FORWARD_80 = {
     "32-short": _config(64, 64, 4, 3),
     "32-long": _config(128, 64, 4, 3),
