@@ -7,6 +7,7 @@ fused design: no kernel can be faster, none was timed.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import torch
 
 from bertfast.testing import Case
 from bertfast.testing.costs import Cost
+
+from .plot import draw
 
 RAGGED_SHARE = 0.6  # of the padded batch's cells that hold a token
 LOADS = {
@@ -108,6 +111,22 @@ class GpuRace:
             "share_of_roofline": roof and round(predicted(self.cost, roof) / seconds, 3),
         }
 
+    def row(self) -> dict:
+        """The race as a row of the table: medians, and the roofline's time beside them where the card's is known."""
+        operation, load, direction = self.group.split(" ", 2)
+        times = {name: round(median(found) * 1e6, 2) for name, found in self.samples.items()}
+        roof = roof_of(torch.cuda.get_device_name())
+        if roof is not None:
+            times["roofline"] = round(predicted(self.cost, roof) * 1e6, 2)
+        return {
+            "operation": operation,
+            "load": load,
+            "direction": direction,
+            "gflops": round(self.cost.flops / 1e9, 3),
+            "mbytes": round(self.cost.bytes / 1e6, 3),
+            "microseconds": times,
+        }
+
 
 def _seconds(call: Callable[[], object], flush: torch.Tensor) -> float:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -119,10 +138,14 @@ def _seconds(call: Callable[[], object], flush: torch.Tensor) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
-def write_predictions(file: Path, rows: list[dict]) -> None:
-    """The predicted table as JSON, written whole or not at all."""
+def write_table(file: Path, what: str, rows: list[dict]) -> list[Path]:
+    """The rows as JSON, and drawn beside it where matplotlib is; whole or not at all. Returns what was written."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"what": "predicted from rooflines, untimed", "rows": rows}, indent=1)
     new = file.with_suffix(".new")
-    new.write_text(text + "\n")
+    new.write_text(json.dumps({"what": what, "rows": rows}, indent=1) + "\n")
     new.replace(file)
+    if importlib.util.find_spec("matplotlib") is None:
+        return [file]
+    image = file.with_suffix(".png")
+    draw(what, rows, image)
+    return [file, image]

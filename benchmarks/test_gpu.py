@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from bertfast import dispatch, testing
 from bertfast.testing import costs, formulas
 
-from . import gpu, models
-from .gpu import LOADS, ROOFS, GpuRace
+from . import gpu, models, predictions
+from .gpu import LOADS, GpuRace
 from .peers import transformers_bert
 from .race import RACES, report
 
@@ -29,32 +29,10 @@ def test_predicted(benchmark):
     """Without a GPU: what each card needs at least, from the real arguments' operations and bytes."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: the figures are timed")
-    rows = [row for name in testing.OPERATIONS for row in _predicted_rows(name)]
-    gpu.write_predictions(PREDICTED, rows)
-    benchmark.group = f"{NO_GPU}; the predicted, untimed table is in {PREDICTED}"
+    what = "predicted from rooflines, untimed"
+    written = gpu.write_table(PREDICTED, what, predictions.rows())
+    benchmark.group = f"{NO_GPU}; {what}: {', '.join(map(str, written))}"
     benchmark.pedantic(lambda: None, rounds=1)
-
-
-def _predicted_rows(operation: str) -> list[dict]:
-    rows = []
-    for load in LOADS:
-        inputs = testing.make_inputs(operation, gpu.case(operation, load), DTYPE)
-        for direction, save in (("forward", False), ("forward + backward", True)):
-            cost = costs.cost(operation, "forward", inputs, save)
-            if save:
-                cost += costs.cost(operation, "backward", inputs)
-            least = {card: gpu.predicted(cost, roof) * 1e6 for card, roof in ROOFS.items()}
-            rows.append(
-                {
-                    "operation": operation,
-                    "load": load,
-                    "direction": direction,
-                    "gflops": round(cost.flops / 1e9, 3),
-                    "mbytes": round(cost.bytes / 1e6, 3),
-                    "predicted_microseconds": {c: round(us, 1) for c, us in least.items()},
-                }
-            )
-    return rows
 
 
 @needs_gpu
