@@ -115,7 +115,7 @@ def add_product(
 @triton.jit
 def end_run(acc, run, step):
     """(total, sum of the steps since it was added to) after a step."""
-    full = step % RUN == RUN - 1
+    full = tl.cast(step, tl.int32) % RUN == RUN - 1
     return tl.where(full, acc + run, acc), tl.where(full, 0.0, run)
 
 
