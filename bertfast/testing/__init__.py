@@ -32,11 +32,14 @@ __all__ = [
     "check_function",
     "check_gradients",
     "compare",
+    "compare_gradients",
+    "differentiate",
     "expect",
     "make_gradient",
     "make_inputs",
     "mutations",
     "op",
+    "other_bits",
     "public",
     "refusal",
     "timed_cases",
@@ -168,13 +171,46 @@ def check_gradients(
     tf32: bool = False,
 ) -> None:
     """The gradients of any differentiable function with the public function's arguments."""
+    found = differentiate(operation, case, dtype, function, device)
+    compare_gradients(operation, case, dtype, found, label, tf32)
+
+
+def differentiate(
+    operation: str,
+    case: Case,
+    dtype: torch.dtype,
+    function: Callable[..., Tensor],
+    device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:
+    """The result of a function, named out, and its gradient for every floating-point argument."""
     inputs, leaves = _leaves(make_inputs(operation, case, dtype, device))
     out = function(**inputs)
     gradient = make_gradient(case, out)
     found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
-    expected = _expected(operation, case, dtype, tf32)[1]
-    for name, gradient in zip(leaves, found, strict=True):
-        compare(f"{label or operation}: gradient of {name}", gradient, expected[name])
+    return {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
+
+
+def compare_gradients(
+    operation: str,
+    case: Case,
+    dtype: torch.dtype,
+    found: dict[str, Tensor],
+    label: str = "",
+    tf32: bool = False,
+) -> None:
+    """What `differentiate` returned, by the two-error rule."""
+    for name, expected in _expected(operation, case, dtype, tf32)[1].items():
+        compare(f"{label or operation}: gradient of {name}", found[name], expected)
+
+
+def other_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
+    """The names whose tensors differ in a bit; a NaN equals itself."""
+    return [name for name in first if not torch.equal(_bits(first[name]), _bits(second[name]))]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.contiguous().view(width)
 
 
 def refusal(

@@ -57,5 +57,32 @@ std::size_t linear_bwd_workspace(const LinearBwd& p);
 // workspace: 256-byte aligned.
 void linear_bwd(const LinearBwd& p, void* workspace);
 
+// The products of an operation with one weight, from its parameters.
+template <class Op>
+LinearFwd linear_fwd_of(const Op& p, void* out) {
+  LinearFwd q = {};
+  q.x = p.x, q.weight[0] = p.packed, q.bias[0] = p.bias, q.out[0] = out;
+  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
+  q.weights = 1, q.splits = 1, q.dtype = p.dtype, q.gpu = p.gpu;
+  return q;
+}
+// The same, its sum cut where that is best; parts are without the bias.
+template <class Op>
+LinearFwd split_linear_fwd_of(const Op& p, void* out) {
+  LinearFwd q = linear_fwd_of(p, out);
+  q.splits = linear_fwd_splits(q);
+  if (q.splits > 1) q.bias[0] = nullptr;
+  return q;
+}
+template <class Op>
+LinearBwd linear_bwd_of(const Op& p, const void* dy) {
+  LinearBwd q = {};
+  q.dy = dy, q.x = p.x, q.weight[0] = p.weight, q.weight_stride[0] = p.weight_stride;
+  q.dx = p.dx, q.dweight[0] = p.dweight, q.dbias[0] = p.dbias;
+  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
+  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
+  return q;
+}
+
 }  // namespace cuda
 }  // namespace bf

@@ -87,25 +87,6 @@ __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
   layernorm_backward<T, warps>(p.layernorm, sums, source, gradient, target);
 }
 
-LinearFwd product(const GeluLayernormFwd& p) {
-  LinearFwd q = {};
-  q.x = p.x, q.weight[0] = p.packed, q.out[0] = p.pre ? p.pre : p.out;
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
-  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
-  q.splits = linear_fwd_splits(q);
-  if (q.splits == 1) q.bias[0] = p.bias;
-  return q;
-}
-
-LinearBwd products(const GeluLayernormBwd& p, const void* dy) {
-  LinearBwd q = {};
-  q.dy = dy, q.x = p.x, q.weight[0] = p.weight, q.weight_stride[0] = p.weight_stride;
-  q.dx = p.dx, q.dweight[0] = p.dweight, q.dbias[0] = p.dbias;
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
-  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
-  return q;
-}
-
 // The parts of the workspace of backward; what follows them is the products'.
 struct Workspace {
   Arena arena;
@@ -142,14 +123,14 @@ void launch_backward(const RowsBwd& p, int blocks, const Gpu& gpu) {
 }  // namespace
 
 std::size_t gelu_layernorm_fwd_workspace(const GeluLayernormFwd& p) {
-  const int splits = product(p).splits;
+  const int splits = split_linear_fwd_of(p, nullptr).splits;
   return splits > 1 ? splits * p.rows * p.n * sizeof(float) : 0;
 }
 
 void gelu_layernorm_fwd(const GeluLayernormFwd& p) {
   BF_CHECK(p.n <= kBlockRow, "gelu_layernorm on CUDA: at most 8192 features");
   if (p.rows == 0) return;
-  LinearFwd q = product(p);
+  LinearFwd q = split_linear_fwd_of(p, p.pre ? p.pre : p.out);
   if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
   linear_fwd(q);
   const bool vector = is_vector(p.out, p.n * dtype_bytes(p.dtype)) && is_vector(p.pre, 0) &&
@@ -159,7 +140,7 @@ void gelu_layernorm_fwd(const GeluLayernormFwd& p) {
 }
 
 std::size_t gelu_layernorm_bwd_workspace(const GeluLayernormBwd& p) {
-  return Workspace(p, nullptr).arena.used() + linear_bwd_workspace(products(p, nullptr));
+  return Workspace(p, nullptr).arena.used() + linear_bwd_workspace(linear_bwd_of(p, nullptr));
 }
 
 void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
@@ -177,7 +158,7 @@ void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
                                vector};
   const RowsBwd rows{layernorm, p.dout, p.pre, w.dy};
   BF_DISPATCH_CUDA(p.dtype, T, launch_backward<T>(rows, w.blocks, p.gpu))
-  LinearBwd q = products(p, w.dy);
+  LinearBwd q = linear_bwd_of(p, w.dy);
   q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n};
   q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n};
   linear_bwd(q, w.arena.rest());

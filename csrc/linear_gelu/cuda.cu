@@ -39,31 +39,20 @@ void launch_slope(const LinearGeluBwd& p, void* dy) {
             static_cast<T*>(dy), size, aligned);
 }
 
-LinearBwd products(const LinearGeluBwd& p, const void* dy) {
-  LinearBwd q = {};
-  q.dy = dy, q.x = p.x, q.weight[0] = p.weight, q.weight_stride[0] = p.weight_stride;
-  q.dx = p.dx, q.dweight[0] = p.dweight, q.dbias[0] = p.dbias;
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
-  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
-  return q;
-}
-
 }  // namespace
 
 std::size_t linear_gelu_fwd_workspace(const LinearGeluFwd&) { return 0; }
 
 void linear_gelu_fwd(const LinearGeluFwd& p) {
-  LinearFwd q = {};
-  q.x = p.x, q.weight[0] = p.packed, q.bias[0] = p.bias, q.out[0] = p.out, q.pre = p.pre;
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
-  q.weights = 1, q.splits = 1, q.gelu = true, q.dtype = p.dtype, q.gpu = p.gpu;
+  LinearFwd q = linear_fwd_of(p, p.out);
+  q.pre = p.pre, q.gelu = true;
   linear_fwd(q);
 }
 
 std::size_t linear_gelu_bwd_workspace(const LinearGeluBwd& p) {
   Arena arena(nullptr);
   arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
-  return arena.used() + linear_bwd_workspace(products(p, nullptr));
+  return arena.used() + linear_bwd_workspace(linear_bwd_of(p, nullptr));
 }
 
 void linear_gelu_bwd(const LinearGeluBwd& p) {
@@ -71,7 +60,7 @@ void linear_gelu_bwd(const LinearGeluBwd& p) {
   Arena arena(p.gpu.workspace);
   void* dy = arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
   BF_DISPATCH_CUDA(p.dtype, T, launch_slope<T>(p, dy))
-  linear_bwd(products(p, dy), arena.rest());
+  linear_bwd(linear_bwd_of(p, dy), arena.rest());
 }
 
 }  // namespace cuda

@@ -84,25 +84,6 @@ __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
   });
 }
 
-LinearFwd product(const LinearLayernormFwd& p) {
-  LinearFwd q = {};
-  q.x = p.x, q.weight[0] = p.packed, q.out[0] = p.out;
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
-  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
-  q.splits = linear_fwd_splits(q);
-  if (q.splits == 1) q.bias[0] = p.bias;
-  return q;
-}
-
-LinearBwd products(const LinearLayernormBwd& p, const void* dy) {
-  LinearBwd q = {};
-  q.dy = dy, q.x = p.x, q.weight[0] = p.weight, q.weight_stride[0] = p.weight_stride;
-  q.dx = p.dx, q.dweight[0] = p.dweight, q.dbias[0] = p.dbias;
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
-  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
-  return q;
-}
-
 // The parts of the workspace of backward; what follows them is the products'.
 struct Workspace {
   Arena arena;
@@ -140,14 +121,14 @@ void launch_backward(const RowsBwd& p, int blocks, const Gpu& gpu) {
 }  // namespace
 
 std::size_t linear_layernorm_fwd_workspace(const LinearLayernormFwd& p) {
-  const int splits = product(p).splits;
+  const int splits = split_linear_fwd_of(p, nullptr).splits;
   return splits > 1 ? splits * p.rows * p.n * sizeof(float) : 0;
 }
 
 void linear_layernorm_fwd(const LinearLayernormFwd& p) {
   BF_CHECK(p.n <= kBlockRow, "linear_layernorm on CUDA: at most 8192 features");
   if (p.rows == 0) return;
-  LinearFwd q = product(p);
+  LinearFwd q = split_linear_fwd_of(p, p.out);
   if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
   linear_fwd(q);
   const int bytes = dtype_bytes(p.dtype);
@@ -159,7 +140,7 @@ void linear_layernorm_fwd(const LinearLayernormFwd& p) {
 }
 
 std::size_t linear_layernorm_bwd_workspace(const LinearLayernormBwd& p) {
-  return Workspace(p, nullptr).arena.used() + linear_bwd_workspace(products(p, nullptr));
+  return Workspace(p, nullptr).arena.used() + linear_bwd_workspace(linear_bwd_of(p, nullptr));
 }
 
 void linear_layernorm_bwd(const LinearLayernormBwd& p) {
@@ -179,7 +160,7 @@ void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   const RowsBwd rows{layernorm, p.dout,       p.z,         p.dresidual,
                      w.dy,      p.cu_seqlens, p.sequences, p.dropout};
   BF_DISPATCH_CUDA(p.dtype, T, launch_backward<T>(rows, w.blocks, p.gpu))
-  LinearBwd q = products(p, w.dy ? w.dy : p.dresidual);
+  LinearBwd q = linear_bwd_of(p, w.dy ? w.dy : p.dresidual);
   q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n};
   q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n};
   linear_bwd(q, w.arena.rest());

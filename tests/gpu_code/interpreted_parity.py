@@ -61,32 +61,15 @@ def test_parity_and_bits(operation, case, dtype):
         reason = testing.refusal(operation, direction, case, dtype, "triton")
         if reason is not None:
             pytest.skip(reason)
-    bits = []
-    for order in ORDERS:
-        with programs_in(order), Memory():
-            bits.append(_results(operation, case, dtype))
+    found = []
+    with dispatch.use_backend("triton"):
+        for order in ORDERS:
+            with programs_in(order), Memory():
+                found.append(
+                    testing.differentiate(operation, case, dtype, testing.public(operation))
+                )
     with Memory():
         testing.check_forward(operation, case, dtype, "triton")
-        testing.check_backward(operation, case, dtype, "triton")
-    for order, found in zip(ORDERS[1:], bits[1:], strict=True):
-        for name, first, other in zip(found, bits[0].values(), found.values(), strict=True):
-            assert torch.equal(first, other), f"{operation} {case}: {name} differs, {order}"
-
-
-def _results(operation, case, dtype) -> dict[str, torch.Tensor]:
-    """The result and all gradients, as integers so that NaN equals itself."""
-    inputs = testing.make_inputs(operation, case, dtype)
-    leaves = {
-        name: value.detach().requires_grad_()
-        for name, value in inputs.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-    }
-    with dispatch.use_backend("triton"):
-        out = testing.public(operation)(**{**inputs, **leaves})
-        gradient = testing.make_gradient(case, out)
-        found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
-    width = {2: torch.int16, 4: torch.int32}
-    named = {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
-    return {
-        name: value.contiguous().view(width[value.element_size()]) for name, value in named.items()
-    }
+    testing.compare_gradients(operation, case, dtype, found[0], f"{operation} {case}")
+    for order, other in zip(ORDERS[1:], found[1:], strict=True):
+        assert not testing.other_bits(found[0], other), order

@@ -35,23 +35,9 @@ def test_equal_bits_in_every_order(operation, dtype, form):
         for order, seed in (("forward", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2))
     )
     for other in others:
-        for name, right in first.items():
-            assert torch.equal(other[name], right), f"{operation}: {name}"
+        assert not testing.other_bits(first, other)
 
 
 def _results(form: str, operation: str, dtype: torch.dtype, **options) -> dict[str, Tensor]:
-    """The result and all gradients, as integers so that NaN equals itself."""
-    case = CASES[operation]
-    inputs = testing.make_inputs(operation, case, dtype)
-    leaves = {
-        name: value.detach().requires_grad_()
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
     with running(form, **options), dispatch.use_backend(form):
-        out = testing.public(operation)(**{**inputs, **leaves})
-        gradient = testing.make_gradient(case, out)
-        found = torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
-    width = {2: torch.int16, 4: torch.int32}[out.element_size()]
-    named = {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
-    return {name: value.contiguous().view(width) for name, value in named.items()}
+        return testing.differentiate(operation, CASES[operation], dtype, testing.public(operation))
