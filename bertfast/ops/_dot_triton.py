@@ -14,7 +14,10 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     """
     if PRECISION == "tf32":
         a, b = _as_tf32(a), _as_tf32(b)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    if acc is None:  # apart: Triton 3.2 takes no None there
+        return tl.dot(a, b, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit

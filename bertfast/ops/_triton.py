@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,13 +17,13 @@ from torch import Tensor
 
 try:
     import triton
-    from triton import knobs
     from triton.runtime import driver
 except Exception as error:  # a broken installation raises whatever it likes
     raise ImportError(f"triton cannot be imported: {error}") from error
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_ARCH = 80
+knobs = getattr(triton, "knobs", None)  # Triton 3.2 and 3.3, of torch 2.6 and 2.7, read variables instead
 
 
 class Config(NamedTuple):
@@ -83,6 +84,8 @@ TABLES: dict[str, Table] = {}
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter."""
+    if knobs is None:
+        return os.environ.get("TRITON_INTERPRET", "0") == "1"
     return knobs.runtime.interpret
 
 
