@@ -14,7 +14,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     """
     if PRECISION == "tf32":
         a, b = _as_tf32(a), _as_tf32(b)
-    if acc is None:  # apart: Triton 3.2 takes no None there
+    if acc is None:  # apart: older releases of Triton take no None there
         return tl.dot(a, b, input_precision=PRECISION)
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)

@@ -15,15 +15,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Of releases executed under the parity tests, 3.2 alone made code with a race (in strict float32 products).
+LEAST_TRITON = (3, 3)
+
 try:
     import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < LEAST_TRITON:
+        raise ImportError(f"it is {triton.__version__}, and 3.3 (torch 2.7) or newer is needed")
     from triton.runtime import driver
 except Exception as error:  # a broken installation raises whatever it likes
     raise ImportError(f"triton cannot be imported: {error}") from error
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_ARCH = 80
-knobs = getattr(triton, "knobs", None)  # Triton 3.2 and 3.3, of torch 2.6 and 2.7, read variables instead
+knobs = getattr(triton, "knobs", None)  # Triton 3.3, of torch 2.7, reads variables instead
 
 
 class Config(NamedTuple):

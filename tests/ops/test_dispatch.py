@@ -213,7 +213,8 @@ assert loaded() == {"bertfast.ops.linear_gelu.native"}, loaded()
 BROKEN = {
     "missing": "raise ModuleNotFoundError('No module named triton')",
     "broken": "raise OSError('libtriton.so: undefined symbol')",
-    "gutted": "",
+    "gutted": "__version__ = '3.9.0'",
+    "old": "__version__ = '3.2.0'",
 }
 TELL = """
 import logging, sys, torch
@@ -244,9 +245,12 @@ def test_triton_missing_or_broken(kind, tmp_path):
     environment = {"PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)}
     lines = _run(TELL, **environment).stdout.splitlines()
     why = "triton cannot be imported: "
-    why += {"missing": "No module named triton", "broken": "libtriton.so: undefined symbol"}.get(
-        kind, "cannot import name"
-    )
+    why += {
+        "missing": "No module named triton",
+        "broken": "libtriton.so: undefined symbol",
+        "gutted": "No module named 'triton.runtime'",
+        "old": "it is 3.2.0, and 3.3 (torch 2.7) or newer is needed",
+    }[kind]
     assert lines[0].startswith("RAN ")
     assert lines[1].startswith(f"NAMED linear_gelu, forward: triton: {why}")
     told = [line for line in lines if line.startswith("LOGGED")]

@@ -96,7 +96,7 @@ BACKWARD_WHOLE = Table(
     "attention_bwd_whole",
     {
         80: _with_tf32(_WHOLE_80),
-        86: _with_tf32(_WHOLE_86),
+        86: _with_tf32(_WHOLE_86, "tf32-64"),
         90: _with_tf32(_WHOLE_90),
         120: _with_tf32(_WHOLE_86, "tf32-64"),
     },

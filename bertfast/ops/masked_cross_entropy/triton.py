@@ -33,7 +33,7 @@ _STRETCH = 4096  # words whose gradients of logits are in memory at once
 _WIDTH = 128  # its rows are whole multiples of this, as this is of every block size: no tile needs a mask there
 
 
-def _table(name: str, span: dict[str, int], few_k: int) -> Table:
+def _table(name: str, span: dict[str, int], few_k: int, fp32_registers: int | None = None) -> Table:
     """Block shapes of a kernel that holds logits; `span`: {"SPAN": words of a block} where it walks several tiles."""
 
     def shape(
@@ -46,14 +46,14 @@ def _table(name: str, span: dict[str, int], few_k: int) -> Table:
         "many": shape(128, 128, 32, 8, 4),
         "few": shape(32, 64, few_k, 4, 3),
         "tf32": shape(64, 64, 32, 4, 3, 255),
-        "fp32": shape(64, 64, 16, 8, 2),
+        "fp32": shape(64, 64, 16, 8, 2, fp32_registers),
     }
     # wgmma and tcgen05 take operands from shared memory: deeper tiles cost no registers there
     deep = entries | {"many": shape(128, 128, 64, 8, 3)}
     return Table(name, {80: entries, 90: deep, 120: entries})
 
 
-_LOGITS = _table("cross_entropy_forward", {"SPAN": 256}, 128)
+_LOGITS = _table("cross_entropy_forward", {"SPAN": 256}, 128, fp32_registers=255)
 _BACKWARD = _table("cross_entropy_backward", {}, 64)
 _SMALL = {"num_warps": 4, "num_stages": 1}  # of the kernels that hold no product
 _LISTING = {"num_warps": 8, "num_stages": 1}  # of the one that lists rows
