@@ -139,7 +139,7 @@ def triton_cannot_run() -> str | None:
     if reason is not None:
         return reason
     try:
-        triton.device_type()
+        triton.card()
     except Exception as error:  # the driver's module is compiled here
         return "triton's driver does not start: " + " ".join(str(error).split())
     return None

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .. import extension
 
 # Of releases executed under the parity tests, 3.2 alone made code with a race (in strict float32 products).
 LEAST_TRITON = (3, 3)
@@ -47,10 +50,10 @@ class Config(NamedTuple):
     def options(self) -> dict:
         """The keyword arguments of a launch."""
         # AMD's compiler keeps a stage in registers, and its cards have 64 KiB of shared memory a block.
-        stages = min(self.num_stages, 2) if _serves_amd() else self.num_stages
+        stages = min(self.num_stages, 2) if card().backend == "hip" else self.num_stages
         shape = {"num_warps": self.num_warps, "num_stages": stages}
-        if self.max_registers is not None and _serves_cuda():  # an option of that backend alone
-            shape["maxnreg"] = self.max_registers
+        if self.max_registers is not None:
+            shape |= registers(self.max_registers)
         return {**self.blocks, **shape, "enable_fp_fusion": True}
 
 
@@ -88,32 +91,53 @@ class Table:
 TABLES: dict[str, Table] = {}
 
 
+class Card(NamedTuple):
+    """What a device is, as Triton's driver tells.
+
+    Fields:
+        backend: cuda or hip; empty in the interpreter.
+        arch: compute capability, 80 for sm_80; LEAST_ARCH where the card has none.
+    """
+
+    device_type: str
+    backend: str
+    arch: int
+    multiprocessors: int
+
+
+_INTERPRETER = Card("cpu", "", LEAST_ARCH, 4)
+_CARDS: weakref.WeakKeyDictionary[object, dict] = weakref.WeakKeyDictionary()
+
+
+@functools.cache
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter."""
+    """Whether kernels run in Triton's interpreter, which is settled when they are made: at import."""
     if knobs is None:
         return os.environ.get("TRITON_INTERPRET", "0") == "1"
     return knobs.runtime.interpret
 
 
-def device_type() -> str:
-    """The type of torch device that kernels run on. Raises what Triton raises where it finds none."""
-    return "cpu" if interpreted() else driver.active.get_active_torch_device().type
+def card() -> Card:
+    """The current device. Raises what Triton raises where it finds none.
+
+    Each is asked once: reading its properties takes a driver as long as a large kernel (1 ms on an H100).
+    """
+    if interpreted():
+        return _INTERPRETER
+    active = driver.active
+    device = active.get_current_device()
+    known = _CARDS.setdefault(active, {})
+    if device not in known:
+        target = active.get_current_target()
+        arch = target.arch if target.backend == "cuda" else LEAST_ARCH
+        count = active.utils.get_device_properties(device)["multiprocessor_count"]
+        known[device] = Card(active.get_active_torch_device().type, target.backend, arch, count)
+    return known[device]
 
 
 def arch() -> int:
-    """The compute capability of the current device, 80 for sm_80; 80 in the interpreter."""
-    if interpreted():
-        return LEAST_ARCH
-    target = driver.active.get_current_target()
-    return target.arch if target.backend == "cuda" else LEAST_ARCH
-
-
-def _serves_cuda() -> bool:
-    return not interpreted() and driver.active.get_current_target().backend == "cuda"
-
-
-def _serves_amd() -> bool:
-    return not interpreted() and driver.active.get_current_target().backend == "hip"
+    """The compute capability of the current device."""
+    return card().arch
 
 
 def registers(count: int) -> dict[str, int]:
@@ -121,15 +145,12 @@ def registers(count: int) -> dict[str, int]:
 
     Without it ptxas may spill a register or two to fit one more block on a multiprocessor.
     """
-    return {"maxnreg": count} if _serves_cuda() else {}
+    return {"maxnreg": count} if card().backend == "cuda" else {}
 
 
 def multiprocessors() -> int:
-    """Of the current device: how many resident blocks a persistent loop spreads over; 4 in the interpreter."""
-    if interpreted():
-        return 4
-    device = driver.active.get_current_device()
-    return driver.active.utils.get_device_properties(device)["multiprocessor_count"]
+    """Of the current device: how many resident blocks a persistent loop spreads over."""
+    return card().multiprocessors
 
 
 def refuses(x: Tensor, product: bool = False) -> str | None:
@@ -141,18 +162,19 @@ def refuses(x: Tensor, product: bool = False) -> str | None:
     reason = _no_device()
     if reason is not None:
         return reason
-    if x.device.type != device_type():
-        return f"tensors on {x.device.type}; triton computes on {device_type()}"
+    here = card()
+    if x.device.type != here.device_type:
+        return f"tensors on {x.device.type}; triton computes on {here.device_type}"
     if x.dtype not in DTYPES:
         return f"dtype {x.dtype}; the triton form computes in float32, bfloat16 and float16"
-    if product and arch() < LEAST_ARCH:
-        return f"sm_{arch()}: Triton makes no tensor-core code before sm_{LEAST_ARCH}"
+    if product and here.arch < LEAST_ARCH:
+        return f"sm_{here.arch}: Triton makes no tensor-core code before sm_{LEAST_ARCH}"
     return None
 
 
 def _no_device() -> str | None:
     try:
-        device_type()
+        card()
     except Exception as error:  # RuntimeError without a GPU, else what its driver raised
         return f"triton finds no device that it can serve: {error}"
     return None
@@ -160,7 +182,7 @@ def _no_device() -> str | None:
 
 def precision(x: Tensor) -> str:
     """`input_precision` of tl.dot: tf32 for float32 only where the caller allowed it for torch's own products."""
-    allowed = x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    allowed = x.dtype == torch.float32 and extension.allows_tf32()
     return "tf32" if allowed else "ieee"
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from triton.runtime import driver
 
+from bertfast.ops import _triton
 from gpu_code.kernels import proofs
 from gpu_code.triton_driver import emulated
 
@@ -53,6 +54,26 @@ def test_amd_is_compiled_for_and_not_executed():
     assert "amdgcn" in device.launches[0].asm
     with pytest.raises(ValueError, match="only be compiled"), emulated("gfx942"):
         pass
+
+
+def test_a_device_is_asked_once_for_what_it_is(monkeypatch):
+    with emulated(80, execute=False, multiprocessors=7):
+        utils, asked = driver.active.utils, []
+
+        def properties(device):
+            asked.append(device)
+            return {"multiprocessor_count": 7}
+
+        monkeypatch.setattr(utils, "get_device_properties", properties)
+        for _ in range(3):
+            assert (_triton.arch(), _triton.multiprocessors()) == (80, 7)
+        assert len(asked) == 1
+    with emulated(90, execute=False, multiprocessors=3):
+        assert (_triton.arch(), _triton.multiprocessors()) == (90, 3)
+        assert _triton.registers(64) == {"maxnreg": 64}
+    with emulated("gfx942", execute=False):
+        assert _triton.arch() == _triton.LEAST_ARCH
+        assert _triton.registers(64) == {}
 
 
 def test_constants_and_scalars_reach_the_kernel():
