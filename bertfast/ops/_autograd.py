@@ -16,6 +16,8 @@ from ..errors import ArgumentError, UnsupportedError
 
 _LIBRARY = torch.library.Library("bertfast", "FRAGMENT")
 GRADIENTS: dict[str, tuple[str, ...]] = {}  # operation -> the arguments whose gradients it gives
+_IMPLEMENTATIONS: dict[str, Callable] = {}  # name of an op -> what it computes with
+_EAGER: dict[str, type[torch.autograd.Function]] = {}  # operation -> its forward op, differentiable
 _WIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("bertfast_wide", default=True)
 
 
@@ -29,6 +31,7 @@ def define(
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order, *tags)
     _LIBRARY.define(schema, tags=tags)
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    _IMPLEMENTATIONS[name] = implementation
     names = [item.name for item in getattr(torch.ops.bertfast, name).default._schema.arguments]
 
     def fake_on_one_device(*args):  # one meta tensor among others makes torch call the fake
@@ -44,9 +47,22 @@ def define(
 
 def through_library() -> bool:
     """Whether a call has to be a torch.ops call because something traces it (torch.compile, export,
-    a dispatch mode).
+    a dispatch mode, torch.func).
     """
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def differentiable(operation: str, *args) -> Tensor | tuple[Tensor, ...]:
+    """The forward op with its gradient: as a torch.ops call where something traces it or a tensor
+    overrides torch, else without that detour, which takes longer than a small kernel.
+    """
+    if through_library() or torch.overrides.has_torch_function(args):
+        return getattr(torch.ops.bertfast, f"{operation}_fwd").default(*args)
+    return _EAGER[operation].apply(*args)
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:
@@ -117,7 +133,7 @@ def differentiate(operation: str, wanted: tuple[int, ...], arguments: Callable) 
         )  # the last argument is `save`, where there is one
         ctx.scope = dispatch.scope()
 
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad, *_, compute=backward_op):
         if grad is None:
             return (None,) * ctx.count
         if not ctx.saved:
@@ -128,7 +144,7 @@ def differentiate(operation: str, wanted: tuple[int, ...], arguments: Callable) 
         kept = [next(tensors) if constant is None else constant[0] for constant in ctx.constants]
         needs = [ctx.needs_input_grad[index] for index in wanted]
         with dispatch.inside(ctx.scope):  # this may be autograd's own thread
-            grads = backward_op(grad, *kept, needs) if takes_needs else (backward_op(grad, *kept),)
+            grads = compute(grad, *kept, needs) if takes_needs else (compute(grad, *kept),)
         results: list[Tensor | None] = [None] * ctx.count
         for index, need, result in zip(wanted, needs, grads, strict=True):
             results[index] = result if need else None
@@ -140,6 +156,23 @@ def differentiate(operation: str, wanted: tuple[int, ...], arguments: Callable) 
             "Compute the term that needs second derivatives with plain torch modules."
         )
 
+    forward_eagerly, backward_eagerly = (
+        _IMPLEMENTATIONS[f"{operation}_{suffix}"] for suffix in ("fwd", "bwd")
+    )
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            output = forward_eagerly(*args)
+            setup(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            traced = torch.is_grad_enabled() or through_library()
+            return backward(ctx, *grads, compute=backward_op if traced else backward_eagerly)
+
+    _EAGER[operation] = Eager
     name = f"bertfast::{operation}"
     torch.library.register_autograd(f"{name}_fwd", backward, setup_context=setup, lib=_LIBRARY)
     torch.library.register_autograd(f"{name}_bwd", refuse, lib=_LIBRARY)

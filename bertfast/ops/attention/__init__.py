@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ... import dispatch
@@ -45,8 +44,8 @@ def attention(
         scale = qkv.shape[-1] ** -0.5 if qkv.ndim else 1.0
     save = _autograd.wants_grad(qkv)
     if save or _autograd.through_library():
-        return torch.ops.bertfast.attention_fwd.default(
-            qkv, cu_seqlens, max_seqlen, scale, p, seed, save
+        return _autograd.differentiable(
+            "attention", qkv, cu_seqlens, max_seqlen, scale, p, seed, save
         )[0]
     return _forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, False)[0]
 

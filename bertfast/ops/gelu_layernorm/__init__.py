@@ -37,8 +37,8 @@ def gelu_layernorm(
         )
     save = _autograd.wants_grad(x, weight, bias, ln_weight, ln_bias)
     if save or _autograd.through_library():
-        return torch.ops.bertfast.gelu_layernorm_fwd.default(
-            x, weight, bias, ln_weight, ln_bias, eps, save
+        return _autograd.differentiable(
+            "gelu_layernorm", x, weight, bias, ln_weight, ln_bias, eps, save
         )[0]
     return _forward(x, weight, bias, ln_weight, ln_bias, eps, False)[0]
 

@@ -43,7 +43,7 @@ def qkv_projection(
         x, wq, wk, wv, bq, bk, bv = _autograd.autocast(x, wq, wk, wv, bq, bk, bv)
     needs_grad = _autograd.wants_grad(x, wq, wk, wv, bq, bk, bv)
     if needs_grad or _autograd.through_library():
-        return torch.ops.bertfast.qkv_projection_fwd.default(x, wq, wk, wv, bq, bk, bv, num_heads)
+        return _autograd.differentiable("qkv_projection", x, wq, wk, wv, bq, bk, bv, num_heads)
     return _forward(x, wq, wk, wv, bq, bk, bv, num_heads)
 
 
