@@ -65,8 +65,8 @@ def driver_refuses() -> str | None:
     """Why the CUDA kernels cannot be loaded on this machine, or None: a driver serves a toolkit of its own major
     version and older ones.
     """
-    driver, floor = cuda.driver_version(), cuda.toolkit_version() // 1000 * 1000
-    oldest = _OLDEST_DRIVER.get(floor)
+    driver, major = cuda.driver_version(), cuda.toolkit_version() // 1000
+    floor, oldest = _FLOORS.get(major, (major * 1000, None))
     advice = f" (driver {oldest} or newer)" if oldest else ""
     if driver == 0:
         return f"no CUDA driver (libcuda.so.1) on this machine; the kernels need CUDA {_version(floor)}{advice}"
@@ -77,7 +77,9 @@ def driver_refuses() -> str | None:
     return None
 
 
-_OLDEST_DRIVER = {12000: 525, 13000: 580}  # of each CUDA, as NVIDIA's release notes say for Linux
+# By the toolkit's major version: the CUDA that a driver must serve, and the oldest such driver for Linux. Drivers
+# before 12.4 cannot read what nvcc's --compress-mode=size packs.
+_FLOORS = {12: (12040, 550), 13: (13000, 580)}
 
 
 def _version(number: int) -> str:
@@ -88,8 +90,25 @@ def _version(number: int) -> str:
 def _card_refuses(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"sm_{major}{minor}; the CUDA kernels need sm_80 or newer"
+    capability = torch.cuda.get_device_capability(device)
+    how = coverage(cuda.targets(), capability)
+    return None if how.startswith("runs") else f"sm_{capability[0]}{capability[1]} is {how}"
+
+
+def coverage(targets: str, capability: tuple[int, int]) -> str:
+    """How kernels compiled for `targets`, as in 80,90+PTX, run on a GPU of that compute capability: "runs ..." or "not
+    covered: ...".
+    """
+    major, minor = capability
+    names = targets.removesuffix("+PTX").split(",")
+    own = [name for name in names if int(name[:-1]) == major and int(name[-1]) <= minor]
+    if own:
+        return f"runs code of sm_{max(own, key=int)}"
+    if targets.endswith("+PTX") and major >= 8:
+        return "runs PTX, which the driver compiles at the first call"
+    if major < 8:
+        return "not covered: the kernels need sm_80 or newer"
+    return f"not covered: build with BERTFAST_CUDA_ARCHS={major}{minor}"
 
 
 def launch(name: str, like: Tensor, *args) -> None:
@@ -103,11 +122,22 @@ def launch(name: str, like: Tensor, *args) -> None:
     if not on_gpu(like):
         getattr(cpu, name)(*args, (code, torch.get_num_threads()))
         return
-    tf32 = like.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    tf32 = like.dtype == torch.float32 and allows_tf32()
     with _current(like.device) as stream:
         size = getattr(cuda, f"{name}_workspace")(*args, (code, stream, 0, tf32))
         workspace = like.new_empty(size, dtype=torch.uint8)
         getattr(cuda, name)(*args, (code, stream, workspace.data_ptr(), tf32))
+
+
+def allows_tf32() -> bool:
+    """Whether torch's own products of float32 may round their inputs.
+
+    From torch 2.9 on `fp32_precision` says so, and where a program has set it, reading `allow_tf32` raises.
+    """
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return matmul.fp32_precision == "tf32"
+    return matmul.allow_tf32
 
 
 @contextlib.contextmanager

@@ -75,21 +75,7 @@ def gpus() -> Iterator[str]:
         for index in range(torch.cuda.device_count()):
             capability = torch.cuda.get_device_capability(index)
             name = f"{torch.cuda.get_device_name(index)} (sm_{capability[0]}{capability[1]})"
-            yield f"{name}: {coverage(extension.cuda.targets(), capability)}"
-
-
-def coverage(targets: str, capability: tuple[int, int]) -> str:
-    """How kernels compiled for `targets`, as in 80,90+PTX, run on a GPU of that compute capability."""
-    major, minor = capability
-    names = targets.removesuffix("+PTX").split(",")
-    own = [name for name in names if int(name[:-1]) == major and int(name[-1]) <= minor]
-    if own:
-        return f"runs code of sm_{max(own, key=int)}"
-    if targets.endswith("+PTX") and major >= 8:
-        return "runs PTX, which the driver compiles at the first call"
-    if major < 8:
-        return "not covered: the kernels need sm_80 or newer"
-    return f"not covered: build with BERTFAST_CUDA_ARCHS={major}{minor}"
+            yield f"{name}: {extension.coverage(extension.cuda.targets(), capability)}"
 
 
 def _installation() -> Iterator[str]:

@@ -25,7 +25,6 @@ namespace {
 constexpr int kMaxDevices = 64;
 constexpr std::size_t kWorkspaceAlignment = 256;  // of the workspace and of every part of it
 constexpr std::size_t kSharedLimit = 99 * 1024;   // a block's on the smallest of the targets
-constexpr std::size_t kSharedByDefault = 48 * 1024;
 
 inline void check_cuda(cudaError_t status, const char* what, const char* file, int line) {
   if (status == cudaSuccess) return;
@@ -55,11 +54,12 @@ struct Site {
   int line;
 };
 
-// Shared memory beyond the default has to be asked for, once per kernel and device.
+// Dynamic shared memory has to be asked for where it and what the kernel declares pass the default
+// of 48 KiB together: every kernel asks, once per device.
 template <auto kernel>
 void allow_shared(const Site& site, std::size_t shared) {
   static std::atomic<std::size_t> allowed[kMaxDevices];
-  if (shared <= kSharedByDefault) return;
+  if (shared == 0) return;
   const int device = current_device();
   if (device < kMaxDevices && allowed[device] >= shared) return;
   check_cuda(

@@ -5,9 +5,9 @@
     device.launches[0].report
 
 `_cuda` is built from the same sources as the shipped module, for PTX only, and linked with fake_cudart.cpp in the place
-of libcudart: a launch comes back here with the kernel's name, grid, block, shared bytes and arguments. A kernel may
-touch the tensors whose addresses were taken for the call, each with the extent that its strides span; what torch
-allocates inside the block is poisoned and counts as unwritten.
+of libcudart: a launch that a GPU would take comes back here with the kernel's name, grid, block, shared bytes and
+arguments. A kernel may touch the tensors whose addresses were taken for the call, each with the extent that its strides
+span; what torch allocates inside the block is poisoned and counts as unwritten.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _CALLBACK = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_void_p),
     ctypes.c_void_p,
 )
+STREAM = 0x57AE0  # the handle of the caller's stream; not 0, which a kernel launched on no stream has too
 
 
 @dataclass
@@ -84,6 +85,7 @@ class Device:
 
 _DEVICE: list[Device] = []
 _ENTRY = re.compile(r"\.entry (\w+)\(")
+_STATIC = re.compile(_ENTRY.pattern + r"|^\t\.shared .*\[(\d+)\];", re.M)
 
 
 def sources() -> list[Path]:
@@ -95,8 +97,10 @@ def sources() -> list[Path]:
 def build() -> Path:
     """The folder with the test's _cuda and the PTX of each .cu, made once for these sources and compilers."""
     version = subprocess.run([nvcc.find(), "--version"], capture_output=True, text=True).stdout
-    files = [*sorted((ROOT / "csrc").rglob("*")), HERE / "fake_cudart.cpp"]
-    text = version + sys.version + "".join(f"{f}\n{f.read_text()}" for f in files if f.is_file())
+    native = (".cpp", ".h", ".cu", ".cuh")
+    files = [f for f in sorted((ROOT / "csrc").rglob("*")) if f.suffix in native]
+    files.append(HERE / "fake_cudart.cpp")
+    text = version + sys.version + "".join(f"{f}\n{f.read_text()}" for f in files)
     folder = nvcc.CACHE / f"cuda-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not folder.exists():
         nvcc.CACHE.mkdir(parents=True, exist_ok=True)
@@ -170,8 +174,27 @@ def module() -> ModuleType:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(build() / f"_cuda{_suffix()}"))
+def runtime() -> ctypes.CDLL:
+    """The fake runtime that the test's _cuda is linked with, told what kernels declare of shared memory."""
+    library = ctypes.CDLL(str(build() / f"_cuda{_suffix()}"))
+    for kernel, size in static_shared().items():
+        library.fake_cudart_static_shared(kernel.encode(), ctypes.c_size_t(size))
+    return library
+
+
+def static_shared() -> dict[str, int]:
+    """Bytes of shared memory that each kernel declares."""
+    found, kernel = {}, None
+    for path in sorted(build().glob("*.ptx")):
+        for entry, size in _STATIC.findall(path.read_text()):
+            kernel = entry or kernel
+            found[kernel] = found.get(kernel, 0) + int(size or 0)
+    return found
+
+
+def entries() -> list[str]:
+    """Every kernel that is shipped, by its mangled name."""
+    return list(_units())
 
 
 @functools.cache
@@ -226,12 +249,14 @@ def emulated(
     """Makes `_cuda` compute on CPU tensors inside the block; options as those of triton_driver.emulated."""
     device = Device({"check": check, "order": order, "seed": seed}, execute, mutate, keep, blocks)
     made = module()
-    _library().fake_cudart_on_launch(_on_launch, ctypes.c_int(multiprocessors))
+    runtime().fake_cudart_on_launch(
+        _on_launch, ctypes.c_int(multiprocessors), ctypes.c_void_p(STREAM)
+    )
     saved = {name: getattr(extension, name) for name in _REPLACED}
     extension.cuda, extension.CUDA_REASON = made, None
     extension.on_gpu = lambda x: True
     extension.driver_refuses = lambda: None
-    extension._current = lambda _: contextlib.nullcontext(0)
+    extension._current = lambda _: contextlib.nullcontext(STREAM)
     extension.launch = _forgetting(device, saved["launch"])
     _DEVICE.append(device)
     try:

@@ -1,11 +1,14 @@
 // A CUDA runtime for machines without a GPU: the functions that bertfast's host code calls. It is
 // linked in the place of libcudart; a launch goes to a callback with the kernel's name, grid,
-// block, shared bytes and arguments, memory calls act on host memory. Types are the driver's ABI,
+// block, shared bytes and arguments, memory calls act on host memory. What a GPU of sm_80 refuses
+// is refused, and so is a call on another stream than the caller's. Types are the driver's ABI,
 // written out so that no CUDA header is needed.
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 
 namespace {
 
@@ -21,11 +24,15 @@ struct Call {
 using Launch = int (*)(const char* kernel, const unsigned* grid, const unsigned* block,
                        std::size_t shared, void** arguments, void* stream);
 
-constexpr int kInvalidDeviceFunction = 98;
+constexpr int kInvalidValue = 1, kInvalidConfiguration = 9, kInvalidDeviceFunction = 98;
+constexpr int kInvalidHandle = 400;
 constexpr int kMultiprocessors = 16;  // of cudaDeviceAttr: the one that is asked for
-constexpr int kMaxSharedOptin = 97;
+constexpr int kMaxDynamicShared = 8;  // of cudaFuncAttribute
+// Bytes of a block's shared memory, static and dynamic: without asking, and at most on sm_80.
+constexpr std::size_t kSharedByDefault = 48 * 1024, kSharedAtMost = 163 * 1024;
 
 Launch callback = nullptr;
+void* callers_stream = nullptr;
 // One device for each number of multiprocessors that was asked for, as callers remember a device's.
 constexpr int kDevices = 64;
 int multiprocessors[kDevices], current = 0;
@@ -36,21 +43,54 @@ std::map<const void*, std::string>& kernels() {
   return names;
 }
 
+std::map<std::string, std::size_t>& static_shared() {
+  static std::map<std::string, std::size_t> bytes;
+  return bytes;
+}
+// Dynamic shared bytes that were asked for, by kernel and device.
+std::map<std::pair<std::string, int>, std::size_t>& asked_shared() {
+  static std::map<std::pair<std::string, int>, std::size_t> bytes;
+  return bytes;
+}
+
 int report(int error) {
   if (error) last_error = error;
   return error;
+}
+
+std::size_t dynamic_shared_limit(const std::string& kernel) {
+  const std::size_t declared = static_shared()[kernel], asked = asked_shared()[{kernel, current}];
+  return std::max(asked, kSharedByDefault - std::min(declared, kSharedByDefault));
+}
+
+// What keeps a launch from a GPU of sm_80, or 0.
+int refusal(const std::string& kernel, Dim3 grid, Dim3 block, std::size_t shared, void* stream) {
+  constexpr unsigned kX = 0x7fffffff, kYZ = 65535, kThreads = 1024, kBlockZ = 64;
+  const auto within = [](Dim3 d, unsigned x, unsigned y, unsigned z) {
+    return d.x - 1 < x && d.y - 1 < y && d.z - 1 < z;  // unsigned: 0 - 1 is beyond all
+  };
+  if (!within(grid, kX, kYZ, kYZ)) return kInvalidConfiguration;
+  if (!within(block, kThreads, kThreads, kBlockZ)) return kInvalidConfiguration;
+  if (block.x * block.y * block.z > kThreads) return kInvalidConfiguration;
+  if (shared > dynamic_shared_limit(kernel)) return kInvalidValue;
+  return stream == callers_stream ? 0 : kInvalidHandle;
 }
 
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void fake_cudart_on_launch(Launch function, int count) {
+EXPORT void fake_cudart_on_launch(Launch function, int count, void* stream) {
   callback = function;
+  callers_stream = stream;
   current = 0;
   while (current < kDevices - 1 && multiprocessors[current] && multiprocessors[current] != count)
     ++current;
   multiprocessors[current] = count;
+}
+
+EXPORT void fake_cudart_static_shared(const char* kernel, std::size_t bytes) {
+  static_shared()[kernel] = bytes;
 }
 
 // What nvcc's generated code calls when the module is loaded.
@@ -85,6 +125,7 @@ EXPORT int cudaLaunchKernel(const void* host, Dim3 grid, Dim3 block, void** argu
                             std::size_t shared, void* stream) {
   const auto found = kernels().find(host);
   if (found == kernels().end() || !callback) return report(kInvalidDeviceFunction);
+  if (const int error = refusal(found->second, grid, block, shared, stream)) return report(error);
   const unsigned grid_size[] = {grid.x, grid.y, grid.z}, block_size[] = {block.x, block.y, block.z};
   return report(callback(found->second.c_str(), grid_size, block_size, shared, arguments, stream));
 }
@@ -104,19 +145,33 @@ EXPORT int cudaGetLastError() {
   return error;
 }
 EXPORT int cudaPeekAtLastError() { return last_error; }
-EXPORT const char* cudaGetErrorString(int) { return "an error of the emulated launch"; }
-EXPORT int cudaFuncSetAttribute(const void*, int, int) { return 0; }
+EXPORT const char* cudaGetErrorString(int error) {
+  return error == kInvalidValue            ? "invalid argument"
+         : error == kInvalidConfiguration  ? "invalid configuration argument"
+         : error == kInvalidDeviceFunction ? "invalid device function"
+         : error == kInvalidHandle         ? "invalid resource handle"
+                                           : "an error of the emulated launch";
+}
+EXPORT int cudaFuncSetAttribute(const void* host, int attribute, int value) {
+  const auto found = kernels().find(host);
+  if (found == kernels().end()) return report(kInvalidDeviceFunction);
+  if (attribute != kMaxDynamicShared || value < 0) return report(kInvalidValue);
+  const std::size_t bytes = static_cast<std::size_t>(value);
+  if (static_shared()[found->second] + bytes > kSharedAtMost) return report(kInvalidValue);
+  asked_shared()[{found->second, current}] = bytes;
+  return 0;
+}
 EXPORT int cudaGetDevice(int* device) {
   *device = current;
   return 0;
 }
 EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int device) {
-  *value = attribute == kMultiprocessors  ? multiprocessors[device]
-           : attribute == kMaxSharedOptin ? 99 * 1024
-                                          : 0;
+  if (attribute != kMultiprocessors) return report(kInvalidValue);
+  *value = multiprocessors[device];
   return 0;
 }
-EXPORT int cudaMemsetAsync(void* memory, int value, std::size_t bytes, void*) {
+EXPORT int cudaMemsetAsync(void* memory, int value, std::size_t bytes, void* stream) {
+  if (stream != callers_stream) return report(kInvalidHandle);
   std::memset(memory, value, bytes);
   return 0;
 }

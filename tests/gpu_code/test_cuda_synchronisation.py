@@ -21,7 +21,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 # By what shares kernels: (operation, case). 272 is an odd number of depths of every dtype: the last one lies where the
 # way out of a product writes.
 RUNS = {
-    "embedding": [("embedding", Case("sync", (140, 125), 64, 50, p=0.1))],
+    "embedding": [
+        ("embedding", Case("sync", (140, 125), 64, 50, p=0.1)),
+        ("embedding", Case("wide", (90, 60), 1100, 9, p=0.1)),
+    ],
     "attention": [
         ("attention", Case("sync", lengths, outer=2 * size, heads=2, p=0.1))
         for size in (32, 64, 128)
@@ -32,7 +35,9 @@ RUNS = {
         ("linear_gelu", Case("sync", (272,), 272, 272)),
         ("linear_gelu", Case("sync", (30,), 272, 272)),
         ("linear_layernorm", Case("sync", (350, 340), 272, 64, p=0.1)),
+        ("linear_layernorm", Case("wide", (30, 22), 33, 1100, p=0.1)),
         ("gelu_layernorm", Case("sync", (350, 340), 272, 64)),
+        ("gelu_layernorm", Case("wide", (30, 22), 33, 1100)),
     ],
     "masked_cross_entropy": [
         ("masked_cross_entropy", Case("sync", (rows,), 272, 1304)) for rows in (420, 560, 600, 640)

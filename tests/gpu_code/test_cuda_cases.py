@@ -1,0 +1,32 @@
+"""Every shipped CUDA kernel is held to the two-error rule: the cases that tests/ops executes launch them all.
+
+Nothing is executed here, for what is launched follows from sizes, dtype and the number of multiprocessors alone.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bertfast import dispatch, testing
+from gpu_code import cuda_driver, nvcc
+from gpu_code.forms import allowing_tf32
+
+pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+}
+
+
+def test_every_kernel_is_compared():
+    with cuda_driver.emulated(execute=False) as device, dispatch.use_backend("cuda"):
+        for name, dtype in DTYPES.items():
+            with allowing_tf32(name == "tf32"):
+                for operation in testing.OPERATIONS:
+                    for case in testing.cases(operation):
+                        testing.differentiate(operation, case, dtype, testing.public(operation))
+    launched = {launch.name for launch in device.launches}
+    assert not set(cuda_driver.entries()) - launched
