@@ -5,16 +5,14 @@ from __future__ import annotations
 import platform
 import sys
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
 
-from benchmarks.gpu import GpuRace, write_table
+from benchmarks.gpu import TIMED, GpuRace, timed, write_table
 from benchmarks.race import CLOCK, RACES
 
-TIMED = Path("build/gpu-timed.json")
 MEMORY: list[
     tuple[str, str, float, float]
 ] = []  # what, contender, steady MiB, MiB above it at the peak
@@ -94,10 +92,8 @@ def pytest_terminal_summary(terminalreporter):
             )
         for name, reason in race.skipped.items():
             write(f"  {name:<26}skipped: {reason}")
-    timed = [race.row() for race in RACES.values() if isinstance(race, GpuRace)]
-    if timed:
-        what = f"timed on {torch.cuda.get_device_name()}, torch {torch.__version__}, bf16"
-        write(f"written: {', '.join(map(str, write_table(TIMED, what, timed)))}")
+    if any(isinstance(race, GpuRace) for race in RACES.values()):
+        write(f"written: {', '.join(map(str, write_table(TIMED, *timed(RACES.values()))))}")
 
 
 def _write_gpu_race(write, race: GpuRace) -> None:

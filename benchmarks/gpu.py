@@ -1,5 +1,8 @@
 """Races on a GPU: CUDA events, the cache flushed before every sample, contenders in turn; what to predict without one.
 
+An operation is timed as the GPU's own work: its launches are queued while the cache is flushed, for a millisecond or
+more. A model is timed as its user waits for it, with all that the CPU does in between.
+
 The roofline of a card is its peak of the dtype and its memory's bandwidth, from the vendor's data sheet (dense, without
 sparsity; at the boost clock). A prediction is the larger of flops / peak and bytes / bandwidth over the launches of the
 fused design: no kernel can be faster, none was timed.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -34,7 +37,11 @@ LOADS = {
 }
 HIDDEN, HEADS, INNER, VOCABULARY = 768, 12, 3072, 30522
 ROUNDS = 20
+TIMED = Path(
+    "build/gpu-timed.json"
+)  # written after every race, so that a run that is stopped leaves its figures
 L2_BYTES = 256 << 20  # larger than any card's cache
+QUEUED = 32  # flushes before a sample of an operation: a millisecond or more on any card
 
 
 class Roof(NamedTuple):
@@ -84,6 +91,7 @@ class GpuRace:
     tokens: int
     cost: Cost
     baseline: str
+    flushes: int = 1
     samples: dict[str, list[float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -95,7 +103,7 @@ class GpuRace:
                 call()
         for _ in range(ROUNDS):
             for name, call in contenders.items():
-                self.samples[name].append(_seconds(call, flush))
+                self.samples[name].append(_seconds(call, flush, self.flushes))
 
     def figures(self, name: str) -> dict:
         seconds = median(self.samples[name])
@@ -128,9 +136,10 @@ class GpuRace:
         }
 
 
-def _seconds(call: Callable[[], object], flush: torch.Tensor) -> float:
+def _seconds(call: Callable[[], object], flush: torch.Tensor, flushes: int) -> float:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flush.zero_()
+    for _ in range(flushes):
+        flush.zero_()
     start.record()
     call()
     stop.record()
@@ -138,12 +147,23 @@ def _seconds(call: Callable[[], object], flush: torch.Tensor) -> float:
     return start.elapsed_time(stop) / 1e3
 
 
-def write_table(file: Path, what: str, rows: list[dict]) -> list[Path]:
-    """The rows as JSON, and drawn beside it where matplotlib is; whole or not at all. Returns what was written."""
+def timed(races: Iterable[object]) -> tuple[str, list[dict]]:
+    """(what was timed where, a row for each race on a GPU)."""
+    what = f"timed on {torch.cuda.get_device_name()}, torch {torch.__version__}, bf16"
+    return what, [race.row() for race in races if isinstance(race, GpuRace)]
+
+
+def write_rows(file: Path, what: str, rows: list[dict]) -> None:
+    """The rows as JSON, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     new.write_text(json.dumps({"what": what, "rows": rows}, indent=1) + "\n")
     new.replace(file)
+
+
+def write_table(file: Path, what: str, rows: list[dict]) -> list[Path]:
+    """The rows as JSON, and drawn beside it where matplotlib is. Returns what was written."""
+    write_rows(file, what, rows)
     if importlib.util.find_spec("matplotlib") is None:
         return [file]
     image = file.with_suffix(".png")

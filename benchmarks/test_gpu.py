@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from bertfast import dispatch, testing
-from bertfast.testing import costs, formulas
+from bertfast.testing import costs
 
 from . import gpu, models, predictions
 from .gpu import LOADS, GpuRace
 from .peers import transformers_bert
+from .peers.gpu import Peer, peers
 from .race import RACES, report
 
 DTYPE = torch.bfloat16
@@ -43,65 +43,34 @@ def test_predicted(benchmark):
 def test_operation(benchmark, operation, load, backward, name):
     group = f"{operation} {load} {'forward + backward' if backward else 'forward'}"
     if group not in RACES:
-        RACES[group] = _operation_race(group, operation, load, backward)
+        _keep(_operation_race(group, operation, load, backward))
     _row(benchmark, group, name)
 
 
 def _operation_race(group: str, operation: str, load: str, backward: bool) -> GpuRace:
+    torch._dynamo.reset()  # or torch.compile's limit of recompiled variants makes later ones eager
     case = gpu.case(operation, load)
     inputs = testing.make_inputs(operation, case, DTYPE, "cuda")
     cost = costs.cost(operation, "forward", inputs, backward)
     if backward:
         cost += costs.cost(operation, "backward", inputs)
-    race = GpuRace(group, case.tokens, cost, baseline="eager")
-    formula = getattr(formulas, operation)
-    functions = {"bertfast": testing.public(operation), "eager": lambda **a: formula(**a)[0]}
-    functions["compile"] = torch.compile(functions["eager"])
+    race = GpuRace(group, case.tokens, cost, "eager", gpu.QUEUED)
+    runners = {"bertfast": Peer(testing.public(operation), inputs)}
     for form in FORMS:
-        args = testing.arguments(operation, "forward", case, DTYPE, backward)
-        on_gpu = tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)
-        reason = dispatch.reasons(operation, "forward", on_gpu).get(form, "no such form")
+        args = testing.arguments(operation, "forward", case, DTYPE, backward, "cuda")
+        reason = dispatch.reasons(operation, "forward", args).get(form, "no such form")
         if reason is None:
-            functions[form] = _named(form, testing.public(operation))
+            runners[form] = Peer(_named(form, testing.public(operation)), inputs)
         else:
             race.skipped[form] = reason
-    for name, peer in _attention_peers(operation, case, load, race.skipped).items():
-        functions[name] = peer
-    contenders = {name: _call(f, inputs, backward) for name, f in functions.items()}
-    truth = functions["eager"](**inputs)
-    for name, function in functions.items():
-        _compare(f"{group}: {name}", function(**inputs), truth)
+    runners |= peers(operation, case, inputs, race.skipped)
+    contenders = {name: _call(case, peer, backward) for name, peer in runners.items()}
+    truth = _tokens(contenders["eager"](), runners["eager"])
+    for name, call in contenders.items():
+        for what, result in _tokens(call(), runners[name]).items():
+            _compare(f"{group}: {name}: {what}", result, truth[what])
     race.run(contenders)
     return race
-
-
-def _attention_peers(operation: str, case, load: str, skipped: dict[str, str]) -> dict:
-    """torch's and FlashAttention's fused attention, which compute the dense loads without padding."""
-    if operation != "attention":
-        skipped.update(dict.fromkeys(("sdpa", "flash-attn"), "a peer of attention only"))
-        return {}
-    peers, rows = {}, len(case.lengths)
-    if len(set(case.lengths)) > 1:
-        skipped["sdpa"] = "ragged: it would compute padding"
-    else:
-
-        def sdpa(qkv, scale, **_):
-            query, key, value = qkv.unflatten(0, (rows, -1)).permute(2, 0, 3, 1, 4)
-            out = F.scaled_dot_product_attention(query, key, value, scale=scale)
-            return out.transpose(1, 2).flatten(0, 1).flatten(1)
-
-        peers["sdpa"] = sdpa
-    try:
-        from flash_attn import flash_attn_varlen_qkvpacked_func
-    except ImportError:
-        skipped["flash-attn"] = "flash_attn is not installed"
-    else:
-        peers["flash-attn"] = lambda qkv, cu_seqlens, max_seqlen, scale, **_: (
-            flash_attn_varlen_qkvpacked_func(
-                qkv, cu_seqlens, max_seqlen, softmax_scale=scale
-            ).flatten(1)
-        )
-    return peers
 
 
 def _named(form: str, function):
@@ -112,13 +81,14 @@ def _named(form: str, function):
     return call
 
 
-def _call(function, inputs: dict, backward: bool):
-    """One sample's work: the function, and its gradients where asked."""
+def _call(case: testing.Case, peer: Peer, backward: bool):
+    """One sample's work, the function and its gradients where asked: returns them by name."""
+    function, inputs, cells = peer
     if not backward:
 
         def forward():
             with torch.no_grad():
-                return function(**inputs)
+                return {"out": function(**inputs)}
 
         return forward
     leaves = {
@@ -126,12 +96,38 @@ def _call(function, inputs: dict, backward: bool):
         for name, value in inputs.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
+    gradients = _gradients(case, function(**inputs), cells)
 
     def both():
         out = function(**{**inputs, **leaves})
-        return torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))
+        found = torch.autograd.grad(out, list(leaves.values()), gradients)
+        return {"out": out, **dict(zip(leaves, found, strict=True))}
 
     return both
+
+
+def _gradients(case: testing.Case, out, cells):
+    """The same incoming gradient for every contender: 1 for a loss, none for padding, parts for a result in parts."""
+    if isinstance(out, tuple):
+        joined = testing.make_gradient(case, torch.stack(out, dim=1))
+        return tuple(part.contiguous() for part in joined.unbind(1))
+    if out.ndim == 0:
+        return torch.ones_like(out)
+    if cells is None:
+        return testing.make_gradient(case, out.flatten(1)).view_as(out)
+    gradient = torch.zeros_like(out)
+    gradient[cells] = testing.make_gradient(case, out[cells])
+    return gradient
+
+
+def _tokens(results: dict, peer: Peer) -> dict[str, torch.Tensor]:
+    """Results of a contender in one shape for all: joined, without padding."""
+    if isinstance(results["out"], tuple):
+        results = {**results, "out": torch.stack(results["out"], dim=1)}
+    for name in ("out", "qkv"):
+        if peer.cells is not None and name in results:
+            results = {**results, name: results[name][peer.cells]}
+    return {name: result.flatten() for name, result in results.items()}
 
 
 def _compare(label: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -148,44 +144,72 @@ def test_model(benchmark, load, backward, name):
     pytest.importorskip("transformers", reason="transformers, the peer, is not installed")
     group = f"model {load} {'forward + backward' if backward else 'forward'}"
     if group not in RACES:
-        RACES[group] = _model_race(group, load, backward)
+        _keep(_model_race(group, load, backward))
     _row(benchmark, group, name)
 
 
 def _model_race(group: str, load: str, backward: bool) -> GpuRace:
+    torch._dynamo.reset()
     lengths = LOADS[load]
-    ours = models.model("base").to("cuda", DTYPE)
+    ours = models.model("base", pooler=False).to("cuda", DTYPE)
     batch = {name: value.cuda() for name, value in models.batch_of(lengths).items()}
     flops = models.flops_of("base", lengths) * (3 if backward else 1)
     weights = sum(weight.numel() for weight in ours.parameters()) * DTYPE.itemsize
     race = GpuRace(group, sum(lengths), costs.Cost(flops, weights * (3 if backward else 1)), "sdpa")
-    peers = {
-        name: transformers_bert.build(models.config("base"), ours.state_dict(), name).to(
-            "cuda", DTYPE
-        )
-        for name in ("sdpa", "eager")
-    }
-    peers["compile"] = torch.compile(peers["sdpa"])
+    state, others = ours.state_dict(), {}
+    for name in ("sdpa", "eager"):
+        peer = transformers_bert.build(models.config("base"), state, name, pooler=False)
+        others[name] = peer.to("cuda", DTYPE)
+    others["compile"] = torch.compile(others["sdpa"])
     race.skipped["flash-attn"] = "transformers loads its kernels from a hub"
-    contenders = {"bertfast": ours, **peers}
-    mask = batch.get("attention_mask")
-    truth = ours(**batch).last_hidden_state
-    for name, model in peers.items():
-        found = model(**batch).last_hidden_state
-        _compare(f"{group}: {name}", found if mask is None else found * mask[..., None], truth)
-    race.run({name: _step(model, batch, backward) for name, model in contenders.items()})
+    shape = (*batch["input_ids"].shape, ours.config.hidden_size)
+    mask = batch.get("attention_mask", torch.ones(shape[:2], device="cuda"))[..., None]
+    direction = torch.randn(shape, device="cuda", dtype=DTYPE) * mask
+    contenders = {
+        name: _step(model, batch, direction.to(DTYPE) if backward else None)
+        for name, model in {"bertfast": ours, **others}.items()
+    }
+    truth = contenders["sdpa"]()
+    for name, step in contenders.items():
+        found = step()
+        _compare(f"{group}: {name}", found.pop("out") * mask, truth["out"] * mask)
+        for parameter, gradient in found.items():
+            _compare_gradients(f"{group}: {name}: {parameter}", gradient, truth, parameter)
+    race.run(contenders)
     return race
 
 
-def _step(model, batch: dict, backward: bool):
+def _step(model, batch: dict, direction: torch.Tensor | None):
+    """One sample's work: the last hidden states and, given their gradient, those of the parameters, by name."""
+    named = {k.removeprefix("_orig_mod."): p for k, p in model.named_parameters()}
+
     def call():
-        with torch.set_grad_enabled(backward):
+        with torch.set_grad_enabled(direction is not None):
             out = model(**batch).last_hidden_state
-        if backward:
-            out.sum().backward()
-            model.zero_grad(set_to_none=True)
+        if direction is None:
+            return {"out": out}
+        found = torch.autograd.grad(out, list(named.values()), direction)
+        return {"out": out, **dict(zip(named, found, strict=True))}
 
     return call
+
+
+def _compare_gradients(label: str, ours: torch.Tensor, truth: dict, name: str) -> None:
+    """RMS, of a typical gradient where it is 0 by calculus (a key's bias); after 12 layers in bf16 both sides err."""
+    typical = torch.stack([_rms(g) for key, g in truth.items() if key != "out"]).median()
+    difference = _rms(ours.float() - truth[name].float()) / torch.maximum(
+        _rms(truth[name]), typical
+    )
+    assert difference < 0.15, f"{label} differs by {difference:.2g}"
+
+
+def _rms(values: torch.Tensor) -> torch.Tensor:
+    return values.float().square().mean().sqrt()
+
+
+def _keep(race: GpuRace) -> None:
+    RACES[race.group] = race
+    gpu.write_rows(gpu.TIMED, *gpu.timed(RACES.values()))
 
 
 def _row(benchmark, group: str, name: str) -> None:
