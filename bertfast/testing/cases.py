@@ -79,6 +79,7 @@ CASES: dict[str, list[Case]] = {
         Case("dropout", (17, 0, 129), 33, 50, p=0.1),
         Case("near-constant", (17,), 768, 100, variant="near-constant"),
         Case("large-mean", (17,), 768, 100, variant="large-mean"),
+        Case("wide", (5, 0, 4), 1100, 9, p=0.1),
     ],
     "qkv_projection": [
         Case("tiny", (1,), 7, 6, heads=2),
@@ -97,14 +98,16 @@ CASES: dict[str, list[Case]] = {
         Case("dropout", (17, 0, 129, 1), outer=96, heads=3, p=0.1),
         Case("beyond-512", (530, 3), outer=24, heads=2, p=0.1),
         Case("sharp", (33, 17), outer=128, heads=2, variant="sharp"),
+        Case("head-128", (70, 0, 17), outer=256, heads=2, p=0.1),
     ],
     "linear_gelu": _PRODUCT,
     "linear_layernorm": [
         *_PRODUCT_LAYERNORM,
         Case("base", (17,), 3072, 768),
         Case("dropout", (17, 0, 129), 64, 33, p=0.1),
+        Case("wide", (5, 0, 4), 33, 1100, p=0.1),
     ],
-    "gelu_layernorm": _PRODUCT_LAYERNORM,
+    "gelu_layernorm": [*_PRODUCT_LAYERNORM, Case("wide", (5, 0, 4), 33, 1100)],
     "masked_cross_entropy": [
         Case("tiny", (1,), 7, 11),
         Case("odd", (17, 0, 5), 33, 101, strided=True),
@@ -297,12 +300,21 @@ def make_inputs(
     the same case.
     """
     inputs = _made(operation, case, dtype)
+    if torch.device(device).type == "cpu":
+        return dict(inputs)
     return {
-        name: value.to(device) if isinstance(value, Tensor) else value
+        name: _moved(value, device) if isinstance(value, Tensor) else value
         for name, value in inputs.items()
     }
 
 
+def _moved(value: Tensor, device: torch.device | str) -> Tensor:
+    """On a device, with the strides and the offset that it has here, which `to` would not keep."""
+    memory = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
+    return memory.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
+
+
 def make_gradient(case: Case, like: Tensor) -> Tensor:
     """A random gradient of the result `like`, strided where the case is."""
-    return _Source(case, like.dtype, case.seed + 1).normal(*like.shape).to(like.device)
+    gradient = _Source(case, like.dtype, case.seed + 1).normal(*like.shape)
+    return gradient if like.device.type == "cpu" else _moved(gradient, like.device)

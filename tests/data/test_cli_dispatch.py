@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -44,22 +45,43 @@ def test_verify(run, tiny, dtype):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_verify_fails_above_tolerance(run, tiny, monkeypatch, direction):
     """One form that is off by a thousandth, in its result or in one gradient."""
-    right = dispatch._FORMS["linear_gelu"]["cpu"]
 
-    def off(results):
+    def off(right, *args):
+        results = right(*args)
         return (results[0] * 1.001, *results[1:])
 
-    changed = {direction: lambda *args: off(getattr(right, direction)(*args))}
-    wrong = SimpleNamespace(**{"forward": right.forward, "backward": right.backward, **changed})
-    wrong.supports = right.supports
+    result = _verify_with(off, direction, run, tiny, monkeypatch)
+    marked = [line.split()[0] for line in result.stdout.splitlines() if "ABOVE" in line]
+    assert marked == ["auto", "cpu"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_verify_shows_forms_that_raise(run, tiny, monkeypatch, direction):
+    """As a kernel that this machine cannot compile; the other forms are checked all the same."""
+
+    def broken(right, *args):
+        raise RuntimeError("no kernel\nfor this")
+
+    result = _verify_with(broken, direction, run, tiny, monkeypatch)
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert lines["auto"].endswith("RAISED RuntimeError: no kernel")
+    assert lines["cpu"].endswith("RAISED RuntimeError: no kernel")
+    assert lines["reference"].count(" ms") == 2
+
+
+def _verify_with(change, direction, run, tiny, monkeypatch):
+    """`bertfast verify`, which has to fail, with change(function, its arguments) as linear_gelu in C++."""
+    right = dispatch._FORMS["linear_gelu"]["cpu"]
+    functions = {"forward": right.forward, "backward": right.backward}
+    functions[direction] = functools.partial(change, functions[direction])
+    wrong = SimpleNamespace(supports=right.supports, **functions)
     found = {name: dispatch._FORMS["linear_gelu"][name] for name in ("torch", "reference")}
     monkeypatch.setitem(dispatch._FORMS, "linear_gelu", {"cpu": wrong, **found})
     with dispatch.measuring(False):
         result = run("verify", tiny, "--rounds", "1")
     assert result.exit_code == 1
-    assert result.stderr == "bertfast: above tolerance: auto, cpu\n"
-    marked = [line.split()[0] for line in result.stdout.splitlines() if "ABOVE" in line]
-    assert marked == ["auto", "cpu"]
+    assert result.stderr == "bertfast: above tolerance or raised: auto, cpu\n"
+    return result
 
 
 def test_verify_takes_texts_of_a_file(run, tiny, tmp_path):
