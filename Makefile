@@ -48,7 +48,7 @@ wheel: $(VENV)/.dev
 	BERTFAST_BUILD=$(BUILD) $(BIN)/python -m build --no-isolation --outdir dist --sdist --wheel
 	if test "$$(uname)" = Linux; then PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 \
 	  --exclude libcuda.so.1 --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
-	$(BIN)/python scripts/check_wheel.py dist/*.whl
+	$(BIN)/python scripts/check_wheel.py dist/*.whl $(if $(filter cuda,$(BUILD)),,--cpu-only)
 
 clean:
 	rm -rf $(VENV) build dist bertfast.egg-info bertfast/_c*.so .pytest_cache .ruff_cache .benchmarks

@@ -87,6 +87,10 @@ def test_qkv_projection(form):
     args = *(w for w, _ in weights), *(b for _, b in weights)
     qkv = _run(form, "qkv_projection", "forward", x, *args, 2)
     _near(qkv[-16:, 2, 1], _reference("qkv_projection", "forward", few, *args, 2)[-16:, 2, 1])
+    (dqkv, few_dqkv), needs = _vast(len(x), 3, 2, k // 2), [True] + [False] * 6
+    dx, *_ = _run(form, "qkv_projection", "backward", dqkv, x, *args[:3], needs)
+    right, *_ = _reference("qkv_projection", "backward", few_dqkv, few, *args[:3], needs)
+    _near(dx[-16:, -32:], right[-16:, -32:])
 
 
 @pytest.mark.parametrize("operation", ["linear_layernorm", "gelu_layernorm"])
@@ -106,6 +110,25 @@ def test_layernorm(form, operation):
     _near(rstd[-4:], right_rstd[-4:])
 
 
+@pytest.mark.parametrize("operation", ["linear_layernorm", "gelu_layernorm"])
+def test_layernorm_backward(form, operation):
+    n = 64
+    (dout, few_dout), (x, few) = (_vast(ELEMENTS // n, n) for _ in range(2))
+    (mean, few_mean), (rstd, few_rstd) = (_vast(len(x), dtype=torch.float32) for _ in range(2))
+    weight, _ = _parameters(n, n)
+    gain, dropout, needs = torch.randn(n).to(DTYPE), (0.0, None, None), [True, False, False]
+    if operation == "gelu_layernorm":
+        dropout = ()
+    # x stands for z, or for the pre-activation, too
+    args = dout, x, weight, x, mean, rstd, gain, *dropout, needs
+    few_args = few_dout, few, weight, few, few_mean, few_rstd, gain, *dropout, needs
+    dx, _, _, *rest = _run(form, operation, "backward", *args)
+    right, _, _, *right_rest = _reference(operation, "backward", *few_args)
+    _near(dx[-4:, -32:], right[-4:, -32:])
+    if operation == "linear_layernorm":  # dz
+        _near(rest[0][-4:], right_rest[0][-4:])
+
+
 def test_embedding(form):
     n = 64
     rows = ELEMENTS // n
@@ -116,14 +139,22 @@ def test_embedding(form):
     )
     tables = torch.randn(2, 3, n).to(DTYPE)
     gain, shift = torch.randn(2, n).to(DTYPE)
-    rest = gain, shift, 1e-3, 0.0, None, None, -1, True
 
     def args(embeds, ids):
-        return None, None, embeds, ids, tables[0], ids, tables[1], *rest
+        return None, None, embeds, ids, tables[0], ids, tables[1]
 
-    out, *_ = _run(form, "embedding", "forward", *args(embeds, positions))
-    right, *_ = _reference("embedding", "forward", *args(few, few_positions))
+    rest = gain, shift, 1e-3, 0.0, None, None, -1, True
+    out, *_ = _run(form, "embedding", "forward", *args(embeds, positions), *rest)
+    right, *_ = _reference("embedding", "forward", *args(few, few_positions), *rest)
     _near(out[-4:], right[-4:])
+    (dout, few_dout), needs = _vast(rows, n), [False, True, False, False]
+    (mean, few_mean), (rstd, few_rstd) = (_vast(rows, dtype=torch.float32) for _ in range(2))
+    rest = 0.0, None, None, -1, needs
+    given = dout, *args(embeds, positions), gain, mean, rstd
+    found = _run(form, "embedding", "backward", *given, *rest)
+    given = few_dout, *args(few, few_positions), gain, few_mean, few_rstd
+    right = _reference("embedding", "backward", *given, *rest)
+    _near(found[1][-4:], right[1][-4:])
 
 
 def test_attention(form):
