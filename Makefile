@@ -9,9 +9,6 @@ BUILD ?= $(if $(filter Linux,$(shell uname)),cuda,auto)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-# Where torch sees a GPU: the kernels for it, beside those of CPUs.
-CUDA_KERNELS = ! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
-  BERTFAST_BUILD=cuda $(BIN)/python setup.py -q build_ext --inplace
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.py')
 
 .PHONY: demo test gates gpu bench lint wheel clean
@@ -26,14 +23,13 @@ test: $(VENV)/.dev $(VENV)/.model
 gates: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu_code/gates --all-architectures -s
 
-# On a machine with a GPU: parity, compute-sanitizer, benchmarks, one report.
-gpu: $(VENV)/.dev $(VENV)/.model
-	@$(CUDA_KERNELS)
-	$(BIN)/python scripts/gpu.py
-
-bench: $(VENV)/.dev $(VENV)/.model
-	@$(CUDA_KERNELS)
-	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+# bench: every benchmark that the machine can run. gpu: with a GPU, parity, compute-sanitizer, benchmarks, one report.
+RUN_bench := -m pytest benchmarks/ --benchmark-only
+RUN_gpu := scripts/gpu.py
+bench gpu: $(VENV)/.dev $(VENV)/.model
+	@! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
+	  BERTFAST_BUILD=cuda $(BIN)/python setup.py -q build_ext --inplace  # where torch sees a GPU, its kernels too
+	$(BIN)/python $(RUN_$@)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
