@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_code import nvcc
+from gpu_code import cuda_driver, nvcc
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/check_wheel.py"
@@ -21,6 +21,10 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files"),
     pytest.mark.skipif(bool(nvcc.absent()), reason=nvcc.absent() or "-"),
 ]
+
+# The compiler tells source files apart by hashes of their paths and options.
+ANONYMOUS = re.compile(r"\d+_GLOBAL__N__[0-9a-f]{8}_\d+_cuda_\w*?cu_[0-9a-f]{8}")
+UNEXECUTED = re.compile(r"//.*|^\s*\.(loc|file)\b.*|^\$L__(func|tmp|info)\w+:", re.M)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,38 @@ def test_the_wheel_runs_where_it_was_not_built(wheel):
     assert "encoder, cpu: differs by" in done.stdout
     assert "all-MiniLM-L6-v2, cpu: differs by" in done.stdout
     assert "device code" in done.stdout
+
+
+def instructions(text: str) -> list[str]:
+    """The lines of a PTX text without comments, spaces, and what is for debuggers."""
+    code = UNEXECUTED.sub("", text.partition("\t.section")[0])
+    lines = (" ".join(line.split()) for line in ANONYMOUS.sub("", code).splitlines())
+    return [line for line in lines if line]
+
+
+def test_the_executed_ptx_is_the_shipped_one(script, wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.startswith("bertfast/_cuda"))
+        module = archive.extract(name, tmp_path)
+    subprocess.run([script.cuobjdump(), "-xptx", "all", module], cwd=tmp_path, check=True)
+    folders = tmp_path, cuda_driver.build()
+    shipped, executed = (
+        sorted(instructions(path.read_text()) for path in folder.glob("*.ptx"))
+        for folder in folders
+    )
+    assert [len(unit) for unit in shipped] == [len(unit) for unit in executed]
+    for unit, same in zip(shipped, executed, strict=True):
+        assert not [pair for pair in zip(unit, same, strict=True) if pair[0] != pair[1]][:5]
+    entries = sum(line.startswith((".entry", ".visible .entry")) for u in shipped for line in u)
+    assert entries == len(cuda_driver.entries())
+
+
+def test_another_instruction_is_seen():
+    text = (
+        ".entry k(\n)\n{\n\t.loc 1 2 3\n$L__tmp0:\n\tadd.s64 %rd1, %rd2, 4; // 4\n}\n\t.section\n"
+    )
+    assert instructions(text) == [".entry k(", ")", "{", "add.s64 %rd1, %rd2, 4;", "}"]
+    assert instructions(text.replace("2, 4;", "2, 8;")) != instructions(text)
 
 
 def test_a_wheel_without_its_licence_is_refused(wheel, tmp_path):
