@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TF32 = "tf32"  # float32 whose products may round their inputs
 HOST_FORMS = ("cpu", "reference", "torch")
 # that have torch's own product as a choice
-WITH_MATMUL = ("linear_gelu", "linear_layernorm", "gelu_layernorm")
+WITH_MATMUL = ("qkv_projection", "linear_gelu", "linear_layernorm", "gelu_layernorm")
 # Compiling is slow: in these dtypes the cases that a Triton kernel's code can tell apart.
 EXECUTED_CASES = {
     "bf16": None,
