@@ -37,9 +37,8 @@ LOADS = {
 }
 HIDDEN, HEADS, INNER, VOCABULARY = 768, 12, 3072, 30522
 ROUNDS = 20
-TIMED = Path(
-    "build/gpu-timed.json"
-)  # written after every race, so that a run that is stopped leaves its figures
+# Written after every race, so that a run that is stopped leaves its figures.
+TIMED = Path("build/gpu-timed.json")
 L2_BYTES = 256 << 20  # larger than any card's cache
 QUEUED = 32  # flushes before a sample of an operation: a millisecond or more on any card
 

@@ -113,12 +113,10 @@ def verify(
                 row = _row(form, encoder.model, batch, truth, yardstick, rounds)
         except UnsupportedError as error:
             click.echo(f"{form:<16} {str(error).partition('. Take')[0]}")
-        except (
-            Exception
-        ) as error:  # a kernel that does not compile here: the others are checked all the same
-            click.echo(
-                f"{form:<16} RAISED {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            )
+        except Exception as error:
+            # As a kernel that does not compile here: the other forms are checked all the same.
+            reason = str(error).partition("\n")[0]
+            click.echo(f"{form:<16} RAISED {type(error).__name__}: {reason}")
             wrong.append(form)
         else:
             click.echo(_line(row))

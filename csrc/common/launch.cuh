@@ -55,7 +55,7 @@ struct Site {
 };
 
 // Dynamic shared memory has to be asked for where it and what the kernel declares pass the default
-// of 48 KiB together: every kernel asks, once per device.
+// of 48 KiB together: every kernel that takes any asks, once per device.
 template <auto kernel>
 void allow_shared(const Site& site, std::size_t shared) {
   static std::atomic<std::size_t> allowed[kMaxDevices];
