@@ -28,6 +28,13 @@ def module() -> Path:
     return Path(extension.cpu.__file__)
 
 
+def test_what_shares_the_wheel_runs_in_one_process(request):
+    """Two builds at a time would take each other's files away."""
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("not run by pytest-xdist: there is one process")
+    assert request.node.nodeid.endswith("@wheel"), "run with --dist loadgroup"
+
+
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert wheel.name.startswith(f"bertfast-{bertfast.__version__}-cp")
     names = zipfile.ZipFile(wheel).namelist()
