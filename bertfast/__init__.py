@@ -1,6 +1,10 @@
-"""bertfast: a BERT encoder over real tokens only, a drop-in for Hugging Face's BertModel."""
+"""bertfast: transformers' BERT models with another engine, which computes real tokens only."""
 
-from .config import BertConfig
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .data.fill_mask import fill_mask
 from .dispatch import use_backend
 from .encoder import Encoder
@@ -13,18 +17,37 @@ from .errors import (
     UnsupportedError,
 )
 from .explain import explain
-from .heads import (
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-)
-from .model import BertModel
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+    from .models.bert import BertModel
+    from .models.heads import (
+        BertForMaskedLM,
+        BertForMultipleChoice,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
+    from .models.optimize import optimize, restore
 
 __version__ = "0.1.0"
+
+_MODELS = {  # imported when first asked for, as they import transformers
+    "BertConfig": "transformers",
+    "BertForMaskedLM": "bertfast.models.heads",
+    "BertForMultipleChoice": "bertfast.models.heads",
+    "BertForNextSentencePrediction": "bertfast.models.heads",
+    "BertForPreTraining": "bertfast.models.heads",
+    "BertForQuestionAnswering": "bertfast.models.heads",
+    "BertForSequenceClassification": "bertfast.models.heads",
+    "BertForTokenClassification": "bertfast.models.heads",
+    "BertModel": "bertfast.models.bert",
+    "optimize": "bertfast.models.optimize",
+    "restore": "bertfast.models.optimize",
+}
 
 __all__ = [
     "ArgumentError",
@@ -45,5 +68,19 @@ __all__ = [
     "UnsupportedError",
     "explain",
     "fill_mask",
+    "optimize",
+    "restore",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODELS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,19 +6,23 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
+from . import dispatch
 from .checkpoint.hub import require, resolve
+from .checkpoint.load import load_bert
+from .core.batch import pack_rows
+from .core.encode import encode_packed
+from .core.weights import BertWeights
 from .data.pooling import Recipe, check_pooling, pool, read_recipe
 from .data.tokenizer import Tokenizer, check_texts
-from .errors import ArgumentError
-from .model import BertModel
-from .packing import pack_lengths
+from .errors import ArgumentError, UnsupportedError
+from .ops.packed import Cache
 
 BATCH_TOKENS = 4096
 WINDOW_TEXTS = 4096  # texts that are sorted by length together
@@ -33,19 +37,29 @@ class Encoder:
     A vector depends on its text alone, not on the texts that it was encoded with.
 
     Args:
-        model: a `BertModel`; it is put into eval mode.
+        model: a checkpoint's weights (`checkpoint.load.load_bert`); or a bertfast `BertModel`, which is put into eval
+            mode, and whose weights are read anew for each batch.
         tokenizer: a `bertfast.data.tokenizer.Tokenizer`.
         recipe: pooling, normalising, prompt and longest text; default: mean pooling, not normalised.
+        batch_invariant: keep each operation to one form whatever the batch's size, as `dispatch.fixed_order` does.
 
     Attributes:
         max_length: the most tokens of a text, [CLS] and [SEP] counted; what is longer is cut.
     """
 
-    def __init__(self, model: BertModel, tokenizer: Tokenizer, recipe: Recipe | None = None):
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: BertWeights | Any,
+        tokenizer: Tokenizer,
+        recipe: Recipe | None = None,
+        batch_invariant: bool = False,
+    ):
+        self.model = model if isinstance(model, BertWeights) else model.eval()
         self.tokenizer = tokenizer
         self.recipe = recipe or Recipe()
-        limit = model.config.max_position_embeddings
+        self.batch_invariant = batch_invariant
+        self._packed = Cache()
+        limit = self.weights.max_positions
         said = self.recipe.max_length or tokenizer.max_length
         self.max_length = min(limit, said or limit)
 
@@ -89,17 +103,26 @@ class Encoder:
             folder = resolve(path_or_hub_id, allow_patterns=patterns, **hub)
         folder = folder / recipe.transformer
         tokenizer = Tokenizer.from_folder(folder)
-        model = BertModel.from_pretrained(
-            *(folder, dtype, device),
-            add_pooling_layer=False,
-            batch_invariant=batch_invariant,
-        )
-        return cls(model, tokenizer, recipe)
+        weights = load_bert(folder, dtype, device)._replace(pooler=None)
+        return cls(weights, tokenizer, recipe, batch_invariant)
+
+    @property
+    def weights(self) -> BertWeights:
+        """What the core reads now. Raises UnsupportedError where a model was changed so that only its own forward fits."""
+        if isinstance(self.model, BertWeights):
+            return self.model
+        view = self.model.view()
+        if isinstance(view, str):
+            advice = "Use bertfast.optimize(SentenceTransformer(...))."
+            raise UnsupportedError(
+                f"Encoder: only transformers' own forward runs, as {view}. {advice}"
+            )
+        return view
 
     @property
     def dimension(self) -> int:
         """The length H of a vector."""
-        return self.model.config.hidden_size
+        return self.weights.hidden_size
 
     def encode(
         self,
@@ -179,7 +202,7 @@ class Encoder:
         )
 
     def _check_counts(self, batch_tokens: Any, max_length: Any) -> None:
-        least, limit = self.tokenizer.special_tokens + 1, self.model.config.max_position_embeddings
+        least, limit = self.tokenizer.special_tokens + 1, self.weights.max_positions
         for name, value, low, high in (
             ("batch_tokens", batch_tokens, 1, None),
             ("max_length", max_length, least, limit),
@@ -217,23 +240,14 @@ class Encoder:
 
     @torch.inference_mode()
     def _run(self, ids: Sequence[list[int]], pooling: str, normalize: bool) -> np.ndarray:
-        """Vectors float32 [B,H] of some rows of ids, in one packed call."""
-        lengths = [len(row) for row in ids]
-        stream = [token for row in ids for token in row]
-        if not stream:
+        """Vectors float32 [B,H] of some rows of ids, in one packed batch."""
+        if not any(ids):
             return np.zeros((len(ids), self.dimension), np.float32)
-        device = self.model.device
-        packed = pack_lengths(lengths, device)
-        output = self.model(
-            torch.tensor([stream], device=device),
-            cu_seq_lens_q=packed.cu_seqlens,
-            max_length_q=packed.max_seqlen,
-            output_hidden_states=False,
-            output_attentions=False,
-            return_dict=True,
-        )
-        states = output.last_hidden_state[0]  # [T,H]
-        return pool(states, lengths, pooling, normalize).float().cpu().numpy()
+        order = dispatch.fixed_order() if self.batch_invariant else nullcontext()
+        weights = self.weights
+        with self._packed.active(), order:
+            states = encode_packed(weights, pack_rows(ids, weights.device))  # [T,H]
+        return pool(states, [len(row) for row in ids], pooling, normalize).float().cpu().numpy()
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ def explain(model: nn.Module, batch: Mapping[str, Any]) -> str:
     """Run the model on the batch once and tell what ran: a table of operation, direction, form, calls and reasons.
 
     A model in train mode also runs backward (of the sum of its first output). Gradients, dropout's random state and
-    the model are left as they were. A layer that calls its modules one by one (hooks, LoRA) has a row that says why.
+    the model are left as they were. A module that is called in the place of a fused operation (LoRA) has a row, and so has
+    a model whose own forward transformers runs, with the reason.
 
     Args:
-        model: a model of bertfast, or one that holds one.
+        model: a model of bertfast, or a module that holds one.
         batch: the keyword arguments of its forward.
 
     Raises:
@@ -30,10 +31,19 @@ def explain(model: nn.Module, batch: Mapping[str, Any]) -> str:
     """
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     gradients = torch.enable_grad() if model.training else contextlib.nullcontext()
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
     with torch.random.fork_rng(devices=devices), gradients, dispatch.record() as log:
         output = model(**batch)
         if model.training:
             _backward(model, output)
+    if problem is None and getattr(config, "problem_type", None) is not None:
+        config.problem_type = None  # the first labels decide it; these were none to remember
+    return table(log)
+
+
+def table(log: Sequence[dispatch.Choice]) -> str:
+    """What `dispatch.record` wrote down, equal lines counted."""
     counts = Counter((c.operation, c.direction, c.form or "none", _reasons(c.reasons)) for c in log)
     rows = [_COLUMNS] + [(*key[:3], str(count), key[3]) for key, count in counts.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]

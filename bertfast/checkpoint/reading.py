@@ -65,16 +65,65 @@ def read_state_dict(directory: str | os.PathLike[str]) -> dict[str, Tensor]:
     )
 
 
-def _read_shards(
-    index: Path, read: Callable[..., dict[str, Tensor]], suffix: str
-) -> dict[str, Tensor]:
+def check_files(folder: Path) -> None:
+    """Refuse what nobody should open: indices that name files elsewhere, safetensors that are not whole, pickles with code.
+
+    For whoever opens the files himself afterwards; values are not read.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for index in folder.glob("*.index.json"):
+        for file in set(_weight_map(index).values()):
+            _shard_path(index, file, (".safetensors", ".bin"))
+    for path in folder.glob("*.safetensors"):
+        _check_safetensors(path)
+    for path in folder.glob("pytorch_model*.bin"):
+        _check_pickle(path)
+
+
+def _check_safetensors(path: Path) -> None:
+    safetensors = require("safetensors", f"Reading {path.name}")
+    try:
+        with safetensors.safe_open(str(path), framework="np"):
+            pass  # the library holds the header against the size of the file
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _corrupt(path, error) from error
+
+
+def _corrupt(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: expected a whole safetensors file, got a truncated or corrupt one ({error})."
+    )
+
+
+def _check_pickle(path: Path) -> None:
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # of the format before zip: reading it with weights_only is the check
+        _read_pickle(path, None)
+        return
+    if unsafe:
+        raise CheckpointError(
+            f"{path}: expected a pickle of tensors, got one that asks for {unsafe[0]}. Nothing in it was run. Take the "
+            "model's safetensors files, or make them on a machine that trusts this file."
+        )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(
             f"{index}: expected a weight_map from tensor to file name, found none."
         )
+    return weight_map
+
+
+def _read_shards(
+    index: Path, read: Callable[..., dict[str, Tensor]], suffix: str
+) -> dict[str, Tensor]:
     shards: dict[str, list[str]] = {}
-    for name, file in weight_map.items():
+    for name, file in _weight_map(index).items():
         shards.setdefault(file, []).append(name)
     paths = {file: _shard_path(index, file, suffix) for file in shards}
     state_dict: dict[str, Tensor] = {}
@@ -83,11 +132,11 @@ def _read_shards(
     return state_dict
 
 
-def _shard_path(index: Path, file: str, suffix: str) -> Path:
+def _shard_path(index: Path, file: str, suffix: str | tuple[str, ...]) -> Path:
     """The path of a shard that the index names; refused if it is not a file of this checkpoint."""
     if not re.fullmatch(r"[^/\\\0]+", file) or not file.endswith(suffix):
         raise CheckpointError(
-            f"{index}: expected names of {suffix} files beside it, got {file[:80]!r}. It is not opened."
+            f"{index}: expected names of files of weights beside it, got {file[:80]!r}. It is not opened."
         )
     path = index.parent / file
     if not os.path.isfile(path):
@@ -105,24 +154,20 @@ def _shard_path(index: Path, file: str, suffix: str) -> Path:
 
 
 def _read_safetensors(path: Path, names: Collection[str] | None) -> dict[str, Tensor]:
-    safetensors = require("safetensors", f"Reading {path.name}")
+    # Tensors are read straight into memory of their own: the library's memory map would count them twice and break if
+    # the file is cut while in use.
+    _check_safetensors(path)
     try:
-        # The library checks the header against the size of the file; the tensors are then read straight into memory
-        # of their own, where its memory map would count them twice and break if the file is cut while in use.
-        with safetensors.safe_open(str(path), framework="np"):
-            pass
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             wanted = _wanted(path, header, names)
             return {name: _read_tensor(file, 8 + length, name, header[name]) for name in wanted}
-    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(
-            f"{path}: expected a whole safetensors file, got a truncated or corrupt one ({error})."
-        ) from error
+        raise _corrupt(path, error) from error
 
 
 def _read_tensor(file: Any, start: int, name: str, entry: dict[str, Any]) -> Tensor:

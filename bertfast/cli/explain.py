@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
-import torch
 
-from .. import explain as explain_batch
+from .. import dispatch
 from ..encoder import Encoder
+from ..explain import table
 from .encode import device_option, dtype_option
 
 
@@ -26,11 +26,6 @@ MODEL is a directory with a checkpoint, or a model id on the Hugging Face hub.
 def explain(model: str, texts: tuple[str, ...], device: str | None, dtype: str | None) -> None:
     """Encode TEXTs and print the form of every operation, and why the others refused."""
     encoder = Encoder.from_pretrained(model, device=device, dtype=dtype)
-    rows, _ = encoder.tokenizer(texts, encoder.max_length)
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-    mask = torch.tensor(
-        [[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device
-    )
-    with torch.inference_mode():
-        click.echo(explain_batch(encoder.model, {"input_ids": ids, "attention_mask": mask}))
+    with dispatch.record() as log:
+        encoder.encode(texts, progress=False)
+    click.echo(table(log))

@@ -6,9 +6,8 @@ import click
 
 from .. import fill_mask as fill
 from ..checkpoint.hub import resolve
+from ..checkpoint.load import load_masked_lm
 from ..data.tokenizer import Tokenizer
-from ..errors import CheckpointError
-from ..heads import BertForMaskedLM
 from .encode import device_option, dtype_option
 
 
@@ -35,10 +34,8 @@ def fill_mask(
 ) -> None:
     """Print the most probable words for every [MASK] of each TEXT."""
     folder = resolve(model)
-    loaded = BertForMaskedLM.from_pretrained(folder, device=device, dtype=dtype)
-    if any(name.startswith("cls.") for name in loaded.loading_report.missing):
-        raise CheckpointError(f"{model}: expected a checkpoint with a masked-language-model head.")
-    filled = fill(loaded, Tokenizer.from_folder(folder), texts, top_k)
+    weights = load_masked_lm(folder, dtype, device)
+    filled = fill(weights, Tokenizer.from_folder(folder), texts, top_k)
     for text, masks in zip(texts, filled, strict=True):
         click.echo(text)
         for number, candidates in enumerate(masks, 1):

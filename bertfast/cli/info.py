@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 import torch
 
 from .. import __version__, dispatch, extension, testing
 from ..checkpoint.hub import resolve
-from ..config import BertConfig
+from ..checkpoint.load import read_config
 from ..data.pooling import RECIPE_FILES, Recipe, read_recipe
 from ..dispatch import forms, measured, table
 from ..errors import UnsupportedError
-from ..model import BertModel
 
 DIRECTIONS = ("forward", "backward")
 
@@ -139,9 +139,9 @@ def _measured(device: torch.device) -> Iterator[str]:
 def _model(path: str) -> Iterator[str]:
     config, recipe = _read(path)
     yield (
-        f"{path}: {config.num_hidden_layers} layers, hidden {config.hidden_size}, "
-        f"{config.num_attention_heads} heads, vocabulary {config.vocab_size}, "
-        f"{config.max_position_embeddings} positions"
+        f"{path}: {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, "
+        f"{config['num_attention_heads']} heads, vocabulary {config['vocab_size']}, "
+        f"{config['max_position_embeddings']} positions"
     )
     if recipe is not None:
         scaled = ", length 1" if recipe.normalize else ""
@@ -151,40 +151,38 @@ def _model(path: str) -> Iterator[str]:
     yield from parameter_table(config)
 
 
-def _read(path: str) -> tuple[BertConfig, Recipe | None]:
+def _read(path: str) -> tuple[dict[str, Any], Recipe | None]:
     """The configuration of a model, and its way of pooling where bertfast has it; no weights."""
     if os.path.isfile(path):
-        return BertConfig.from_pretrained(path), None
+        return read_config(path), None
     folder = resolve(path, allow_patterns=RECIPE_FILES)
     try:
         recipe = read_recipe(folder)
     except UnsupportedError as error:
         click.echo(str(error), err=True)
-        return BertConfig.from_pretrained(folder), None
-    return BertConfig.from_pretrained(folder / recipe.transformer), recipe
+        return read_config(folder), None
+    return read_config(folder / recipe.transformer), recipe
 
 
-def parameter_table(config: BertConfig) -> Iterator[str]:
+def parameter_table(config: Mapping[str, Any]) -> Iterator[str]:
     """Lines: the parameters of the encoder by module, one layer standing for all, and their sum."""
-    with torch.device("meta"):
-        model = BertModel(config)
-    layers = model.encoder.layer
-    rows = [(f"embeddings.{name}", part) for name, part in model.embeddings.named_children()]
-    if len(layers):
-        rows.append((f"encoder.layer, each of {len(layers)}", layers[0]))
-        rows += [
-            ("  attention.self", layers[0].attention.self),
-            ("  attention.output", layers[0].attention.output),
-            ("  intermediate", layers[0].intermediate),
-            ("  output", layers[0].output),
-        ]
-    rows.append(("pooler", model.pooler))
-    for name, module in rows:
-        if count := _count(module):
-            yield f"{name:<36}{count:>14,}"
-    total = _count(model)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    layers, norm, square = config["num_hidden_layers"], 2 * hidden, hidden * hidden + hidden
+    parts = {
+        "  attention.self": 3 * square,
+        "  attention.output": square + norm,
+        "  intermediate": inner * hidden + inner,
+        "  output": hidden * inner + hidden + norm,
+    }
+    rows = {
+        "embeddings.word_embeddings": config["vocab_size"] * hidden,
+        "embeddings.position_embeddings": config["max_position_embeddings"] * hidden,
+        "embeddings.token_type_embeddings": config["type_vocab_size"] * hidden,
+        "embeddings.LayerNorm": norm,
+    }
+    total = sum(rows.values()) + layers * sum(parts.values()) + square
+    if layers:
+        rows |= {f"encoder.layer, each of {layers}": sum(parts.values()), **parts}
+    for name, count in {**rows, "pooler": square}.items():
+        yield f"{name:<36}{count:>14,}"
     yield f"{'total':<36}{total:>14,}   {total * 4 / 1e6:,.1f} MB in float32"
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

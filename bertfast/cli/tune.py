@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import torch
 
 from .. import dispatch
+from ..core.batch import pack_rows
+from ..core.encode import encode_packed
+from ..core.weights import BertWeights, EmbeddingWeights, LayerWeights, Linear, Norm
 from ..dispatch import measured
 from ..dispatch.keys import Key
 from ..encoder import Encoder
 from ..errors import ArgumentError
-from ..model import BertModel
-from ..packing import pack_lengths
 from .encode import device_option, dtype_option
+
+DROPOUT = 0.1  # in training, as BERT's
 
 
 @click.command(
@@ -48,38 +52,51 @@ def tune(
     """Measure which form of each operation is the fastest for MODEL."""
     counts = _counts(tokens)
     encoder = Encoder.from_pretrained(model, device=device, dtype=dtype)
-    length = min(length or 128, encoder.model.config.max_position_embeddings)
+    weights = encoder.weights
+    length = min(length or 128, weights.max_positions)
+    vocabulary = len(weights.embeddings.word)
     with dispatch.use_backend("auto"), dispatch.tuning() as decisions:
         for count in counts:
-            run(encoder.model, count, length, training)
+            run(weights, vocabulary, count, length, training)
     for line in report(decisions):
         click.echo(line)
-    path = measured.table_of(encoder.model.device).path
+    path = measured.table_of(weights.device).path
     click.echo(f"\nkept in {path}" if path else "\nnot kept: there is no home folder")
 
 
-def run(model: BertModel, tokens: int, length: int, training: bool) -> None:
-    """One batch of texts of one length (the last may be shorter) through the model as an encoder runs it."""
+def run(weights: BertWeights, vocabulary: int, tokens: int, length: int, training: bool) -> None:
+    """One batch of texts of one length (the last may be shorter) through the encoder."""
     lengths = [length] * (tokens // length) + [tokens % length] * (tokens % length > 0)
-    packed = pack_lengths(lengths, model.device)
-    ids = torch.randint(
-        0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)
-    ).to(model.device)
-
-    def forward() -> torch.Tensor:
-        return model(
-            ids, cu_seq_lens_q=packed.cu_seqlens, max_length_q=packed.max_seqlen, return_dict=True
-        ).last_hidden_state
-
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (tokens,), generator=generator).split(lengths)
+    batch = pack_rows([row.tolist() for row in ids], weights.device)
     with torch.inference_mode():
-        forward()
+        encode_packed(weights, batch)
     if training:
-        devices = [model.device] if model.device.type == "cuda" else []
+        devices = [weights.device] if weights.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            model.train()
-            wanted = [p for p in model.parameters() if p.requires_grad]
-            torch.autograd.grad(forward().float().sum(), wanted, allow_unused=True)
-            model.eval()
+            learning, wanted = _learning(weights)
+            states = encode_packed(learning, batch)
+            torch.autograd.grad(states.float().sum(), wanted, allow_unused=True)
+
+
+def _learning(weights: BertWeights) -> tuple[BertWeights, list[torch.Tensor]]:
+    """The weights as they are in training: with dropout, each tensor (of all that are given too) wanting a gradient."""
+    wanted: list[torch.Tensor] = []
+
+    def live(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            wanted.append(part.detach().requires_grad_())
+            return wanted[-1]
+        return type(part)(*map(live, part)) if isinstance(part, Linear | Norm) else part
+
+    def layer(weights: LayerWeights) -> LayerWeights:
+        live_layer = LayerWeights(*map(live, weights))
+        return live_layer._replace(attention_dropout=DROPOUT, out_dropout=DROPOUT, dropout=DROPOUT)
+
+    embeddings = EmbeddingWeights(*map(live, weights.embeddings))._replace(dropout=DROPOUT)
+    layers = [layer(weights) for weights in weights.layers]
+    return BertWeights(embeddings, layers, None, True), wanted
 
 
 def report(decisions: dict[Key, dispatch.Decision | None]) -> Iterator[str]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from ..errors import ArgumentError
-from ..heads import BertForMaskedLM, BertForPreTraining
-from ..packing import pack_lengths
+from ..core.batch import pack_rows
+from ..core.encode import encode_packed
+from ..core.heads import masked_lm_scores
+from ..core.weights import BertWeights, MaskedLMWeights
+from ..errors import ArgumentError, UnsupportedError
 from .tokenizer import Tokenizer, check_texts
 
 MASK = "[MASK]"
@@ -32,16 +33,17 @@ class Candidate(NamedTuple):
     score: float
 
 
+Weights = tuple[BertWeights, MaskedLMWeights]
+
+
 def fill_mask(
-    model: BertForMaskedLM | BertForPreTraining,
-    tokenizer: Tokenizer,
-    texts: str | Sequence[str],
-    top_k: int = 5,
+    model: Any, tokenizer: Tokenizer, texts: str | Sequence[str], top_k: int = 5
 ) -> list[list[list[Candidate]]]:
     """The most probable words for every [MASK] of every text, each [MASK] for itself.
 
     Args:
-        model: one with a masked-language-model head; it is put into eval mode.
+        model: a `BertForMaskedLM` or `BertForPreTraining`, which is put into eval mode; or the weights that
+            `checkpoint.load.load_masked_lm` gives.
         tokenizer: the model's, from `Tokenizer.from_folder`.
         texts: texts that hold [MASK] at least once; or one text.
         top_k: how many words for each [MASK].
@@ -53,31 +55,41 @@ def fill_mask(
     Raises:
         ArgumentError: a text is no string, lacks [MASK] or is too long (its index is named); the vocabulary has no
             [MASK]; top_k is no number from 1 to the size of the vocabulary.
+        UnsupportedError: the model's modules were changed, so that only transformers' own forward runs.
     """
-    if getattr(model, "get_output_embeddings", lambda: None)() is None:
-        raise ArgumentError("model", "a BertForMaskedLM", type(model).__name__)
-    words = min(len(tokenizer), model.config.vocab_size)
+    weights = model if isinstance(model, tuple) else _weights_of(model)
+    words = min(len(tokenizer), len(weights[0].embeddings.word))
     if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= words:
         raise ArgumentError("top_k", f"an integer from 1 to {words}", repr(top_k))
     mask = tokenizer.backend.token_to_id(MASK)
     if mask is None:
         raise ArgumentError("tokenizer", f"a vocabulary with {MASK}", "one without")
     single = isinstance(texts, str)
-    rows = _rows([texts] if single else list(texts), tokenizer, mask, model)
-    model.eval()
+    limit = weights[0].max_positions
+    rows = _rows([texts] if single else list(texts), tokenizer, mask, limit)
     spell, filled = tokenizer.backend.id_to_token, []
     for batch in _batches(rows):
-        best = iter(_best(model, batch, mask, words, top_k))
+        best = iter(_best(weights, batch, mask, words, top_k))
         for row in batch:
             masks = islice(best, row.count(mask))
             filled.append([[Candidate(spell(i), i, p) for i, p in mask] for mask in masks])
     return filled[0] if single else filled
 
 
-def _rows(texts: list[str], tokenizer: Tokenizer, mask: int, model: nn.Module) -> list[list[int]]:
+def _weights_of(model: Any) -> Weights:
+    head = getattr(model, "_words", None)
+    if head is None:
+        raise ArgumentError("model", "a BertForMaskedLM", type(model).__name__)
+    model.eval()
+    view = model.bert.view()
+    if isinstance(view, str):
+        raise UnsupportedError(f"fill_mask: only transformers' own forward runs, as {view}.")
+    return view, head()
+
+
+def _rows(texts: list[str], tokenizer: Tokenizer, mask: int, longest: int) -> list[list[int]]:
     """The ids of each text."""
     check_texts(texts)
-    longest = model.config.max_position_embeddings
     rows, _ = tokenizer(texts)
     for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
         if mask not in row:
@@ -104,15 +116,13 @@ def _batches(rows: list[list[int]]) -> Iterator[list[list[int]]]:
 
 @torch.inference_mode()
 def _best(
-    model: nn.Module, rows: list[list[int]], mask: int, words: int, top_k: int
+    weights: Weights, rows: list[list[int]], mask: int, words: int, top_k: int
 ) -> list[list[tuple[int, float]]]:
-    """(id, probability) of the best words for each mask of the rows: one packed call, no other token is scored."""
-    ids = torch.tensor([token for row in rows for token in row], device=model.device)
-    packed = pack_lengths([len(row) for row in rows], model.device)
-    states = model.bert(
-        ids[None], cu_seq_lens_q=packed.cu_seqlens, max_length_q=packed.max_seqlen, return_dict=True
-    ).last_hidden_state[0]  # [T,H]
-    scores = model.cls.predictions(states[ids == mask])[:, :words]
+    """(id, probability) of the best words for each mask of the rows: one packed batch, no other token is scored."""
+    bert, head = weights
+    batch = pack_rows(rows, bert.device)
+    states = encode_packed(bert, batch)[batch.input_ids == mask]
+    scores = masked_lm_scores(head, states)[:, :words]
     values, indices = torch.topk(scores.float().softmax(-1), top_k)
     pairs = zip(indices.tolist(), values.tolist(), strict=True)
     return [list(zip(*pair, strict=True)) for pair in pairs]

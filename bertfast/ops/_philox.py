@@ -104,10 +104,10 @@ _autograd.define(
 )
 
 
-def draw_seed(device: torch.device | str) -> Tensor:
-    """A fresh dropout seed, int64 [1], from torch's default generator of the device
-    (`torch.manual_seed` repeats it).
+def draw_seed(device: torch.device | str, count: int = 1) -> Tensor:
+    """Fresh dropout seeds, int64 [count], from torch's default generator of the device (`torch.manual_seed` repeats
+    them).
     """
-    seed = torch.empty(1, dtype=torch.int64, device=device)
-    torch.ops.bertfast.fill_seed_(seed)
-    return seed
+    seeds = torch.empty(count, dtype=torch.int64, device=device)
+    torch.ops.bertfast.fill_seed_(seeds)
+    return seeds

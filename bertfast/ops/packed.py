@@ -175,11 +175,12 @@ class FrozenParameter(torch.nn.Parameter):
     """
 
     packed: Packed
+    wanted_grad: bool  # requires_grad of the weight that was frozen
 
-    def __new__(cls, packed: Packed) -> FrozenParameter:
+    def __new__(cls, packed: Packed, wanted_grad: bool = False) -> FrozenParameter:
         shape = torch.empty(packed.n, packed.k, dtype=packed.buffer.dtype, device="meta")
         self = torch.Tensor._make_subclass(cls, shape, False)
-        self.packed = packed
+        self.packed, self.wanted_grad = packed, wanted_grad
         return self
 
     def unpack(self) -> Tensor:
@@ -193,10 +194,11 @@ class FrozenParameter(torch.nn.Parameter):
         )
 
     def __deepcopy__(self, memo) -> FrozenParameter:
-        return FrozenParameter(self.packed)  # a packed form is never written to
+        return FrozenParameter(self.packed, self.wanted_grad)  # a packed form is never written to
 
     def __reduce_ex__(self, protocol):
-        return _freeze_again, (self.unpack(),)  # the layout is this machine's; the weight travels
+        weight = torch.nn.Parameter(self.unpack(), self.wanted_grad)
+        return freeze, (weight,)  # the layout is this machine's; the weight travels
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -217,8 +219,4 @@ def freeze(weight: Tensor) -> FrozenParameter:
     reason = extension.refuses(weight)
     if reason is not None:
         raise UnsupportedError(f"freeze: {reason}.")
-    return FrozenParameter(pack(weight))
-
-
-def _freeze_again(weight: Tensor) -> FrozenParameter:
-    return freeze(weight)
+    return FrozenParameter(pack(weight), weight.requires_grad)

@@ -1,0 +1,254 @@
+"""A batch without padding: the real tokens of all sequences one after the other, and the way back to [B,S].
+
+The mask is read at most once, and not at all when the lengths come from the host or there is no mask. The rest is
+differentiable. Under `torch.compile` each function is a `torch.library` operation (the number of real tokens is a
+dynamic size there); in plain eager mode it calls torch straight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class PackedBatch(NamedTuple):
+    """The T real tokens of a batch, and where they lie in the padded batch [B,S].
+
+    Fields:
+        input_ids: [T] int64; or None, with inputs_embeds: [T,H].
+        position_ids, token_type_ids: [T] int64.
+        cu_seqlens: [sequences+1] int32, on the device: sequence b is the tokens cu_seqlens[b] to cu_seqlens[b+1].
+        max_seqlen: an upper bound of the lengths that the host knows.
+        batch, length: B and S of the padded batch; 1 and T where the caller packed.
+        indices: [T] int64, place of each token in the flattened [B*S]; None: every place holds a real token.
+    """
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    position_ids: Tensor
+    token_type_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    batch: int
+    length: int
+    indices: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.position_ids.shape[0]
+
+
+def pack(
+    attention_mask: Tensor | None,
+    batch: int,
+    length: int,
+    device: torch.device | str,
+    *,
+    input_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+) -> PackedBatch:
+    """The real tokens of a padded batch.
+
+    Args:
+        attention_mask: [B,S] bool, integer or float, nonzero = real token (anywhere in the row); None: all are real.
+        batch, length: B and S.
+        input_ids, position_ids, token_type_ids: [B,S] or [1,S]; inputs_embeds [B,S,H]. Positions default to the
+            columns of the batch (also under left padding), segments to 0.
+    """
+    if attention_mask is None:
+        indices = None
+        cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device) * length
+    elif torch.compiler.is_compiling():
+        indices, cu_seqlens = _pack_op(attention_mask)
+    else:
+        indices, cu_seqlens = _pack(attention_mask)
+        if indices.shape[0] == batch * length:  # a mask of ones: nothing to gather
+            indices = None
+    if position_ids is not None:
+        positions = rows_of(position_ids.expand(batch, length), indices).long()
+    elif indices is not None:
+        positions = indices % length
+    else:
+        positions = torch.arange(length, device=device).repeat(batch)
+    if token_type_ids is None:
+        segments = torch.zeros_like(positions)
+    else:
+        segments = rows_of(token_type_ids.expand(batch, length), indices).long()
+    return PackedBatch(
+        None if input_ids is None else rows_of(input_ids, indices).long(),
+        None if inputs_embeds is None else rows_of(inputs_embeds, indices),
+        *(positions, segments, cu_seqlens, length, batch, length, indices),
+    )
+
+
+def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> PackedBatch:
+    """Lists of token ids, whose lengths the host knows: no mask, nothing read back. Segments are 0."""
+    lengths = [len(row) for row in rows]
+    total, starts = sum(lengths), [0, *accumulate(lengths)]
+    ids = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+    first = torch.tensor(starts[:-1], dtype=torch.int64)
+    positions = torch.arange(total) - first.repeat_interleave(torch.tensor(lengths))
+    return PackedBatch(
+        *(ids.to(device), None, positions.to(device)),
+        torch.zeros(total, dtype=torch.int64, device=device),
+        torch.tensor(starts, dtype=torch.int32).to(device),
+        *(max(lengths, default=0), 1, total),
+    )
+
+
+def take(values: Tensor, batch: PackedBatch) -> Tensor:
+    """Rows of the real tokens: [B,S,...] -> [T,...]."""
+    return rows_of(values, batch.indices)
+
+
+def rows_of(values: Tensor, indices: Tensor | None) -> Tensor:
+    """[B,S,...] -> [T,...], the rows at `indices` of the flattened [B*S] (None: all)."""
+    values = values.flatten(0, 1)
+    return values if indices is None else values.index_select(0, indices)
+
+
+def unpack(x: Tensor, batch: PackedBatch) -> Tensor:
+    """Put packed rows back where they came from: [T,H] -> [B,S,H], zeros at padded positions."""
+    if batch.indices is not None:
+        scatter = _unpack_op if torch.compiler.is_compiling() else _unpack
+        x = scatter(x, batch.indices, batch.batch * batch.length)
+    return x.view(batch.batch, batch.length, x.shape[-1])
+
+
+def first_rows(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The first row of every sequence: [T,H] -> [B,H], zeros for a sequence of length 0."""
+    return (_first_rows_op if torch.compiler.is_compiling() else _first_rows)(x, cu_seqlens)
+
+
+def one_row_each(cu_seqlens: Tensor) -> Tensor:
+    """The cu_seqlens of what `first_rows` gives: dropout's counters are those of the first tokens."""
+    return torch.arange(cu_seqlens.shape[0], dtype=torch.int32, device=cu_seqlens.device)
+
+
+def row_a_sequence(batch: PackedBatch) -> PackedBatch:
+    """For a batch that the caller packed, one row [1,T]: the same laid out [sequences, max_seqlen], for `unpack`."""
+    starts = batch.cu_seqlens
+    token = torch.arange(batch.tokens, device=starts.device)
+    row = torch.bucketize(token, starts[1:], right=True)
+    indices = row * batch.max_seqlen + sequence_positions(starts, batch.tokens)
+    return batch._replace(batch=starts.shape[0] - 1, length=batch.max_seqlen, indices=indices)
+
+
+def sequence_positions(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Position of each token inside its own sequence: [total] int64."""
+    token = torch.arange(total, device=cu_seqlens.device)
+    sequence = torch.bucketize(token, cu_seqlens[1:], right=True)
+    return token - cu_seqlens.index_select(0, sequence)
+
+
+def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
+    keep = mask if mask.dtype == torch.bool else mask != 0
+    lengths = keep.sum(1, dtype=torch.int32)
+    cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    return keep.flatten().nonzero().squeeze(1), cu_seqlens
+
+
+def _unpack(x: Tensor, indices: Tensor, places: int) -> Tensor:
+    return x.new_zeros(places, x.shape[1]).index_copy(0, indices, x)
+
+
+def _first_rows(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    if x.shape[0] == 0:  # nothing to select from, yet every sequence has its row of zeros
+        x = F.pad(x, (0, 0, 0, 1))
+    start, end = cu_seqlens[:-1], cu_seqlens[1:]
+    rows = x.index_select(0, start.clamp(max=x.shape[0] - 1))
+    return rows.masked_fill((start == end)[:, None], 0)
+
+
+# The same functions as operations of torch.library, for torch.compile.
+
+_pack_op = torch.library.custom_op(
+    "bertfast::pack", mutates_args=(), schema="(Tensor mask) -> (Tensor, Tensor)"
+)(_pack)
+
+
+def dynamic_size() -> torch.SymInt:
+    """A size that depends on data. torch.compile breaks its graph at `newdynamic_size` unless a global option says
+    otherwise; the encoder needs no other of that option's operations, so the size is made without asking for it."""
+    context = torch.library.get_ctx()
+    shape_env = getattr(context, "_shape_env", None)
+    if shape_env is None:
+        return context.newdynamic_size()
+    from torch.fx.experimental import symbolic_shapes
+
+    size = shape_env.create_unbacked_symint()
+    symbolic_shapes._constrain_range_for_size(size, min=0)
+    return size
+
+
+@_pack_op.register_fake
+def _(mask):
+    indices = mask.new_empty(dynamic_size(), dtype=torch.int64)
+    return indices, mask.new_empty(mask.shape[0] + 1, dtype=torch.int32)
+
+
+_unpack_op = torch.library.custom_op(
+    "bertfast::unpack",
+    mutates_args=(),
+    schema="(Tensor x, Tensor indices, SymInt places) -> Tensor",
+)(_unpack)
+
+
+@_unpack_op.register_fake
+def _(x, indices, places):
+    return x.new_empty(places, x.shape[1])
+
+
+def _unpack_setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _unpack_backward(ctx, dout):
+    return dout.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+_unpack_op.register_autograd(_unpack_backward, setup_context=_unpack_setup)
+_first_rows_op = torch.library.custom_op(
+    "bertfast::first_rows", mutates_args=(), schema="(Tensor x, Tensor cu_seqlens) -> Tensor"
+)(_first_rows)
+
+
+@_first_rows_op.register_fake
+def _(x, cu_seqlens):
+    return x.new_empty(cu_seqlens.shape[0] - 1, x.shape[1])
+
+
+@torch.library.custom_op(
+    "bertfast::first_rows_bwd",
+    mutates_args=(),
+    schema="(Tensor dout, Tensor cu_seqlens, SymInt total) -> Tensor",
+)
+def _first_rows_bwd(dout: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    dx = dout.new_zeros(total + 1, dout.shape[1])  # the last row takes what empty sequences send
+    start, end = cu_seqlens[:-1].long(), cu_seqlens[1:]
+    return dx.index_copy_(0, torch.where(start == end, total, start), dout)[:total].clone()
+
+
+@_first_rows_bwd.register_fake
+def _(dout, cu_seqlens, total):
+    return dout.new_empty(total, dout.shape[1])
+
+
+def _first_rows_setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+    ctx.total = inputs[0].shape[0]
+
+
+def _first_rows_backward(ctx, dout):
+    return _first_rows_bwd(dout, ctx.saved_tensors[0], ctx.total), None
+
+
+_first_rows_op.register_autograd(_first_rows_backward, setup_context=_first_rows_setup)

@@ -1,0 +1,177 @@
+"""BERT, read top-down: a packed batch in, rows out.
+
+T real tokens in all, H hidden, h heads of size d, F intermediate features, B sequences. Devlin et al., "BERT:
+Pre-training of Deep Bidirectional Transformers", 2019: embeddings, then L times attention and feed-forward network,
+each added to its input and normalised. Five fused operations a layer; a module that somebody put in the place of a
+weight (`weights.py`) is called instead of being fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..dispatch import note
+from ..ops import _philox
+from .batch import PackedBatch, first_rows, one_row_each
+from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
+
+Observer = Callable[[int, Tensor], Tensor]
+
+
+def encode_packed(
+    weights: BertWeights,
+    batch: PackedBatch,
+    *,
+    first_only: bool = False,
+    observe: Observer | None = None,
+) -> Tensor:
+    """The last layer's output.
+
+    Args:
+        first_only: only each sequence's first row is wanted; what follows the last attention computes no other.
+        observe: called with (0, the embeddings' output) and (i, that of layer i, from 1); what it gives goes on.
+
+    Returns:
+        [T,H]; [B,H] with first_only, zeros for a sequence without tokens.
+
+    Raises:
+        ArgumentError: an id is out of its table (on the CPU), or tensors do not fit.
+    """
+    seeds = draw_seeds(weights, batch.position_ids.device)
+    x = embed(weights.embeddings, batch, seeds[0][0])  # [T,H]
+    if observe is not None:
+        x = observe(0, x)
+    last = len(weights.layers) - 1
+    for index, layer in enumerate(weights.layers):
+        short = first_only and index == last
+        x = _enter(layer, x, batch, seeds[index + 1], short)  # [T,H], or [B,H] if short
+        if observe is not None:
+            x = observe(index + 1, x)
+    return first_rows(x, batch.cu_seqlens) if first_only and last < 0 else x
+
+
+def embed(weights: EmbeddingWeights, batch: PackedBatch, seed: Tensor | None) -> Tensor:
+    """dropout(LN(word + position + segment)): the first [T,H]."""
+    ids, word, rows = batch.input_ids, weights.word, batch.inputs_embeds
+    if rows is not None:
+        ids = word = None
+    elif not isinstance(word, Tensor):
+        ids, word, rows = None, None, _called(word, ids)
+    return ops.embedding(
+        *(ids, word, rows),
+        *(batch.position_ids, weights.position, batch.token_type_ids, weights.segment),
+        *(weights.norm.weight, weights.norm.bias),
+        eps=weights.norm.eps,
+        p=weights.dropout,
+        seed=seed,
+        cu_seqlens=batch.cu_seqlens,
+        padding_idx=weights.padding_idx,
+    )
+
+
+def encode_layer(
+    layer: LayerWeights,
+    x: Tensor,
+    batch: PackedBatch,
+    seeds: Sequence[Tensor | None],
+    first_only: bool = False,
+) -> Tensor:
+    """One layer: [T,H] -> [T,H]; with first_only [B,H], each sequence's first row.
+
+    Args:
+        seeds: of dropout on attention, on its output, and on the feed-forward network's output.
+    """
+    qkv = project_qkv(layer, x)  # [T,3,h,d]
+    context = ops.attention(
+        *(qkv, batch.cu_seqlens, batch.max_seqlen), p=layer.attention_dropout, seed=seeds[0]
+    )  # [T,h·d]
+    del qkv  # and context below: peak memory is that of the widest step
+    cu_seqlens = batch.cu_seqlens
+    if first_only:
+        x, context = first_rows(x, cu_seqlens), first_rows(context, cu_seqlens)  # [B,H]
+        cu_seqlens = one_row_each(cu_seqlens)
+    x = add_and_normalise(
+        *(layer.out, layer.out_norm, context, x), layer.out_dropout, seeds[1], cu_seqlens
+    )  # [T,H]
+    del context
+    inner = activate(layer.inner, layer.activation, x)  # [T,F]
+    return add_and_normalise(
+        *(layer.outer, layer.norm, inner, x), layer.dropout, seeds[2], cu_seqlens
+    )  # [T,H]
+
+
+def project_qkv(layer: LayerWeights, x: Tensor) -> Tensor:
+    """Query, key and value of every head: [T,H] -> [T,3,h,d]."""
+    parts = (layer.query, layer.key, layer.value)
+    if all(isinstance(part, Linear) for part in parts):
+        (wq, bq), (wk, bk), (wv, bv) = parts
+        return ops.qkv_projection(x, wq, wk, wv, bq, bk, bv, num_heads=layer.num_heads)
+    qkv = torch.stack([_called(part, x) for part in parts], 1)  # [T,3,h·d]
+    return qkv.unflatten(2, (layer.num_heads, -1))
+
+
+def activate(inner: Linear | Call, activation: Call | None, x: Tensor) -> Tensor:
+    """activation(x·Wᵀ + b), gelu by erf where it is None: [T,H] -> [T,F]."""
+    if activation is None and isinstance(inner, Linear):
+        return ops.linear_gelu(x, inner.weight, inner.bias)
+    if isinstance(inner, Linear) and not torch.compiler.is_compiling():
+        note("linear_gelu", "forward", "torch", {"fused": "hidden_act is not gelu"})
+    return (activation or torch.nn.functional.gelu)(_called(inner, x))
+
+
+def add_and_normalise(
+    outer: Linear | Call,
+    norm: Norm | Call,
+    x: Tensor,
+    residual: Tensor,
+    p: float,
+    seed: Tensor | None,
+    cu_seqlens: Tensor,
+) -> Tensor:
+    """LN(residual + dropout(x·Wᵀ + b)), which ends both halves of a layer: [T,K] -> [T,H]."""
+    if isinstance(outer, Linear) and isinstance(norm, Norm):
+        return ops.linear_layernorm(
+            *(x, outer.weight, outer.bias, residual, norm.weight, norm.bias),
+            eps=norm.eps,
+            p=p,
+            seed=seed,
+            cu_seqlens=cu_seqlens,
+        )
+    return _called(norm, residual + dropout(_called(outer, x), p, seed, cu_seqlens))
+
+
+def dropout(x: Tensor, p: float, seed: Tensor | None, cu_seqlens: Tensor) -> Tensor:
+    """Dropout of rows [T,H] with the bits that the fused operations draw."""
+    if p == 0:
+        return x
+    return _philox.dropout(x, p, _philox.hidden_keep(seed, p, cu_seqlens, *x.shape))
+
+
+def draw_seeds(weights: BertWeights, device: torch.device) -> list[tuple[Tensor | None, ...]]:
+    """Three seeds for the embeddings (the first is used) and for each layer, drawn from torch's generator at once."""
+    count = len(weights.layers) + 1
+    if not weights.drops:
+        return [(None, None, None)] * count
+    seeds = iter(_philox.draw_seed(device, 3 * count).split(1))
+    return list(zip(seeds, seeds, seeds, strict=True))
+
+
+def _enter(
+    layer: LayerWeights | torch.nn.Module,
+    x: Tensor,
+    batch: PackedBatch,
+    seeds: Sequence[Tensor | None],
+    first_only: bool,
+) -> Tensor:
+    if isinstance(layer, LayerWeights):
+        return encode_layer(layer, x, batch, seeds, first_only)
+    return layer(x[None], batch=batch, seeds=seeds, first_only=first_only)[0]
+
+
+def _called(part: Linear | Norm | Call, x: Tensor) -> Tensor:
+    """What a part makes of rows [T,...]; modules get them as a batch of one row, [1,T,...]."""
+    return part(x) if isinstance(part, Linear | Norm) else part(x[None])[0]

@@ -1,0 +1,186 @@
+"""Views of BERT's weights: what the encoder reads, whoever owns the tensors (modules, or a checkpoint's dict).
+
+H hidden, F intermediate features, N = heads · d features of attention (H unless heads were pruned). Where a `Linear`
+or `Norm` stands, its tensors enter fused operations; any other callable in that place (a LoRA or quantized layer) is
+called on rows [1,T,·] instead, which costs the fusion of that operation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Call = Callable[[Tensor], Tensor]
+
+
+class Linear(NamedTuple):
+    """x · weightᵀ + bias; weight [N,K], bias [N]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Norm(NamedTuple):
+    """LN over the last dimension; weight, bias [H]."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class EmbeddingWeights(NamedTuple):
+    """dropout(norm(word[id] + position[p] + segment[s])); tables [rows,H].
+
+    `word` may be a callable from ids [1,T] to rows [1,T,H]. padding_idx: the row that gets gradient 0, -1 for none.
+    """
+
+    word: Tensor | Call
+    position: Tensor
+    segment: Tensor
+    norm: Norm
+    dropout: float = 0.0
+    padding_idx: int = -1
+
+
+class LayerWeights(NamedTuple):
+    """One layer. Dropout probabilities are those in force now (0 in eval mode).
+
+    Fields:
+        query, key, value: [N,H]; out: [H,N], ended by out_norm.
+        inner: [F,H], followed by `activation` (None: gelu by erf); outer: [H,F], ended by norm.
+    """
+
+    query: Linear | Call
+    key: Linear | Call
+    value: Linear | Call
+    out: Linear | Call
+    out_norm: Norm | Call
+    inner: Linear | Call
+    outer: Linear | Call
+    norm: Norm | Call
+    num_heads: int
+    activation: Call | None = None
+    attention_dropout: float = 0.0
+    out_dropout: float = 0.0
+    dropout: float = 0.0
+
+
+class BertWeights(NamedTuple):
+    """The whole encoder.
+
+    Fields:
+        layers: views; or modules to be entered by their own call, which take (x [1,T,H], batch=, seeds=, first_only=)
+            and give [1,T,H]: for FSDP and gradient checkpointing, which work on a layer's call.
+        pooler: of each sequence's first row, before tanh; None without one.
+        drops: whether any dropout is in force.
+    """
+
+    embeddings: EmbeddingWeights
+    layers: Sequence[LayerWeights | torch.nn.Module]
+    pooler: Linear | Call | None = None
+    drops: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.position.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embeddings.position.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return self.embeddings.position.shape[1]
+
+    @property
+    def max_positions(self) -> int:
+        return self.embeddings.position.shape[0]
+
+
+class MaskedLMWeights(NamedTuple):
+    """The masked-LM head: norm(activation(transform)), then the decoder [V,H], whose weight is the word table's."""
+
+    transform: Linear | Call
+    norm: Norm | Call
+    decoder: Linear | Call
+    activation: Call | None = None
+
+
+ACTIVATIONS: dict[str, Call | None] = {  # None: the fused gelu by erf
+    "gelu": None,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def bert_weights(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> BertWeights:
+    """A view of a checkpoint's tensors by Hugging Face's names (without ``bert.``), in eval mode.
+
+    Args:
+        tensors: name -> tensor, all of one dtype and device.
+        config: what config.json says; num_hidden_layers, num_attention_heads, hidden_act and layer_norm_eps are read.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    eps, heads = float(config["layer_norm_eps"]), int(config["num_attention_heads"])
+
+    def linear(name: str) -> Linear:
+        return Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+    def norm(name: str) -> Norm:
+        return Norm(tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps)
+
+    def layer(name: str) -> LayerWeights:
+        return LayerWeights(
+            *(linear(f"{name}.attention.self.{part}") for part in ("query", "key", "value")),
+            linear(f"{name}.attention.output.dense"),
+            norm(f"{name}.attention.output.LayerNorm"),
+            linear(f"{name}.intermediate.dense"),
+            linear(f"{name}.output.dense"),
+            norm(f"{name}.output.LayerNorm"),
+            heads,
+            ACTIVATIONS[config["hidden_act"]],
+        )
+
+    tables = (f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
+    return BertWeights(
+        EmbeddingWeights(*(tensors[name] for name in tables), norm("embeddings.LayerNorm")),
+        [layer(f"encoder.layer.{index}") for index in range(int(config["num_hidden_layers"]))],
+        linear("pooler.dense") if "pooler.dense.weight" in tensors else None,
+    )
+
+
+def masked_lm_weights(
+    tensors: Mapping[str, Tensor], config: Mapping[str, object]
+) -> MaskedLMWeights:
+    """A view of a masked-LM head by Hugging Face's names (``cls.predictions.``); its decoder is tied where it is absent.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    head, words = "cls.predictions", tensors["embeddings.word_embeddings.weight"]
+    own = f"{head}.decoder.bias"  # of two the decoder's counts
+    norm = (tensors[f"{head}.transform.LayerNorm.{part}"] for part in ("weight", "bias"))
+    return MaskedLMWeights(
+        Linear(*(tensors[f"{head}.transform.dense.{part}"] for part in ("weight", "bias"))),
+        Norm(*norm, float(config["layer_norm_eps"])),
+        Linear(
+            tensors.get(f"{head}.decoder.weight", words),
+            tensors[own if own in tensors else f"{head}.bias"],
+        ),
+        ACTIVATIONS[config["hidden_act"]],
+    )

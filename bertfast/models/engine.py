@@ -1,0 +1,259 @@
+"""What every model does: decide which of the ways a call goes, and run the core or transformers' own forward.
+
+A call is (a) fused; (b) fused around modules that stand in the place of a Linear (`fusion.py`); or (c) transformers' own
+`forward`, with the reason recorded for `explain` and said once in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import dispatch
+from ..core.batch import PackedBatch, first_rows, take, unpack
+from ..core.encode import encode_packed
+from ..core.finite import check_output, check_results
+from ..core.heads import pool
+from ..core.weights import BertWeights, Linear
+from ..errors import UnsupportedError
+from ..ops.packed import Cache, FrozenParameter
+from .inputs import INPUTS, STARTS, make_batch
+
+try:
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY as _RECORDED
+except ImportError:  # transformers 4
+    _RECORDED = None
+
+logger = logging.getLogger("bertfast")
+
+_OWN = (*STARTS, "check_finite", "output_logits", "num_sequences_in_batch")
+# What tokenizers, collators and Trainer pass along, and what only decoders look at; nothing of it changes an encoder.
+_IGNORED = frozenset(
+    ("special_tokens_mask", "length", "overflow_to_sample_mapping", "offset_mapping", "seq_idx")
+    + ("use_cache", "output_cross_attentions", "num_items_in_batch", "cache_position")
+)
+_READ = frozenset(
+    (*INPUTS, *_OWN, "output_hidden_states", "return_dict")
+    + ("labels", "next_sentence_label", "start_positions", "end_positions")
+)
+_CACHES: weakref.WeakKeyDictionary[nn.Module, Cache] = weakref.WeakKeyDictionary()
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+class Encoded(NamedTuple):
+    """What the encoder made of a call.
+
+    Fields:
+        rows: [T,H], the last layer's output; [sequences,H] of first tokens where no more was asked for.
+        pooled: [sequences,H], or None without a pooler.
+        hidden_states: the embeddings' and every layer's output [B,S,H], on the way of the gradient; or None.
+        packed_call: the caller packed the tokens, so the batch is one row [1,total].
+    """
+
+    rows: Tensor
+    pooled: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None
+    batch: PackedBatch
+    packed_call: bool
+
+
+def arguments(kind: type[nn.Module], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by transformers' names; those that are None are left out."""
+    if args:
+        names = _positional(kind)
+        if len(args) > len(names):
+            raise TypeError(f"forward() takes at most {len(names)} arguments, got {len(args)}")
+        twice = kwargs.keys() & set(names[: len(args)])
+        if twice:
+            raise TypeError(f"forward() got multiple values for argument {min(twice)!r}")
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {name: value for name, value in kwargs.items() if value is not None}
+
+
+@functools.cache
+def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(kind.forward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in places)[1:]
+
+
+def signed_as(kind: type[nn.Module], forward: Callable) -> Callable:
+    """`forward` with the signature of transformers' class, which Trainer and others read."""
+
+    @functools.wraps(forward)
+    def signed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    signed.__signature__ = inspect.signature(kind.forward)
+    return signed
+
+
+def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Another class for a live module; transformers 5 knows by the class which outputs of a model it can record."""
+    module.__class__ = kind
+    recorded = getattr(module, "_can_record_outputs", None)
+    if _RECORDED is not None and recorded is not None:
+        _RECORDED[module] = recorded
+
+
+def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False) -> Encoded | str:
+    """The encoder on a call's arguments, or the reason why transformers' own forward has to run.
+
+    Args:
+        model: a `BertModel` of bertfast.
+        first_only: each sequence's first row is enough.
+
+    Raises:
+        ArgumentError: an argument is wrong.
+    """
+    reason = _reason_of_call(given) or _reason_of_moment()
+    if reason is not None:
+        return reason
+    weights = model.view()
+    if isinstance(weights, str):
+        return weights
+    hidden = given.get("output_hidden_states", model.config.output_hidden_states)
+    if not isinstance(hidden, bool):
+        return "output_hidden_states asks for some layers"
+    if given.get("output_attentions", model.config.output_attentions):
+        return "output_attentions needs the matrices"
+    batch = make_batch(weights, given)
+    states: list[Tensor] | None = [] if hidden else None
+    check = model if given.get("check_finite") else None
+    first_only = first_only and not hidden
+    with _kept_weights(model, weights):
+        observe = _observer(batch, states, check) if hidden or check is not None else None
+        rows = encode_packed(weights, batch, first_only=first_only, observe=observe)
+        pooled = _pooled(weights, rows, batch, first_only)
+    packed_call = "cu_seq_lens_q" in given
+    return Encoded(rows, pooled, tuple(states) if hidden else None, batch, packed_call)
+
+
+def _pooled(
+    weights: BertWeights, rows: Tensor, batch: PackedBatch, first_only: bool
+) -> Tensor | None:
+    if weights.pooler is None:
+        return None
+    starts = batch.cu_seqlens
+    return pool(weights.pooler, rows if first_only else first_rows(rows, starts), starts)
+
+
+def _observer(
+    batch: PackedBatch, states: list[Tensor] | None, check: nn.Module | None
+) -> Callable[[int, Tensor], Tensor]:
+    """Keeps hidden states [B,S,H], through which the gradient then goes, and looks for values that are not finite."""
+    through = torch.is_grad_enabled()
+
+    def observe(index: int, x: Tensor) -> Tensor:
+        if check is not None:
+            part = check.encoder.layer[index - 1] if index else check.embeddings
+            check_output(f"encoder.layer.{index - 1}" if index else "embeddings", part, x)
+        if states is not None:
+            states.append(unpack(x, batch))
+            x = take(states[-1], batch) if through else x
+        return x
+
+    return observe
+
+
+def _reason_of_call(given: Mapping[str, Any]) -> str | None:
+    """What in the arguments only transformers' forward does."""
+    for name, value in given.items():
+        if name not in _READ:
+            if value is False or name in _IGNORED:
+                continue
+            return f"{name} is given"
+        if isinstance(value, Tensor):
+            if type(value) is not Tensor and type(value) is not nn.Parameter:
+                return f"{name} is a {type(value).__name__}"
+            if value.is_meta:
+                return f"{name} is on the meta device"
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() > 2:
+        return f"attention_mask has {mask.dim()} dimensions"
+    return None
+
+
+def _reason_of_moment() -> str | None:
+    """Who watches a call from outside: tracing, export, transforms, modes."""
+    if torch.compiler.is_compiling():
+        return "the model is exported" if _is_exporting() else None
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return "the model is traced"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms it"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a dispatch mode watches the operations"
+    return None
+
+
+def theirs(
+    model: nn.Module, kind: type[nn.Module], reason: str, given: dict[str, Any], **own: Any
+) -> Any:
+    """transformers' own forward, recorded and said once."""
+    if not torch.compiler.is_compiling():
+        name = type(model).__name__
+        dispatch.note(name, "forward", "transformers", {"fused": reason})
+        _say_once(name, reason)
+    if "cu_seq_lens_q" in given:
+        raise UnsupportedError(
+            f"cu_seq_lens_q: a batch packed by the caller runs in bertfast's own forward only, and here {reason}. "
+            "Give input_ids and attention_mask [batch, length]."
+        )
+    return kind.forward(model, **{k: v for k, v in given.items() if k not in _OWN}, **own)
+
+
+@functools.cache
+def _say_once(name: str, reason: str) -> None:
+    logger.warning("%s runs transformers' own forward: %s.", name, reason)
+
+
+def returns_dict(model: nn.Module, given: Mapping[str, Any]) -> bool:
+    """Whether an output object is wanted, no tuple."""
+    held = model.config.__dict__
+    default = held.get("return_dict", True) and not held.get("torchscript", False)
+    return given.get("return_dict", default)
+
+
+def finish(model: nn.Module, kind: type, given: Mapping[str, Any], **fields: Any) -> Any:
+    """The output of a call, or its tuple; with check_finite, an error that names what is not finite."""
+    if given.get("check_finite"):
+        check_results(model, fields)
+    output = kind(**fields)
+    return output if returns_dict(model, given) else output.to_tuple()
+
+
+@contextlib.contextmanager
+def _kept_weights(model: nn.Module, weights: BertWeights) -> Iterator[None]:
+    """Around the layers of one forward: packed copies are kept in eval mode without grad; frozen weights give none."""
+    if torch.compiler.is_compiling():
+        yield
+    elif model.training:
+        _CACHES.pop(model, None)
+        yield
+    elif _is_frozen(weights):
+        with torch.no_grad():
+            yield
+    elif torch.is_grad_enabled():
+        yield
+    else:
+        cache = _CACHES.get(model)
+        if cache is None:
+            cache = _CACHES[model] = Cache()
+        with cache.active():
+            yield
+
+
+def _is_frozen(weights: BertWeights) -> bool:
+    query = getattr(weights.layers[0], "query", None) if len(weights.layers) else None
+    return isinstance(query, Linear) and isinstance(query.weight, FrozenParameter)

@@ -1,0 +1,360 @@
+"""The fusion pattern: which of transformers' modules fused operations may replace, asked on every call.
+
+The result is a view of the weights (`core/weights.py`), or the reason why transformers' own forward has to run. A
+module that is replaced by one that is Linear-like and that nobody observes (LoRA, a quantized Linear, pruning, a
+parametrization) stands in the view itself and is called. Anything else that is not as transformers made it (a hook, a
+patched forward, another class, a tensor of an unknown kind) is a reason. Only dictionaries are looked into: some 5 us a
+layer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from transformers import activations
+from transformers.models.bert import modeling_bert as theirs
+
+from .. import dispatch
+from ..core.weights import BertWeights, EmbeddingWeights, LayerWeights, Linear, Norm
+from ..ops.packed import FrozenParameter
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_PLAIN = frozenset((nn.Parameter, Tensor, FrozenParameter))
+Kinds = Container[type]
+# Packages whose layers compute each row from that row alone, in the place of a Linear, LayerNorm or Embedding.
+_ROW_BY_ROW = frozenset(
+    ("aqlm", "auto_gptq", "awq", "bitsandbytes", "compressed_tensors", "eetq", "gptqmodel", "hqq")
+    + ("optimum", "peft", "quanto", "torchao")
+)
+_WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)  # they make a weight of others
+_SELF_ATTENTION = (theirs.BertSelfAttention, getattr(theirs, "BertSdpaSelfAttention", None))
+_ELEMENTWISE = ("transformers.activations", "torch.nn.modules.activation")
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+
+_PARTS = ("attention.self", "attention.output", "intermediate")
+
+
+class _Any:
+    """Every type: what a sharded layer holds before its own call is not what it computes with."""
+
+    def __contains__(self, kind: type) -> bool:
+        return True
+
+
+_ANY = _Any()
+
+
+class Unfit(Exception):
+    """The reason why transformers' forward has to run."""
+
+
+def view(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights | str:
+    """The weights of a transformers `BertModel` in the state that they have now, or the reason why there is no view.
+
+    Args:
+        layer_class: a BertLayer that can be entered by its own call with a packed stream; others are only looked into.
+    """
+    try:
+        return _model(model, layer_class)
+    except Unfit as unfit:
+        return str(unfit)
+
+
+def layer_view(layer: nn.Module) -> LayerWeights:
+    """The weights of one BertLayer. Raises Unfit."""
+    return _layer(layer, None, "")
+
+
+def reason_of(module: nn.Module, name: str) -> str | None:
+    """Why a module may not be left out or given rows instead of a batch, or None: a hook, or a replaced forward."""
+    held = module.__dict__
+    if (
+        held["_forward_hooks"]
+        or held["_forward_pre_hooks"]
+        or held["_backward_hooks"]
+        or held["_backward_pre_hooks"]
+    ):
+        hooks = [hook for kind in _HOOKS for hook in held[kind].values()]
+        if not all(map(_inactive, hooks)):
+            kinds = " and ".join(k.strip("_").replace("_", " ") for k in _HOOKS if held[k])
+            return f"{name} has {kinds}"
+    if "forward" in held:
+        return f"{name} has a forward of its own"
+    if held.get("_compiled_call_impl") is not None:
+        return f"{name} is compiled by itself"
+    return None
+
+
+def reason_of_all() -> str | None:
+    """A hook for all modules (torch 2.6 has no function that tells)."""
+    if any(getattr(torch_module, f"_global{kind}") for kind in _HOOKS):
+        return "a hook is registered for all modules"
+    return None
+
+
+def linear(
+    parent: nn.Module, name: str, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
+) -> Linear | Any:
+    """The weights of a Linear, or what stands in its place. Raises Unfit."""
+    module = parent._modules.get(name)
+    if type(module) is nn.Linear and _is_plain(module.__dict__):
+        tensors = module._parameters
+        weight, bias = tensors.get("weight"), tensors.get("bias")
+        if type(weight) in kinds and type(bias) in kinds:
+            _check_dtype(weight, dtype, where, name)
+            return Linear(weight, bias)
+    return _stand_in(module, nn.Linear, f"{where}{name}", kinds)
+
+
+def norm(
+    parent: nn.Module, name: str, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
+) -> Norm | Any:
+    """The weights of a LayerNorm, or what stands in its place. Raises Unfit."""
+    module = parent._modules.get(name)
+    if type(module) is nn.LayerNorm and _is_plain(module.__dict__):
+        tensors = module._parameters
+        weight, bias = tensors.get("weight"), tensors.get("bias")
+        if type(weight) in kinds and type(bias) in kinds:
+            _check_dtype(weight, dtype, where, name)
+            return Norm(weight, bias, module.eps)
+    return _stand_in(module, nn.LayerNorm, f"{where}{name}", kinds)
+
+
+def dropout(module: nn.Module | None, name: str) -> float:
+    """The probability in force. Raises Unfit."""
+    kind = type(module)
+    if kind is not nn.Dropout and kind is not nn.Identity:
+        raise Unfit(f"{name} is a {kind.__name__}")
+    if reason := reason_of(module, name):
+        raise Unfit(reason)
+    return module.p if kind is nn.Dropout and module.training else 0.0
+
+
+def activation(module: Any, name: str) -> Any:
+    """None for gelu by erf, which is fused; else the function. Raises Unfit."""
+    kind = type(module)
+    if kind is activations.GELUActivation and module.act is nn.functional.gelu:
+        fused = True
+    elif kind is nn.GELU:
+        fused = module.approximate == "none"
+    else:
+        fused = module is nn.functional.gelu
+    if isinstance(module, nn.Module):
+        if reason := reason_of(module, name):
+            raise Unfit(reason)
+        if not fused and not kind.__module__.startswith(_ELEMENTWISE):
+            raise Unfit(f"{name} is a {kind.__name__}")
+    elif not fused:
+        raise Unfit(f"{name} is a function")
+    return None if fused else module
+
+
+def exact(module: nn.Module | None, kind: type | tuple, name: str) -> nn.Module:
+    """The module, if it is of this very class (or one of these) and nobody observes it. Raises Unfit."""
+    found = type(module)
+    if found is not kind and not (isinstance(kind, tuple) and found in kind):
+        raise Unfit(f"{name} is a {type(module).__name__}")
+    if reason := reason_of(module, name):
+        raise Unfit(reason)
+    return module
+
+
+def _model(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights:
+    _check_config(model.config)
+    if reason := reason_of_all():
+        raise Unfit(reason)
+    modules = model._modules
+    embeddings = _embeddings(exact(modules.get("embeddings"), theirs.BertEmbeddings, "embeddings"))
+    encoder = exact(modules.get("encoder"), theirs.BertEncoder, "encoder")
+    dtype, layers, drops = embeddings.position.dtype, [], embeddings.dropout > 0
+    for index, layer in enumerate(
+        exact(encoder._modules.get("layer"), nn.ModuleList, "encoder.layer")
+    ):
+        name = f"encoder.layer.{index}"
+        sharded, saves = _how_entered(layer, layer_class, name)
+        weights = _layer(layer, dtype, f"{name}.", _ANY if sharded else _PLAIN)
+        drops = drops or (
+            weights.attention_dropout > 0 or weights.out_dropout > 0 or weights.dropout > 0
+        )
+        layers.append(layer if sharded or saves else weights)
+    pooler = modules.get("pooler")
+    if pooler is not None:
+        exact(pooler, theirs.BertPooler, "pooler")
+        exact(pooler._modules.get("activation"), nn.Tanh, "pooler.activation")
+        pooler = linear(pooler, "dense", None, "pooler.")
+    return BertWeights(embeddings, layers, pooler, drops)
+
+
+def _check_config(config: Any) -> None:
+    held = config.__dict__
+    if held.get("is_decoder") or held.get("add_cross_attention"):
+        raise Unfit("it is a decoder")
+    if held.get("is_causal"):
+        raise Unfit("config.is_causal is set")
+    asked = held.get("_attn_implementation_internal", held.get("_attn_implementation"))
+    if asked is not None and asked not in _ATTENTION:
+        raise Unfit(f"attn_implementation is {asked!r}")
+
+
+def _embeddings(module: nn.Module) -> EmbeddingWeights:
+    modules, name = module._modules, "embeddings."
+    if module.__dict__.get("position_embedding_type", "absolute") != "absolute":
+        raise Unfit("positions are relative")
+    tables = []
+    for part in ("position_embeddings", "token_type_embeddings"):
+        table = exact(modules.get(part), nn.Embedding, f"{name}{part}")
+        weight = table._parameters.get("weight")
+        if type(weight) not in _PLAIN or _looks_up_oddly(table):
+            raise Unfit(f"{name}{part} is no plain table")
+        tables.append(weight)
+    if tables[0].is_meta:
+        raise Unfit("the model is on the meta device")
+    dtype = tables[0].dtype
+    words, padding = modules.get("word_embeddings"), -1
+    if type(words) is nn.Embedding and _is_plain(words.__dict__) and not _looks_up_oddly(words):
+        padding = -1 if words.padding_idx is None else words.padding_idx
+        word = words._parameters.get("weight")
+        if type(word) not in _PLAIN:
+            raise Unfit(f"{name}word_embeddings.weight is a {type(word).__name__}")
+        _check_dtype(word, dtype, name, "word_embeddings")
+    else:
+        word = _stand_in(words, nn.Embedding, f"{name}word_embeddings")
+    last = norm(module, "LayerNorm", dtype, name)
+    if not isinstance(last, Norm):
+        raise Unfit(f"{name}LayerNorm is a {type(last).__name__}")
+    p = dropout(modules.get("dropout"), f"{name}dropout")
+    return EmbeddingWeights(word, *tables, last, p, padding)
+
+
+def _layer(
+    layer: nn.Module, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
+) -> LayerWeights:
+    """`kinds`: the types that a fused operation's tensors may have."""
+    modules = layer._modules
+    attention = exact(modules.get("attention"), theirs.BertAttention, f"{where}attention")
+    attend = exact(attention._modules.get("self"), _SELF_ATTENTION, f"{where}attention.self")
+    end = exact(attention._modules.get("output"), theirs.BertSelfOutput, f"{where}attention.output")
+    middle = exact(modules.get("intermediate"), theirs.BertIntermediate, f"{where}intermediate")
+    output = exact(modules.get("output"), theirs.BertOutput, f"{where}output")
+    inside, after, before = (f"{where}{part}." for part in _PARTS)
+    heads, size = attend.num_attention_heads, attend.attention_head_size
+    query = linear(attend, "query", dtype, inside, kinds)
+    rows = query.weight.shape[0] if isinstance(query, Linear) else query.out_features
+    if rows != heads * size:
+        raise Unfit(f"{inside}query has {rows} outputs for {heads} heads of {size}")
+    return LayerWeights(
+        query,
+        linear(attend, "key", dtype, inside, kinds),
+        linear(attend, "value", dtype, inside, kinds),
+        linear(end, "dense", dtype, after, kinds),
+        norm(end, "LayerNorm", dtype, after, kinds),
+        linear(middle, "dense", dtype, before, kinds),
+        linear(output, "dense", dtype, f"{where}output.", kinds),
+        norm(output, "LayerNorm", dtype, f"{where}output.", kinds),
+        heads,
+        activation(middle.intermediate_act_fn, f"{before}intermediate_act_fn"),
+        dropout(attend._modules.get("dropout"), f"{inside}dropout"),
+        dropout(end._modules.get("dropout"), f"{after}dropout"),
+        dropout(output._modules.get("dropout"), f"{where}output.dropout"),
+    )
+
+
+def _how_entered(layer: nn.Module, layer_class: type[nn.Module], name: str) -> tuple[bool, bool]:
+    """Whether a layer works by its own call: (taken by FSDP, checkpointed). Raises Unfit for what is unknown."""
+    kind = type(layer)
+    sharded = kind is not layer_class and isinstance(layer, layer_class) and _is_sharded(layer)
+    if not sharded:
+        exact(layer, (layer_class, theirs.BertLayer), name)
+    saves = layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()
+    if saves and kind is theirs.BertLayer:
+        raise Unfit(f"{name} is transformers' own and checkpointed")
+    return sharded, saves
+
+
+def _is_sharded(layer: nn.Module) -> bool:
+    """Whether FSDP2's fully_shard took the layer, and nobody else observes it."""
+    if not any(base.__name__ == "FSDPModule" for base in type(layer).__mro__):
+        return False
+    hooks = [hook for kind in _HOOKS for hook in layer.__dict__[kind].values()]
+    return all(type(getattr(hook, "__self__", None)).__name__ == "FSDPState" for hook in hooks)
+
+
+def _is_plain(held: dict[str, Any]) -> bool:
+    """Whether nothing observes the module with this dictionary."""
+    return not (
+        held["_forward_hooks"]
+        or held["_forward_pre_hooks"]
+        or held["_backward_hooks"]
+        or held["_backward_pre_hooks"]
+        or "forward" in held
+        or held.get("_compiled_call_impl") is not None
+    )
+
+
+def _check_dtype(weight: Tensor, dtype: torch.dtype | None, where: str, name: str) -> None:
+    if dtype is not None and weight.dtype is not dtype:
+        raise Unfit(f"{where}{name} is in {weight.dtype}, the embeddings in {dtype}")
+
+
+def _looks_up_oddly(module: nn.Embedding) -> bool:
+    return module.max_norm is not None or module.sparse or module.scale_grad_by_freq
+
+
+def _stand_in(
+    module: nn.Module | None, kind: type[nn.Module], name: str, kinds: Kinds = _PLAIN
+) -> nn.Module:
+    """A module to be called with rows [1,T,·] in the place of one of `kind`. Raises Unfit."""
+    found = type(module)
+    own = found.forward is kind.forward if isinstance(module, kind) else False
+    if not own and not _from_row_by_row_library(found):
+        raise Unfit(f"{name} is a {found.__name__}")
+    for inner in module.modules():
+        held = inner.__dict__
+        hooks = [hook for part in _HOOKS for hook in held[part].values()]
+        if "forward" in held or not all(map(_may_see_rows, hooks)):
+            raise Unfit(reason_of(inner, name) or f"{name} is observed")
+    for tensor in module.parameters():
+        if type(tensor) not in kinds and not _from_row_by_row_library(type(tensor)):
+            raise Unfit(f"{name}.weight is a {type(tensor).__name__}")
+    if not torch.compiler.is_compiling():
+        dispatch.note(name, "forward", "modules", {"fused": f"it is a {_full_name(found)}"})
+    return module
+
+
+@functools.cache
+def _from_row_by_row_library(kind: type) -> bool:
+    place = kind.__module__
+    return place.partition(".")[0] in _ROW_BY_ROW or place.startswith(
+        ("torch.ao.", "transformers.integrations.")
+    )
+
+
+def _full_name(kind: type) -> str:
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package == "torch" else f"{kind.__name__} of {package}"
+
+
+def _inactive(hook: Any) -> bool:
+    """A hook by which transformers 5 collects outputs, while nobody collects."""
+    module = getattr(hook, "__module__", None)
+    if module != "transformers.utils.output_capturing":
+        return False
+    from transformers.utils.output_capturing import _active_collector
+
+    return _active_collector.get() is None
+
+
+def _may_see_rows(hook: Any) -> bool:
+    """A hook that only makes a weight, or that marks the output of the word embeddings as needing a gradient."""
+    return isinstance(hook, _WEIGHT_HOOKS) or "make_inputs_require_grad" in getattr(
+        hook, "__name__", ""
+    )

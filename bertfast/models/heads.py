@@ -1,0 +1,322 @@
+"""The task heads: transformers' classes of those names with another engine.
+
+Their losses count what the encoder computes: a label at padding does not count, and `num_items_in_batch`, where Trainer
+gives it, divides the sum of a loss, so that accumulated gradients are those of the large batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import modeling_outputs as outputs
+from transformers.models.bert import modeling_bert
+
+from ..core import heads
+from ..core.batch import one_row_each, row_a_sequence, take, unpack
+from ..core.encode import dropout
+from ..core.weights import MaskedLMWeights
+from ..ops import _philox
+from . import fusion
+from .bert import BertModel, switch
+from .engine import Encoded, arguments, encode, finish, signed_as, theirs
+from .frozen import Freezable
+from .inputs import class_labels, flat_choices, items, number_labels
+from .loading import CheckedLoading
+
+
+class Head(Freezable, CheckedLoading):
+    """What all heads share. A subclass says in `_encode` what it needs and in `_answer` what it makes of the rows."""
+
+    _theirs: type[nn.Module]  # transformers' class of the same name
+    _first_only = False  # whether each sequence's first row is enough
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "_theirs" in cls.__dict__:
+            cls.forward = signed_as(cls._theirs, Head.forward)
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        if type(self.bert) is modeling_bert.BertModel:
+            switch(self.bert)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' forward: its arguments, its output; also what `BertModel.forward` takes besides.
+
+        Args:
+            num_items_in_batch: divide the sum of the loss by this, instead of by the number of its terms.
+
+        Raises:
+            ArgumentError: an argument is wrong (labels out of range: on the CPU).
+        """
+        given = arguments(self._theirs, args, kwargs)
+        encoded = self._reason() or self._encode(given)
+        if isinstance(encoded, str):
+            return theirs(self, self._theirs, encoded, given)
+        return self._answer(encoded, given)
+
+    def _reason(self) -> str | None:
+        """Why the head's own modules cannot be given rows, or None."""
+        try:
+            fusion.exact(self.bert, BertModel, "bert")
+            for name, module in self._modules.items():
+                if name != "bert":
+                    self._check(name, module)
+        except fusion.Unfit as unfit:
+            return str(unfit)
+        return fusion.reason_of_all()
+
+    def _check(self, name: str, module: nn.Module) -> None:
+        """Raise Unfit for a module of the head that somebody observes, as it would see other shapes."""
+        for inner in module.modules():
+            if reason := fusion.reason_of(inner, name):
+                raise fusion.Unfit(reason)
+
+    def _encode(self, given: dict[str, Any]) -> Encoded | str:
+        return encode(self.bert, given, self._first_only)
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        """The output of a call; each head has its own."""
+        raise TypeError(f"{type(self).__name__}: expected one of bertfast's heads")
+
+    def _finish(self, kind: type, encoded: Encoded, given: dict[str, Any], **fields: Any) -> Any:
+        return finish(self, kind, given, **fields, hidden_states=encoded.hidden_states)
+
+
+class PooledHead(Head):
+    """A head on the pooled first tokens. Its modules get [B,H], as in transformers, so hooks on them are welcome."""
+
+    _first_only = True
+
+    def _check(self, name: str, module: nn.Module) -> None:
+        pass
+
+    def _dropped(self, encoded: Encoded) -> Tensor:
+        return _drop(self.dropout, encoded.pooled, one_row_each(encoded.batch.cu_seqlens))
+
+
+class BertForSequenceClassification(PooledHead, modeling_bert.BertForSequenceClassification):
+    """BERT with a classifier on the pooled first token: one label a text, several, or numbers (regression)."""
+
+    _theirs = modeling_bert.BertForSequenceClassification
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        scores, loss = self.classifier(self._dropped(encoded)), None
+        if "labels" in given:
+            loss = self._loss(scores, given["labels"], _items(given, scores))
+        return self._finish(
+            outputs.SequenceClassifierOutput, encoded, given, loss=loss, logits=scores
+        )
+
+    def _loss(self, scores: Tensor, labels: Tensor, count: heads.Items) -> Tensor:
+        """By config.problem_type, which the first labels decide where it is None, as in transformers."""
+        config, (rows, classes) = self.config, scores.shape
+        if config.problem_type is None:
+            config.problem_type = infer_problem(classes, labels)
+        if config.problem_type == "single_label_classification":
+            labels = class_labels("labels", labels, (rows,), classes, scores.device)
+            return heads.cross_entropy(scores, labels, count)
+        labels = number_labels(labels, scores, config.problem_type)
+        numbers = config.problem_type == "regression"
+        return (heads.regression if numbers else heads.several_labels)(scores, labels, count)
+
+
+def infer_problem(classes: int, labels: Tensor) -> str:
+    """transformers' rule: one output is regression, integer labels are classes, other labels are several at once."""
+    if classes == 1:
+        return "regression"
+    integers = isinstance(labels, Tensor) and labels.dtype in (torch.int64, torch.int32)
+    return "single_label_classification" if integers else "multi_label_classification"
+
+
+class BertForMultipleChoice(PooledHead, modeling_bert.BertForMultipleChoice):
+    """BERT with one score a choice, from the pooled first token; inputs [B, choices, S]."""
+
+    _theirs = modeling_bert.BertForMultipleChoice
+
+    def _encode(self, given: dict[str, Any]) -> Encoded | str:
+        return encode(self.bert, flat_choices(given)[1], True)
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        choices, loss = flat_choices(given)[0], None
+        scores = self.classifier(self._dropped(encoded)).view(-1, choices)
+        if "labels" in given:
+            labels = class_labels(
+                "labels", given["labels"], scores.shape[:1], choices, scores.device
+            )
+            loss = heads.cross_entropy(scores, labels, _items(given, scores))
+        return self._finish(
+            outputs.MultipleChoiceModelOutput, encoded, given, loss=loss, logits=scores
+        )
+
+
+class BertForNextSentencePrediction(PooledHead, modeling_bert.BertForNextSentencePrediction):
+    """BERT with the head that tells whether the second sentence follows the first (0) or not (1)."""
+
+    _theirs = modeling_bert.BertForNextSentencePrediction
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        scores, loss = self.cls(encoded.pooled), None
+        if "labels" in given:
+            labels = _next_labels("labels", given["labels"], scores)
+            loss = heads.cross_entropy(scores, labels, _items(given, scores))
+        return self._finish(
+            outputs.NextSentencePredictorOutput, encoded, given, loss=loss, logits=scores
+        )
+
+
+class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification):
+    """BERT with a classifier on every token; logits [B,S,labels] are zeros at padding."""
+
+    _theirs = modeling_bert.BertForTokenClassification
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        batch, loss = encoded.batch, None
+        scores = self.classifier(_drop(self.dropout, encoded.rows, batch.cu_seqlens)[None])[0]
+        if "labels" in given:
+            shape = (batch.batch, batch.length)
+            labels = class_labels("labels", given["labels"], shape, self.num_labels, scores.device)
+            loss = heads.cross_entropy(scores, take(labels, batch), _items(given, scores))
+        logits = unpack(scores, batch)
+        return self._finish(outputs.TokenClassifierOutput, encoded, given, loss=loss, logits=logits)
+
+
+class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
+    """BERT with two scores a token: the answer starts, or ends, here; the lowest value at padding."""
+
+    _theirs = modeling_bert.BertForQuestionAnswering
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        scores, loss = self.qa_outputs(encoded.rows[None])[0], None  # [T,2]
+        names = ("start_positions", "end_positions")
+        if all(name in given for name in names):
+            batch = row_a_sequence(encoded.batch) if encoded.packed_call else encoded.batch
+            columns, real = heads.span_scores(scores, batch)
+            count, losses = _items(given, scores), []
+            for side, name in enumerate(names):
+                rows = columns.shape[:1]
+                place = class_labels(name, given[name], rows, None, scores.device)
+                losses.append(heads.span_loss(columns[..., side], real, place, count))
+            loss = (losses[0] + losses[1]) / 2
+        start, end = heads.span_scores(scores, encoded.batch)[0].unbind(-1)
+        return self._finish(
+            *(outputs.QuestionAnsweringModelOutput, encoded, given),
+            loss=loss,
+            start_logits=start,
+            end_logits=end,
+        )
+
+
+class MaskedLMHead(Head):
+    """What the two heads share that tell the words behind [MASK]: labelled rows only where no logits are wanted.
+
+    With labels logits are made unless the model is in train mode, or as `output_logits` says.
+    """
+
+    def _words(self) -> MaskedLMWeights:
+        """The head's weights. Raises Unfit."""
+        predictions = fusion.exact(
+            self.cls.predictions, modeling_bert.BertLMPredictionHead, "cls.predictions"
+        )
+        transform = fusion.exact(
+            *(predictions.transform, modeling_bert.BertPredictionHeadTransform),
+            "cls.predictions.transform",
+        )
+        where = "cls.predictions.transform."
+        return MaskedLMWeights(
+            fusion.linear(transform, "dense", None, where),
+            fusion.norm(transform, "LayerNorm", None, where),
+            fusion.linear(predictions, "decoder", None, "cls.predictions."),
+            fusion.activation(transform.transform_act_fn, f"{where}transform_act_fn"),
+        )
+
+    def _check(self, name: str, module: nn.Module) -> None:
+        super()._check(name, module)
+        self._words()
+
+    def _wants_scores(self, given: dict[str, Any], learns: bool) -> bool:
+        return given.get("output_logits", not (learns and self.training))
+
+    def _words_loss(
+        self, encoded: Encoded, scores: Tensor | None, given: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """(the loss, the labels [T])."""
+        batch, words = encoded.batch, self.cls.predictions.decoder.out_features
+        shape = (batch.batch, batch.length)
+        labels = class_labels("labels", given["labels"], shape, words, encoded.rows.device)
+        labels, count = take(labels, batch), _items(given, encoded.rows)
+        if scores is not None:
+            return heads.cross_entropy(*heads.labelled(scores, labels), count), labels
+        return heads.masked_lm_loss(self._words(), encoded.rows, labels, count), labels
+
+
+class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):
+    """BERT with the head that tells the words behind [MASK]."""
+
+    _theirs = modeling_bert.BertForMaskedLM
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        learns, loss = "labels" in given, None
+        wanted = self._wants_scores(given, learns)
+        scores = heads.masked_lm_scores(self._words(), encoded.rows) if wanted else None
+        if learns:
+            loss, _ = self._words_loss(encoded, scores, given)
+        logits = unpack(scores, encoded.batch) if wanted else None
+        return self._finish(outputs.MaskedLMOutput, encoded, given, loss=loss, logits=logits)
+
+
+class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
+    """BERT with both heads of its pretraining: words behind [MASK], and whether one sentence follows the other.
+
+    num_sequences_in_batch: the next_sentence_labels of the whole batch that this call has a part of, as
+    num_items_in_batch is its labels; if absent, this part's mean weighs as its share of the labels.
+    """
+
+    _theirs = modeling_bert.BertForPreTraining
+
+    def _encode(self, given: dict[str, Any]) -> Encoded | str:
+        words = "labels" in given or self._wants_scores(given, False)
+        return encode(self.bert, given, not words)
+
+    def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
+        learns, loss = "labels" in given and "next_sentence_label" in given, None
+        wanted = self._wants_scores(given, learns)
+        scores = heads.masked_lm_scores(self._words(), encoded.rows) if wanted else None
+        related = self.cls.seq_relationship(encoded.pooled)  # [B,2]
+        if learns:
+            words, labels = self._words_loss(encoded, scores, given)
+            loss = words + self._pairs_loss(related, labels, given)
+        return self._finish(
+            *(modeling_bert.BertForPreTrainingOutput, encoded, given),
+            loss=loss,
+            prediction_logits=unpack(scores, encoded.batch) if wanted else None,
+            seq_relationship_logits=related,
+        )
+
+    def _pairs_loss(self, related: Tensor, labels: Tensor, given: dict[str, Any]) -> Tensor:
+        count = _items(given, related)
+        pairs = items(given.get("num_sequences_in_batch"), related.device, "num_sequences_in_batch")
+        follows = _next_labels("next_sentence_label", given["next_sentence_label"], related)
+        loss = heads.cross_entropy(related, follows, pairs)
+        if pairs is None and count is not None:
+            loss = loss * (labels != heads.IGNORED).sum() / count
+        return loss
+
+
+def _items(given: dict[str, Any], like: Tensor) -> heads.Items:
+    return items(given.get("num_items_in_batch"), like.device)
+
+
+def _next_labels(name: str, labels: Tensor, scores: Tensor) -> Tensor:
+    return class_labels(name, labels, scores.shape[:1], 2, scores.device)
+
+
+def _drop(module: nn.Module, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Dropout of rows with the bits of the fused operations; a hooked or replaced module is called."""
+    if type(module) is not nn.Dropout or module._forward_hooks or module._forward_pre_hooks:
+        return module(rows)
+    if module.p == 0 or not module.training:
+        return rows
+    return dropout(rows, module.p, _philox.draw_seed(rows.device), cu_seqlens)
