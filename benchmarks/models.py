@@ -26,13 +26,13 @@ LOADS = {"8x128": [128] * 8, "16x128": [128] * 16, "1x16": [16], "ragged-32": RA
 
 def config(shape: str) -> dict:
     """The fields of config.json."""
-    return {**BertConfig.base().to_dict(), **SHAPES[shape]}
+    return {**BertConfig().to_dict(), **SHAPES[shape]}
 
 
 def model(shape: str, pooler: bool = True) -> BertModel:
     """A BertModel in eval mode, the same weights every time."""
     torch.manual_seed(20)
-    return BertModel(BertConfig.from_dict(config(shape)), add_pooling_layer=pooler).eval()
+    return BertModel(BertConfig(**config(shape)), add_pooling_layer=pooler).eval()
 
 
 def batch(load: str) -> dict[str, Tensor]:

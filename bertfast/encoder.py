@@ -108,7 +108,7 @@ class Encoder:
 
     @property
     def weights(self) -> BertWeights:
-        """What the core reads now. Raises UnsupportedError where a model was changed so that only its own forward fits."""
+        """What the core reads now. Raises UnsupportedError where only transformers' own forward fits the model."""
         if isinstance(self.model, BertWeights):
             return self.model
         view = self.model.view()

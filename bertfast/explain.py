@@ -19,8 +19,8 @@ def explain(model: nn.Module, batch: Mapping[str, Any]) -> str:
     """Run the model on the batch once and tell what ran: a table of operation, direction, form, calls and reasons.
 
     A model in train mode also runs backward (of the sum of its first output). Gradients, dropout's random state and
-    the model are left as they were. A module that is called in the place of a fused operation (LoRA) has a row, and so has
-    a model whose own forward transformers runs, with the reason.
+    the model are left as they were. A module that is called in the place of a fused operation (LoRA) has a row, and
+    so has a model that runs transformers' own forward, with the reason.
 
     Args:
         model: a model of bertfast, or a module that holds one.

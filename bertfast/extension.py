@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -31,6 +32,18 @@ except ImportError as error:  # an installation without CUDA kernels
     CUDA_REASON = f"CUDA kernels not built: {error}"
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _after_fork() -> None:
+    """One thread in a forked child of a process whose kernels ran on several: OpenMP's pool, which torch's own
+    operations share, does not survive the fork, and the first parallel one would wait for it for ever.
+    """
+    if cpu is not None and cpu.ran_in_parallel():
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def on_gpu(x: Tensor) -> bool:

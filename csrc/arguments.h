@@ -46,6 +46,14 @@ inline DType dtype_of(int code) {
   return static_cast<DType>(code);
 }
 
+// Of LN's parameters and result beside a product in `dtype`.
+inline DType ln_dtype_of(int code, DType dtype) {
+  const DType ln_dtype = dtype_of(code);
+  BF_CHECK(ln_dtype == dtype || ln_dtype == DType::kFloat32,
+           "LN's dtype: the product's or float32");
+  return ln_dtype;
+}
+
 template <class T>
 T* at(Address a) {
   return reinterpret_cast<T*>(a);
@@ -138,7 +146,7 @@ inline LinearLayernormFwd linear_layernorm_fwd(Address x, Address packed, Addres
                                                Address cu_seqlens, long rows, long n, long k,
                                                long x_stride, long residual_stride, long sequences,
                                                double eps, Address seed, unsigned threshold,
-                                               double scale, const Where& where) {
+                                               double scale, int ln_dtype, const Where& where) {
   return {at<void>(x),
           at<void>(packed),
           at<void>(bias),
@@ -159,6 +167,7 @@ inline LinearLayernormFwd linear_layernorm_fwd(Address x, Address packed, Addres
           static_cast<float>(eps),
           dropout_of(seed, threshold, scale),
           where.dtype,
+          ln_dtype_of(ln_dtype, where.dtype),
           where.threads,
           where.gpu};
 }
@@ -166,7 +175,7 @@ inline LinearLayernormFwd linear_layernorm_fwd(Address x, Address packed, Addres
 inline GeluLayernormFwd gelu_layernorm_fwd(Address x, Address packed, Address bias,
                                            Address ln_weight, Address ln_bias, Address out,
                                            Address pre, Address mean, Address rstd, long rows,
-                                           long n, long k, long x_stride, double eps,
+                                           long n, long k, long x_stride, double eps, int ln_dtype,
                                            const Where& where) {
   return {at<void>(x),
           at<void>(packed),
@@ -183,6 +192,7 @@ inline GeluLayernormFwd gelu_layernorm_fwd(Address x, Address packed, Address bi
           x_stride,
           static_cast<float>(eps),
           where.dtype,
+          ln_dtype_of(ln_dtype, where.dtype),
           where.threads,
           where.gpu};
 }
@@ -318,7 +328,7 @@ inline LinearLayernormBwd linear_layernorm_bwd(Address dout, Address x, Address 
                                                Address dln_bias, Address cu_seqlens, long rows,
                                                long n, long k, long x_stride, long weight_stride,
                                                long sequences, Address seed, unsigned threshold,
-                                               double scale, const Where& where) {
+                                               double scale, int ln_dtype, const Where& where) {
   return {at<void>(dout),
           at<void>(x),
           at<void>(weight),
@@ -341,6 +351,7 @@ inline LinearLayernormBwd linear_layernorm_bwd(Address dout, Address x, Address 
           sequences,
           dropout_of(seed, threshold, scale),
           where.dtype,
+          ln_dtype_of(ln_dtype, where.dtype),
           where.threads,
           where.gpu};
 }
@@ -349,7 +360,7 @@ inline GeluLayernormBwd gelu_layernorm_bwd(Address dout, Address x, Address weig
                                            Address mean, Address rstd, Address ln_weight,
                                            Address dx, Address dweight, Address dbias,
                                            Address dln_weight, Address dln_bias, long rows, long n,
-                                           long k, long x_stride, long weight_stride,
+                                           long k, long x_stride, long weight_stride, int ln_dtype,
                                            const Where& where) {
   return {at<void>(dout),
           at<void>(x),
@@ -369,6 +380,7 @@ inline GeluLayernormBwd gelu_layernorm_bwd(Address dout, Address x, Address weig
           x_stride,
           weight_stride,
           where.dtype,
+          ln_dtype_of(ln_dtype, where.dtype),
           where.threads,
           where.gpu};
 }

@@ -207,6 +207,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("variant", [] { return active() ? active()->name : "none"; });
   m.def("set_variant", set_variant);
   m.def("usable_threads", usable_threads);
+  m.def("ran_in_parallel", ran_in_parallel);
 }
 
 #endif

@@ -146,6 +146,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], fold
         "intermediate.dense.bias": (inner,),
         **{f"self.{part}.weight": (hidden, hidden) for part in ("query", "key", "value")},
         "attention.output.dense.weight": (hidden, hidden),
+        ".output.dense.weight": (hidden, inner),
         "LayerNorm.weight": (hidden,),
     }
     for name, tensor in tensors.items():

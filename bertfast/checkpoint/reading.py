@@ -66,7 +66,7 @@ def read_state_dict(directory: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse what nobody should open: indices that name files elsewhere, safetensors that are not whole, pickles with code.
+    """Refuse indices that name files elsewhere, safetensors that are not whole, and pickles with code.
 
     For whoever opens the files himself afterwards; values are not read.
 

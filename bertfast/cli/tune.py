@@ -16,6 +16,7 @@ from ..dispatch import measured
 from ..dispatch.keys import Key
 from ..encoder import Encoder
 from ..errors import ArgumentError
+from ..ops.packed import Cache
 from .encode import device_option, dtype_option
 
 DROPOUT = 0.1  # in training, as BERT's
@@ -70,7 +71,7 @@ def run(weights: BertWeights, vocabulary: int, tokens: int, length: int, trainin
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (tokens,), generator=generator).split(lengths)
     batch = pack_rows([row.tolist() for row in ids], weights.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), Cache().active():  # as Encoder keeps its weights
         encode_packed(weights, batch)
     if training:
         devices = [weights.device] if weights.device.type == "cuda" else []

@@ -1,1 +1,1 @@
-"""BERT on a packed batch of real tokens, with torch alone: batches, views of weights, the encoder, what heads compute."""
+"""BERT on a packed batch of real tokens, with torch alone: batches, views of weights, the encoder, heads."""

@@ -12,7 +12,7 @@ from ..ops._autograd import thaw
 
 
 def check_output(name: str, module: nn.Module, output: Tensor) -> None:
-    """Raise ArgumentError if `output` [T,H] of the module called `name` is not finite: its weight's fault, or its own."""
+    """Raise ArgumentError if `output` of the module called `name` is not finite: its weight's fault, or its own."""
     if torch.compiler.is_compiling():
         raise UnsupportedError(
             "check_finite=True reads values and cannot be compiled: call the model uncompiled."

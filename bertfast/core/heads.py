@@ -1,8 +1,8 @@
 """What the task heads compute, as functions of a packed batch's rows: scores, and losses on labels that were checked.
 
-T tokens, B sequences, H hidden, C classes, V words. Losses are computed and returned in fp32 (float64 for float64). Where
-`num_items` is given, the sum of a loss is divided by it, so that gradients accumulated over parts of a batch are those
-of the whole batch.
+T tokens, B sequences, H hidden, C classes, V words. Losses are computed and returned in fp32 (float64 for float64).
+Where `num_items` is given, the sum of a loss is divided by it, so that gradients accumulated over parts of a batch are
+those of the whole batch.
 """
 
 from __future__ import annotations

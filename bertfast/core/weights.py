@@ -167,7 +167,7 @@ def bert_weights(tensors: Mapping[str, Tensor], config: Mapping[str, object]) ->
 def masked_lm_weights(
     tensors: Mapping[str, Tensor], config: Mapping[str, object]
 ) -> MaskedLMWeights:
-    """A view of a masked-LM head by Hugging Face's names (``cls.predictions.``); its decoder is tied where it is absent.
+    """A view of a masked-LM head by Hugging Face's names; a decoder that is absent is tied to the word table.
 
     Raises:
         KeyError: a tensor is missing.

@@ -19,6 +19,7 @@ class Key(NamedTuple):
     """Calls with equal keys share one measurement.
 
     Fields:
+        ln_dtype: of LN's parameters, and of what stands beside the product; None where there is no LN.
         tokens, longest: the least powers of two not below the tokens and `max_seqlen` (0 where there is none).
         features: the shape of one token's row. sizes: of the weight that tells the work. dropout: p > 0.
         wanted: what is saved, or which gradients. threads: on the CPU. conditions: see `depends_on`.
@@ -27,6 +28,7 @@ class Key(NamedTuple):
     operation: str
     direction: str
     dtype: torch.dtype
+    ln_dtype: torch.dtype | None
     device: torch.device
     tokens: int
     longest: int
@@ -40,12 +42,14 @@ class Key(NamedTuple):
     def text(self) -> str:
         """The key in a table of one device: one line, the same in every process."""
         shapes = ["x".join(map(str, shape)) for shape in (self.features, self.sizes) if shape]
+        dtypes = dict.fromkeys((self.dtype, self.ln_dtype or self.dtype))
+        dtype = "+".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         wanted = self.wanted
         if isinstance(wanted, tuple):
             wanted = "".join("01"[want] for want in wanted)
         return " ".join(
             (
-                *(self.operation, self.direction, str(self.dtype).removeprefix("torch.")),
+                *(self.operation, self.direction, dtype),
                 *(f"tokens={self.tokens}", f"longest={self.longest}", *shapes),
                 *(f"dropout={self.dropout:d}", f"wanted={wanted}", f"threads={self.threads}"),
                 *(f"{condition:d}" for condition in self.conditions),
@@ -57,6 +61,7 @@ class _Places(NamedTuple):
     """Positions of the telling arguments of an op; -1 where it has no such argument."""
 
     lead: int
+    ln: int
     counted: int
     sizes: tuple[int, ...]
     longest: int
@@ -85,7 +90,8 @@ def _places(operation: str, direction: str) -> _Places:
     counted = next(place[name] for name in _COUNTED if name in place)
     sizes = tuple(place[name] for name in _SIZES if name in place)
     wanted = len(given) - 1 if given[-1] in ("save", "needs") else -1
-    return _Places(lead, counted, sizes, place.get("max_seqlen", -1), place.get("p", -1), wanted)
+    ln, longest, p = (place.get(name, -1) for name in ("ln_weight", "max_seqlen", "p"))
+    return _Places(lead, ln, counted, sizes, longest, p, wanted)
 
 
 def device_type(operation: str, direction: str, args: tuple) -> str:
@@ -95,7 +101,9 @@ def device_type(operation: str, direction: str, args: tuple) -> str:
 
 def mark_of(operation: str, direction: str, args: tuple) -> tuple | None:
     """The fields of the `Key` of a call, as every call makes them; None where nothing is measured."""
-    lead_at, counted_at, sizes_at, longest_at, p_at, wanted_at = _places(operation, direction)
+    lead_at, ln_at, counted_at, sizes_at, longest_at, p_at, wanted_at = _places(
+        operation, direction
+    )
     lead = args[lead_at]
     device, dtype = lead.device, lead.dtype
     tokens = args[counted_at].shape[0]
@@ -119,6 +127,7 @@ def mark_of(operation: str, direction: str, args: tuple) -> tuple | None:
         operation,
         direction,
         dtype,
+        args[ln_at].dtype if ln_at >= 0 else None,
         device,
         (tokens - 1).bit_length(),
         (args[longest_at] - 1).bit_length() if longest_at >= 0 else None,
@@ -133,10 +142,10 @@ def mark_of(operation: str, direction: str, args: tuple) -> tuple | None:
 
 def key_of(mark: tuple) -> Key:
     """The key that a mark stands for."""
-    tokens, longest, features, sizes, *rest = mark[4:]
+    tokens, longest, features, sizes, *rest = mark[5:]
     longest = 0 if longest is None else 1 << longest
     dropout, wanted, threads, *conditions = rest
     return Key(
-        *(*mark[:4], 1 << tokens, longest, tuple(features), tuple(sizes)),
+        *(*mark[:5], 1 << tokens, longest, tuple(features), tuple(sizes)),
         *(dropout, wanted, threads, tuple(conditions)),
     )

@@ -78,7 +78,8 @@ class BertModel(Freezable, CheckedLoading, modeling_bert.BertModel):
         if isinstance(encoded, str):
             return theirs(self, modeling_bert.BertModel, encoded, given)
         states = encoded.hidden_states
-        last = states[-1] if states is not None else unpack(encoded.rows, encoded.batch)
+        last = None if states is None else states[-1]
+        last = unpack(encoded.rows, encoded.batch) if last is None else last
         return finish(
             *(self, BaseModelOutputWithPoolingAndCrossAttentions, given),
             last_hidden_state=last,

@@ -1,7 +1,7 @@
 """What every model does: decide which of the ways a call goes, and run the core or transformers' own forward.
 
-A call is (a) fused; (b) fused around modules that stand in the place of a Linear (`fusion.py`); or (c) transformers' own
-`forward`, with the reason recorded for `explain` and said once in the log.
+A call is (a) fused; (b) fused around modules that stand in the place of a Linear (`fusion.py`); or (c) transformers'
+own `forward`, with the reason recorded for `explain` and said once in the log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,23 +28,33 @@ from ..ops.packed import Cache, FrozenParameter
 from .inputs import INPUTS, STARTS, make_batch
 
 try:
-    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY as _RECORDED
+    from transformers.utils import output_capturing
 except ImportError:  # transformers 4
-    _RECORDED = None
+    output_capturing = None
+_RECORDED = getattr(output_capturing, "_CAN_RECORD_REGISTRY", None)
+_CHOOSES_STATES = hasattr(output_capturing, "selected_hidden_states")
 
 logger = logging.getLogger("bertfast")
 
 _OWN = (*STARTS, "check_finite", "output_logits", "num_sequences_in_batch")
 # What tokenizers, collators and Trainer pass along, and what only decoders look at; nothing of it changes an encoder.
 _IGNORED = frozenset(
-    ("special_tokens_mask", "length", "overflow_to_sample_mapping", "offset_mapping", "seq_idx")
-    + ("use_cache", "output_cross_attentions", "num_items_in_batch", "cache_position")
+    {
+        "cache_position",
+        "length",
+        "num_items_in_batch",
+        "offset_mapping",
+        "output_cross_attentions",
+        "overflow_to_sample_mapping",
+        "seq_idx",
+        "special_tokens_mask",
+        "use_cache",
+    }
 )
-_READ = frozenset(
-    (*INPUTS, *_OWN, "output_hidden_states", "return_dict")
-    + ("labels", "next_sentence_label", "start_positions", "end_positions")
-)
+_LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
+_READ = frozenset((*INPUTS, *_OWN, *_LABELS, "output_hidden_states", "return_dict"))
 _CACHES: weakref.WeakKeyDictionary[nn.Module, Cache] = weakref.WeakKeyDictionary()
+_SAID: set[str] = set()  # reasons that the log has
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
@@ -54,13 +64,13 @@ class Encoded(NamedTuple):
     Fields:
         rows: [T,H], the last layer's output; [sequences,H] of first tokens where no more was asked for.
         pooled: [sequences,H], or None without a pooler.
-        hidden_states: the embeddings' and every layer's output [B,S,H], on the way of the gradient; or None.
+        hidden_states: the embeddings' and every layer's output [B,S,H] where asked for, on the gradient's way; or None.
         packed_call: the caller packed the tokens, so the batch is one row [1,total].
     """
 
     rows: Tensor
     pooled: Tensor | None
-    hidden_states: tuple[Tensor, ...] | None
+    hidden_states: tuple[Tensor | None, ...] | None
     batch: PackedBatch
     packed_call: bool
 
@@ -120,21 +130,33 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     weights = model.view()
     if isinstance(weights, str):
         return weights
-    hidden = given.get("output_hidden_states", model.config.output_hidden_states)
-    if not isinstance(hidden, bool):
-        return "output_hidden_states asks for some layers"
+    wanted = _wanted_states(model, given, len(weights.layers) + 1)
     if given.get("output_attentions", model.config.output_attentions):
         return "output_attentions needs the matrices"
     batch = make_batch(weights, given)
-    states: list[Tensor] | None = [] if hidden else None
+    states: list[Tensor | None] = []
     check = model if given.get("check_finite") else None
-    first_only = first_only and not hidden
+    first_only = first_only and wanted is None
+    look = wanted is not None or check is not None
     with _kept_weights(model, weights):
-        observe = _observer(batch, states, check) if hidden or check is not None else None
+        observe = _observer(batch, wanted, states, check) if look else None
         rows = encode_packed(weights, batch, first_only=first_only, observe=observe)
         pooled = _pooled(weights, rows, batch, first_only)
-    packed_call = "cu_seq_lens_q" in given
-    return Encoded(rows, pooled, tuple(states) if hidden else None, batch, packed_call)
+    kept = None if wanted is None else tuple(states)
+    return Encoded(rows, pooled, kept, batch, "cu_seq_lens_q" in given)
+
+
+def _wanted_states(
+    model: nn.Module, given: Mapping[str, Any], count: int
+) -> Container[int] | None:
+    """Which of `count` hidden states are to be returned (transformers 5.24 lets one choose); None: none are."""
+    asked = given.get("output_hidden_states", model.config.output_hidden_states)
+    if asked is False or asked is None:
+        return None
+    if asked is True or not _CHOOSES_STATES:
+        return range(count) if asked else None
+    some = [asked] if isinstance(asked, int) else asked
+    return {index % count for index in some if -count <= index < count}
 
 
 def _pooled(
@@ -147,7 +169,10 @@ def _pooled(
 
 
 def _observer(
-    batch: PackedBatch, states: list[Tensor] | None, check: nn.Module | None
+    batch: PackedBatch,
+    wanted: Container[int] | None,
+    states: list[Tensor | None],
+    check: nn.Module | None,
 ) -> Callable[[int, Tensor], Tensor]:
     """Keeps hidden states [B,S,H], through which the gradient then goes, and looks for values that are not finite."""
     through = torch.is_grad_enabled()
@@ -156,9 +181,9 @@ def _observer(
         if check is not None:
             part = check.encoder.layer[index - 1] if index else check.embeddings
             check_output(f"encoder.layer.{index - 1}" if index else "embeddings", part, x)
-        if states is not None:
-            states.append(unpack(x, batch))
-            x = take(states[-1], batch) if through else x
+        if wanted is not None:
+            states.append(unpack(x, batch) if index in wanted else None)
+            x = take(states[-1], batch) if through and index in wanted else x
         return x
 
     return observe
@@ -171,11 +196,8 @@ def _reason_of_call(given: Mapping[str, Any]) -> str | None:
             if value is False or name in _IGNORED:
                 continue
             return f"{name} is given"
-        if isinstance(value, Tensor):
-            if type(value) is not Tensor and type(value) is not nn.Parameter:
-                return f"{name} is a {type(value).__name__}"
-            if value.is_meta:
-                return f"{name} is on the meta device"
+        if isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter):
+            return f"{name} is a {type(value).__name__}"
     mask = given.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() > 2:
         return f"attention_mask has {mask.dim()} dimensions"
@@ -204,18 +226,15 @@ def theirs(
     if not torch.compiler.is_compiling():
         name = type(model).__name__
         dispatch.note(name, "forward", "transformers", {"fused": reason})
-        _say_once(name, reason)
+        if reason not in _SAID:
+            _SAID.add(reason)
+            logger.warning("%s runs transformers' own forward: %s.", name, reason)
     if "cu_seq_lens_q" in given:
         raise UnsupportedError(
             f"cu_seq_lens_q: a batch packed by the caller runs in bertfast's own forward only, and here {reason}. "
             "Give input_ids and attention_mask [batch, length]."
         )
     return kind.forward(model, **{k: v for k, v in given.items() if k not in _OWN}, **own)
-
-
-@functools.cache
-def _say_once(name: str, reason: str) -> None:
-    logger.warning("%s runs transformers' own forward: %s.", name, reason)
 
 
 def returns_dict(model: nn.Module, given: Mapping[str, Any]) -> bool:

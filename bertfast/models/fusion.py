@@ -31,8 +31,20 @@ _PLAIN = frozenset((nn.Parameter, Tensor, FrozenParameter))
 Kinds = Container[type]
 # Packages whose layers compute each row from that row alone, in the place of a Linear, LayerNorm or Embedding.
 _ROW_BY_ROW = frozenset(
-    ("aqlm", "auto_gptq", "awq", "bitsandbytes", "compressed_tensors", "eetq", "gptqmodel", "hqq")
-    + ("optimum", "peft", "quanto", "torchao")
+    {
+        "aqlm",
+        "auto_gptq",
+        "awq",
+        "bitsandbytes",
+        "compressed_tensors",
+        "eetq",
+        "gptqmodel",
+        "hqq",
+        "optimum",
+        "peft",
+        "quanto",
+        "torchao",
+    }
 )
 _WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)  # they make a weight of others
 _SELF_ATTENTION = (theirs.BertSelfAttention, getattr(theirs, "BertSdpaSelfAttention", None))

@@ -17,8 +17,8 @@ class CheckedLoading:
         """As transformers' `from_pretrained`.
 
         Raises:
-            CheckpointError: a folder holds an index that names files elsewhere, a safetensors file that is not whole, or
-                a pickle with code.
+            CheckpointError: a folder holds an index that names files elsewhere, a safetensors file that is not whole,
+                or a pickle with code.
         """
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
             folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")

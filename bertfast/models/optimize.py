@@ -1,4 +1,4 @@
-"""`optimize` and `restore`: live objects that hold transformers' BERT, switched in place to bertfast's classes and back."""
+"""`optimize` and `restore`: live objects that hold transformers' BERT, switched to bertfast's classes and back."""
 
 from __future__ import annotations
 

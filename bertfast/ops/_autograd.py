@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -83,6 +84,15 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
+def autocast_beside(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """What LN takes besides a product of x under torch.autocast: in the widest dtype among them all.
+
+    float32 stays, as it does where torch's own LN takes a residual in float32.
+    """
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), x.dtype)
+    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]
+
+
 def run_backward(operation: str, *args) -> tuple[Tensor, ...]:
     """The backward op of an operation with several gradients: the last argument says which are
     wanted.
@@ -97,13 +107,16 @@ def run_backward(operation: str, *args) -> tuple[Tensor, ...]:
     )
 
 
-def fake_gradients(needs: Sequence[bool], *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """Shapes of what `run_backward` gives: as the inputs, empty where there is none or it is not
-    wanted.
+def fake_gradients(
+    dout: Tensor, needs: Sequence[bool], *inputs: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Shapes and dtypes of what `run_backward` gives: as the inputs, empty where there is none or
+    it is not wanted.
     """
-    like = next(tensor for tensor in inputs if tensor is not None)
-    pairs = zip(inputs, needs, strict=True)
-    return tuple(like.new_empty(t.shape if t is not None and wanted else 0) for t, wanted in pairs)
+    return tuple(
+        dout.new_empty(t.shape, dtype=t.dtype) if t is not None and wanted else dout.new_empty(0)
+        for t, wanted in zip(inputs, needs, strict=True)
+    )
 
 
 def differentiate(operation: str, wanted: tuple[int, ...], arguments: Callable) -> None:

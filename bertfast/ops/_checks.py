@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def check_like(
@@ -29,6 +30,26 @@ def check_like(
             _refuse(like_name, like, name, tensor, shape)
 
 
+def check_beside(x: Tensor, *expected: tuple[str, Tensor, tuple[int, ...]]) -> None:
+    """What LN takes besides a product of x: as `check_like`, but in one dtype of their own, that of
+    x or float32 where x is narrower.
+    """
+    name, first, _ = expected[0]
+    if x.dtype not in _HALVES or first.dtype is not torch.float32:
+        check_like("x", x, *expected)
+        return
+    if first.device != x.device:
+        raise ArgumentError(name, f"device {x.device} as x", f"device {first.device}")
+    check_like(name, first, *expected)
+
+
+def refuses_mixed(form: str, x: Tensor, ln_weight: Tensor) -> str | None:
+    """Why a form that computes in one dtype cannot take LN's parameters beside x, or None."""
+    if ln_weight.dtype is x.dtype:
+        return None
+    return f"LN in {ln_weight.dtype} of a product in {x.dtype}; the {form} form has one dtype"
+
+
 def check_matrix(name: str, tensor: Tensor, ndim: int = 2) -> None:
     """A floating-point tensor of that many dimensions, else ArgumentError."""
     if tensor.ndim != ndim:
@@ -41,8 +62,8 @@ def _refuse(
     like_name: str, like: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]
 ) -> None:
     if tensor.dtype is not like.dtype:
-        advice = "Convert one of them: an operation computes in one dtype."
-        raise ArgumentError(name, f"{like.dtype} as {like_name}", str(tensor.dtype), advice)
+        expected = f"{like.dtype} as {like_name}"
+        raise ArgumentError(name, expected, str(tensor.dtype), "Convert one of them.")
     if tensor.shape != shape:
         raise ArgumentError(name, f"shape {list(shape)}", f"shape {list(tensor.shape)}")
     raise ArgumentError(name, f"device {like.device} as {like_name}", f"device {tensor.device}")

@@ -202,6 +202,8 @@ class FrozenParameter(torch.nn.Parameter):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.detach:  # state_dict takes it along, and a hook unpacks it there
+            return args[0]
         if func not in _READABLE:
             raise UnsupportedError(
                 f"{getattr(func, '__name__', func)}: this weight is frozen, only its packed form is kept. "

@@ -279,9 +279,10 @@ def _plain(
     operation: str, case: Case, dtype: torch.dtype, computed_in: torch.dtype
 ) -> tuple[tuple[Tensor, ...], dict]:
     """Results and gradients of the torch formula on the inputs in `dtype`, computed in another."""
-    inputs, leaves = _leaves(_cast(make_inputs(operation, case, dtype), computed_in))
+    inputs = make_inputs(operation, case, dtype)
+    inputs, leaves = _leaves(inputs if computed_in == dtype else _cast(inputs, computed_in))
     results = getattr(formulas, operation)(**inputs)
-    gradient = make_gradient(case, results[0].to(dtype)).to(results[0].dtype)
+    gradient = make_gradient(case, results[0].to(case.ln_dtype(dtype))).to(results[0].dtype)
     gradients = torch.autograd.grad(results[0], list(leaves.values()), gradient)
     return tuple(result.detach() for result in results), dict(zip(leaves, gradients, strict=True))
 
@@ -304,7 +305,7 @@ def _expected(
     torch_results = (
         tuple(result.to(yardstick) for result in torch_results) if tf32 else torch_results
     )
-    dout = make_gradient(case, torch_results[0].to(dtype)).double()
+    dout = make_gradient(case, torch_results[0].to(case.ln_dtype(dtype))).double()
     sizes, gradient_sizes = getattr(bounds, operation)(
         dout, **_cast(make_inputs(operation, case, dtype), torch.float64)
     )

@@ -7,6 +7,7 @@ Inputs are made so that every term counts: attention logits of deviation 4, rand
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Case:
             looked up or predicted.
         heads: attention heads; the head size is outer / heads.
         p: dropout. strided: rows are cut from wider tensors, gradients too.
+        mixed: LN's parameters, the residual and the result are float32 where the rest is in a half.
         variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds",
             "no-bias", "num-items".
     """
@@ -39,6 +41,7 @@ class Case:
     heads: int = 1
     p: float = 0.0
     strided: bool = False
+    mixed: bool = False
     variant: str = ""
     eps: float = 1e-3
     seed: int = 20
@@ -46,6 +49,10 @@ class Case:
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
+
+    def ln_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the result, of LN's parameters and of the residual, where the other inputs have `dtype`."""
+        return torch.float32 if self.mixed and dtype != torch.float64 else dtype
 
     def __str__(self) -> str:
         return f"{self.name}-seed{self.seed}"
@@ -106,8 +113,14 @@ CASES: dict[str, list[Case]] = {
         Case("base", (17,), 3072, 768),
         Case("dropout", (17, 0, 129), 64, 33, p=0.1),
         Case("wide", (5, 0, 4), 33, 1100, p=0.1),
+        Case("mixed", (17, 0, 65), 64, 33, p=0.1, strided=True, mixed=True),
+        Case("mixed-large-mean", (17,), 64, 768, mixed=True, variant="large-mean"),
     ],
-    "gelu_layernorm": [*_PRODUCT_LAYERNORM, Case("wide", (5, 0, 4), 33, 1100)],
+    "gelu_layernorm": [
+        *_PRODUCT_LAYERNORM,
+        Case("wide", (5, 0, 4), 33, 1100),
+        Case("mixed", (17, 0, 65), 64, 33, strided=True, mixed=True),
+    ],
     "masked_cross_entropy": [
         Case("tiny", (1,), 7, 11),
         Case("odd", (17, 0, 5), 33, 101, strided=True),
@@ -150,6 +163,12 @@ class _Source:
         self.case, self.dtype = case, dtype
         self.generator = torch.Generator().manual_seed(seed)
 
+    def beside(self) -> _Source:
+        """The same source in the dtype of what stands beside a product."""
+        source = copy.copy(self)
+        source.dtype = self.case.ln_dtype(self.dtype)
+        return source
+
     def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
         if self.case.strided and len(shape) > 1:
             wide = self._normal(*shape[:-1], shape[-1] + 5, scale=scale, mean=mean)
@@ -183,6 +202,7 @@ class _Source:
 
 
 def _layer_norm(source: _Source, features: int) -> dict:
+    source = source.beside()
     weight, bias = source.normal(features, scale=0.5, mean=1.0), source.normal(features)
     return {"ln_weight": weight, "ln_bias": bias, "eps": source.case.eps}
 
@@ -249,7 +269,8 @@ def _linear_layernorm(source: _Source) -> dict:
     product = _product(source)
     product["weight"] *= deviation
     product["bias"] *= deviation
-    residual = source.normal(source.case.tokens, source.case.outer, scale=deviation, mean=mean)
+    shape = source.case.tokens, source.case.outer
+    residual = source.beside().normal(*shape, scale=deviation, mean=mean)
     return {
         **product,
         "residual": residual,
@@ -296,8 +317,8 @@ def _made(operation: str, case: Case, dtype: torch.dtype) -> dict:
 def make_inputs(
     operation: str, case: Case, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> dict:
-    """The arguments of the public function by name, floating-point tensors in `dtype`, the same for
-    the same case.
+    """The arguments of the public function by name, floating-point tensors in `dtype` (in a mixed
+    case some in `case.ln_dtype`), the same for the same case.
     """
     inputs = _made(operation, case, dtype)
     if torch.device(device).type == "cpu":

@@ -69,7 +69,7 @@ def linear_layernorm(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed
 
 def gelu_layernorm(x, weight, bias, ln_weight, ln_bias, eps):
     pre = F.linear(x, weight, bias)
-    z = F.gelu(pre)
+    z = F.gelu(pre).to(ln_weight.dtype)
     return F.layer_norm(z, z.shape[-1:], ln_weight, ln_bias, eps), pre, *statistics(z, eps)
 
 

@@ -36,3 +36,15 @@ inline constexpr int dtype_bytes(DType t) { return t == DType::kFloat32 ? 4 : 2;
       break;                             \
     }                                    \
   }
+
+// The same with R bound to the element type of LN_DTYPE, which is DTYPE or float32.
+#define BF_DISPATCH_LN_DTYPES(DTYPE, T, LN_DTYPE, R, ...) \
+  BF_DISPATCH_DTYPE(                                      \
+      DTYPE, T,                                           \
+      if (LN_DTYPE == ::bf::DType::kFloat32) {            \
+        using R = float;                                  \
+        __VA_ARGS__;                                      \
+      } else {                                            \
+        using R = T;                                      \
+        __VA_ARGS__;                                      \
+      })

@@ -18,6 +18,7 @@ static void parallel_tasks(int threads, long tasks, Body body) {
     for (long i = 0; i < tasks; ++i) body(i, 0);
     return;
   }
+  note_parallel_region();
   long next = 0;
 #pragma omp parallel num_threads(threads)
   {

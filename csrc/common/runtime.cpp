@@ -19,7 +19,7 @@ struct Arena {
   ~Arena() { std::free(data); }
 };
 
-std::atomic<bool> forked{false};
+std::atomic<bool> forked{false}, parallel{false};
 const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 }  // namespace
@@ -41,6 +41,9 @@ void* scratch(std::size_t bytes, Slot slot) {
 }
 
 int usable_threads(int requested) { return forked || requested < 1 ? 1 : requested; }
+
+void note_parallel_region() { parallel.store(true, std::memory_order_relaxed); }
+bool ran_in_parallel() { return parallel; }
 
 long l2_bytes() {
 #ifdef _SC_LEVEL2_CACHE_SIZE

@@ -8,7 +8,7 @@ namespace bf {
 namespace BF_ISA {
 namespace {
 
-template <class T>
+template <class T, class R>
 void run(const GeluLayernormFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
   const T* bias = static_cast<const T*>(p.bias);
@@ -18,23 +18,23 @@ void run(const GeluLayernormFwd& p) {
       if (p.pre) store_some(static_cast<T*>(p.pre) + row * p.n + i, y, m);
       store_some(z + i, vgelu(y), m);
     });
-    layernorm_row(z, p.n, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias),
-                  p.eps, static_cast<T*>(p.out) + row * p.n, p.mean ? p.mean + row : nullptr,
+    layernorm_row(z, p.n, static_cast<const R*>(p.ln_weight), static_cast<const R*>(p.ln_bias),
+                  p.eps, static_cast<R*>(p.out) + row * p.n, p.mean ? p.mean + row : nullptr,
                   p.rstd ? p.rstd + row : nullptr);
   });
 }
 
-template <class T>
+template <class T, class R>
 void run_bwd(const GeluLayernormBwd& p) {
   float* dy = static_cast<float*>(scratch(4 * p.rows * p.n, Slot::kRows));
-  layernorm_bwd(p.rows, p.n, p.threads, static_cast<T*>(p.dln_weight), static_cast<T*>(p.dln_bias),
+  layernorm_bwd(p.rows, p.n, p.threads, static_cast<R*>(p.dln_weight), static_cast<R*>(p.dln_bias),
                 [&](long t, float* dln_weight, float* dln_bias) {
                   const T* pre = static_cast<const T*>(p.pre) + t * p.n;
-                  const T* dout = static_cast<const T*>(p.dout) + t * p.n;
+                  const R* dout = static_cast<const R*>(p.dout) + t * p.n;
                   float* dz = dy + t * p.n;
                   layernorm_bwd_row([=](long i, int m) { return vgelu(load_some(pre + i, m)); },
                                     [=](long i, int m) { return load_some(dout + i, m); }, p.n,
-                                    static_cast<const T*>(p.ln_weight), p.mean[t], p.rstd[t], dz,
+                                    static_cast<const R*>(p.ln_weight), p.mean[t], p.rstd[t], dz,
                                     dln_weight, dln_bias);
                   for_lanes(p.n, [&](long i, int m) {
                     store_some(dz + i, load_some(dz + i, m) * vgelu_slope(load_some(pre + i, m)),
@@ -46,8 +46,12 @@ void run_bwd(const GeluLayernormBwd& p) {
 
 }  // namespace
 
-void gelu_layernorm_fwd(const GeluLayernormFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
-void gelu_layernorm_bwd(const GeluLayernormBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
+void gelu_layernorm_fwd(const GeluLayernormFwd& p) {
+  BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R, run<T, R>(p))
+}
+void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
+  BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R, run_bwd<T, R>(p))
+}
 
 }  // namespace BF_ISA
 }  // namespace bf

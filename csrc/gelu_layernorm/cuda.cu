@@ -4,7 +4,7 @@
 // that row. Backward: one kernel for dy = gelu'(pre) dz, where dz is LN's gradient with respect to
 // gelu(pre), and the partial column sums for dln_weight and dln_bias (layernorm.cuh); the launch of
 // the products for dx, dweight and dbias; one that finishes all sums. Saved: pre, mean, rstd. What
-// must hold: n <= 8192; all but x and (backward) weight is contiguous.
+// must hold: n <= 8192; one dtype; all but x and (backward) weight is contiguous.
 #include "common/check.h"
 #include "common/gelu.cuh"
 #include "common/layernorm.cuh"
@@ -129,6 +129,7 @@ std::size_t gelu_layernorm_fwd_workspace(const GeluLayernormFwd& p) {
 
 void gelu_layernorm_fwd(const GeluLayernormFwd& p) {
   BF_CHECK(p.n <= kBlockRow, "gelu_layernorm on CUDA: at most 8192 features");
+  BF_CHECK(p.ln_dtype == p.dtype, "gelu_layernorm on CUDA: one dtype");
   if (p.rows == 0) return;
   LinearFwd q = split_linear_fwd_of(p, p.pre ? p.pre : p.out);
   if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
@@ -145,6 +146,7 @@ std::size_t gelu_layernorm_bwd_workspace(const GeluLayernormBwd& p) {
 
 void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
   BF_CHECK(p.n <= kBlockRow, "gelu_layernorm on CUDA: at most 8192 features");
+  BF_CHECK(p.ln_dtype == p.dtype, "gelu_layernorm on CUDA: one dtype");
   const Workspace w(p, p.gpu.workspace);
   const bool vector = is_vector(p.dout, p.n * dtype_bytes(p.dtype)) && is_vector(p.pre, 0) &&
                       is_vector(p.ln_weight, 0);

@@ -1,4 +1,6 @@
-// gelu_layernorm: out = LN(gelu(x weight^T + bias)), the transform of the masked-LM head.
+// gelu_layernorm: out = LN(gelu(x weight^T + bias)), the transform of the masked-LM head. x,
+// weight, bias, pre and their gradients have `dtype`; ln_weight, ln_bias, out and their gradients
+// `ln_dtype`, which is dtype or float32.
 #pragma once
 #include "common/dtype.h"
 #include "common/gpu.h"
@@ -19,6 +21,7 @@ struct GeluLayernormFwd {
   long rows, n, k, x_stride;
   float eps;
   DType dtype;
+  DType ln_dtype;
   int threads;
   Gpu gpu = {};
 };
@@ -38,6 +41,7 @@ struct GeluLayernormBwd {
   void* dln_bias;  // [n]
   long rows, n, k, x_stride, weight_stride;
   DType dtype;
+  DType ln_dtype;
   int threads;
   Gpu gpu = {};
 };

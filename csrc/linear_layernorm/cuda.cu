@@ -4,7 +4,7 @@
 // Backward: one kernel for dz (= dresidual), dy = dropout(dz) and the partial column sums for
 // dln_weight and dln_bias (layernorm.cuh), the launch of the products for dx, dweight and dbias,
 // and one that finishes all sums. Saved: z, mean, rstd; dropout is drawn again from the seed. What
-// must hold: n <= 8192; residual's rows may lie apart; the rest is contiguous.
+// must hold: n <= 8192; one dtype; residual's rows may lie apart; the rest is contiguous.
 #include "common/check.h"
 #include "common/layernorm.cuh"
 #include "common/product.h"
@@ -127,6 +127,7 @@ std::size_t linear_layernorm_fwd_workspace(const LinearLayernormFwd& p) {
 
 void linear_layernorm_fwd(const LinearLayernormFwd& p) {
   BF_CHECK(p.n <= kBlockRow, "linear_layernorm on CUDA: at most 8192 features");
+  BF_CHECK(p.ln_dtype == p.dtype, "linear_layernorm on CUDA: one dtype");
   if (p.rows == 0) return;
   LinearFwd q = split_linear_fwd_of(p, p.out);
   if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
@@ -145,6 +146,7 @@ std::size_t linear_layernorm_bwd_workspace(const LinearLayernormBwd& p) {
 
 void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   BF_CHECK(p.n <= kBlockRow, "linear_layernorm on CUDA: at most 8192 features");
+  BF_CHECK(p.ln_dtype == p.dtype, "linear_layernorm on CUDA: one dtype");
   const Workspace w(p, p.gpu.workspace);
   const int bytes = dtype_bytes(p.dtype);
   const bool vector = is_vector(p.dout, p.n * bytes) && is_vector(p.z, 0) &&

@@ -1,4 +1,6 @@
-// linear_layernorm: out = LN(z), z = residual + dropout(x weight^T + bias).
+// linear_layernorm: out = LN(z), z = residual + dropout(x weight^T + bias). x, weight, bias and
+// their gradients have `dtype`; residual, ln_weight, ln_bias, z, out and their gradients
+// `ln_dtype`, which is dtype or float32.
 #pragma once
 #include "common/dropout.h"
 #include "common/dtype.h"
@@ -23,6 +25,7 @@ struct LinearLayernormFwd {
   float eps;
   Dropout dropout;
   DType dtype;
+  DType ln_dtype;
   int threads;
   Gpu gpu = {};
 };
@@ -45,6 +48,7 @@ struct LinearLayernormBwd {
   long rows, n, k, x_stride, weight_stride, sequences;
   Dropout dropout;
   DType dtype;
+  DType ln_dtype;
   int threads;
   Gpu gpu = {};
 };

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bertfast import BertModel, dispatch
+from bertfast import Encoder, dispatch
 from bertfast.cli import main
 from bertfast.dispatch import measured, table
 
@@ -31,15 +31,19 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_verify(run, tiny, dtype):
-    result = run("verify", tiny, "--rounds", "1", "--dtype", dtype)
+    result = run("verify", tiny, "--rounds", "1", "--dtype", dtype, "--train")
     assert result.exit_code == 0, result.output
-    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
-    for form in ("auto", "cpu", "reference"):
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
+    for form in ("auto", "cpu", "reference", "transformers"):
         assert lines[form].count(" ms") == 2
+    assert {"embeddings", "encoder.layer.0", "encoder.layer.1"} <= lines.keys()
     assert "tokens, torch." + dtype in lines["6"]
     assert "no such form" in lines["triton_matmul"]
     assert (" ms" in lines["torch"]) == (dtype == "bfloat16")
-    assert "in float64" in lines["transformers"] or "not installed" in lines["transformers"]
+    result = run("verify", tiny, "--rounds", "1", "--dtype", dtype)
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
+    assert lines["cpu"].count(" ms") == 1
+    assert "gradients" not in lines["form"]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -63,7 +67,7 @@ def test_verify_shows_forms_that_raise(run, tiny, monkeypatch, direction):
         raise RuntimeError("no kernel\nfor this")
 
     result = _verify_with(broken, direction, run, tiny, monkeypatch)
-    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
     assert lines["auto"].endswith("RAISED RuntimeError: no kernel")
     assert lines["cpu"].endswith("RAISED RuntimeError: no kernel")
     assert lines["reference"].count(" ms") == 2
@@ -78,7 +82,7 @@ def _verify_with(change, direction, run, tiny, monkeypatch):
     found = {name: dispatch._FORMS["linear_gelu"][name] for name in ("torch", "reference")}
     monkeypatch.setitem(dispatch._FORMS, "linear_gelu", {"cpu": wrong, **found})
     with dispatch.measuring(False):
-        result = run("verify", tiny, "--rounds", "1")
+        result = run("verify", tiny, "--rounds", "1", "--train")
     assert result.exit_code == 1
     assert result.stderr == "bertfast: above tolerance or raised: auto, cpu\n"
     return result
@@ -86,7 +90,7 @@ def _verify_with(change, direction, run, tiny, monkeypatch):
 
 def test_verify_takes_texts_of_a_file(run, tiny, tmp_path):
     (tmp_path / "texts.txt").write_text("one\n\ntwo words\n")
-    result = run("verify", tiny, "--text", "texts.txt", "--rounds", "1")
+    result = run("verify", tiny, "--texts", "texts.txt", "--rounds", "1")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("3 texts, ")
 
@@ -95,7 +99,7 @@ def test_verify_takes_texts_of_a_file(run, tiny, tmp_path):
     ("arguments", "message"),
     [
         ("verify nothing", "nothing"),
-        ("verify TINY --text none.txt", "none.txt: cannot be read"),
+        ("verify TINY --texts none.txt", "none.txt: cannot be read"),
         ("tune nothing", "nothing"),
         ("tune TINY --tokens many", "--tokens: expected positive integers"),
         ("tune TINY --tokens 0", "--tokens: expected positive integers"),
@@ -132,13 +136,9 @@ def test_a_tuned_model_is_not_measured_again(run, tiny, monkeypatch):
     assert run("tune", tiny, "--tokens", "16", "--length", "8").exit_code == 0
     measured.forget()
     monkeypatch.setattr(measured, "_measure", lambda *call: pytest.fail("measured again"))
-    model = BertModel.from_pretrained(tiny, add_pooling_layer=False)
-    with dispatch.measuring(True), torch.inference_mode(), dispatch.record() as log:
-        model(
-            torch.ones(1, 16, dtype=torch.int64),
-            cu_seq_lens_q=torch.tensor([0, 8, 16], dtype=torch.int32),
-            max_length_q=8,
-        )
+    encoder = Encoder.from_pretrained(tiny)
+    with dispatch.measuring(True), dispatch.record() as log:
+        encoder._run([[1] * 8, [1] * 8], "mean", False)
     assert len(log) == 11
     reasons = [reason for choice in log for reason in choice.reasons.values()]
     assert all("measured" in reason for reason in reasons), reasons

@@ -27,6 +27,8 @@ def test_every_kernel_is_compared():
             with allowing_tf32(name == "tf32"):
                 for operation in testing.OPERATIONS:
                     for case in testing.cases(operation):
+                        if testing.refusal(operation, "forward", case, dtype, "cuda"):
+                            continue
                         testing.differentiate(operation, case, dtype, testing.public(operation))
     launched = {launch.name for launch in device.launches}
     assert not set(cuda_driver.entries()) - launched

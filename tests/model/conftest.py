@@ -56,7 +56,7 @@ def pair(ours):
     )
 
     def make(dtype=torch.float32, attention="eager", **fields):
-        mine = ours(dtype, **fields)
+        mine = ours(dtype, attn_implementation=attention, **fields)
         config = transformers.BertConfig(**{**TINY, **fields}, attn_implementation=attention)
         theirs = transformers.BertModel(config)
         theirs.load_state_dict(mine.state_dict())
@@ -87,8 +87,9 @@ def head_pair(head):
     )
 
     def make(name, dtype=torch.float32, **fields):
+        fields["attn_implementation"] = "eager"
         mine = head(name, dtype, **fields)
-        config = transformers.BertConfig(**{**TINY, **fields}, attn_implementation="eager")
+        config = transformers.BertConfig(**{**TINY, **fields})
         theirs = getattr(transformers, name)(config)
         theirs.load_state_dict(mine.state_dict())
         return theirs.to(dtype).eval(), mine

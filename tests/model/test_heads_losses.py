@@ -204,25 +204,23 @@ def test_answers_in_padding(head):
 
 
 @torch.no_grad()
-def test_masked_lm_makes_logits_when_asked(head):
-    model = head(MLM)
+def test_masked_lm_makes_logits_where_they_are_wanted(head):
+    """With labels: in eval mode, or when asked."""
+    model = head(MLM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     _, inputs, labels = case(MLM, RIGHT)
     with dispatch.record() as log:
-        output = model(**inputs, **labels)
+        output = model.train()(**inputs, **labels)
     assert list(output) == ["loss"]
     assert [c.operation for c in log][-2:] == ["gelu_layernorm", "masked_cross_entropy"]
-    asked = model(**inputs, **labels, output_logits=True)
-    torch.testing.assert_close(asked.loss, output.loss)
-    torch.testing.assert_close(asked.logits, model(**inputs).logits)
-    assert (asked.logits[RIGHT == 0] == 0).all()
+    for asked in (model(**inputs, **labels, output_logits=True), model.eval()(**inputs, **labels)):
+        assert list(asked) == ["loss", "logits"]
+        torch.testing.assert_close(asked.loss, output.loss)
+        torch.testing.assert_close(asked.logits, model(**inputs).logits)
+        assert (asked.logits[RIGHT == 0] == 0).all()
     assert list(model(**inputs, output_logits=False, output_hidden_states=True)) == [
         "hidden_states"
     ]
-    seen = []
-    model.cls.predictions.transform.register_forward_hook(lambda _, i, o: seen.append(len(o)))
-    model(**inputs, **labels)
-    assert seen == [int((labels["labels"] != -100).sum())]
-    both = head(BOTH)
+    both = head(BOTH).train()
     _, inputs, labels = case(BOTH, RIGHT)
     assert list(both(**inputs, **labels)) == ["loss", "seq_relationship_logits"]
     assert next(iter(both(**inputs, labels=labels["labels"]))) == "prediction_logits"

@@ -105,49 +105,6 @@ def test_positions_and_embeddings(pair):
         assert worst(ours(**inputs)[0], theirs(**inputs)[0], real) < 1e-5
 
 
-@pytest.mark.parametrize("padding", ["right", "left", "holes", "ones"])
-@torch.no_grad()
-def test_attentions(pair, padding):
-    theirs, ours = pair()
-    inputs, mask = batch(), masks()[padding]
-    got = ours(**inputs, attention_mask=mask, output_attentions=True)
-    want = theirs(**inputs, attention_mask=mask, output_attentions=True)
-    assert worst(got[0], want[0], mask.bool()) < 1e-5
-    for a, b in zip(got.attentions, want.attentions, strict=True):
-        assert worst(a.transpose(1, 2), b.transpose(1, 2), mask.bool()) < 1e-5
-        assert (a.sum(-1) - mask[:, None]).abs().max() < 1e-5
-    assert ours(**inputs, attention_mask=mask).attentions is None
-
-
-@torch.no_grad()
-def test_masks_of_four_dimensions(pair):
-    theirs, ours = pair()
-    inputs = batch()
-    causal = torch.ones(S, S, dtype=torch.bool).tril().expand(B, 1, S, S)
-    keys = masks()["right"].bool()[:, None, None, :]
-    for allowed in (causal, keys, torch.rand(B, 4, S, S) > 0.3):
-        allowed = allowed | torch.eye(S, dtype=torch.bool) if allowed.shape[2] == S else allowed
-        additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-        try:
-            want = theirs(**inputs, attention_mask=additive, output_attentions=True)
-        except ValueError:
-            pytest.skip("transformers before version 5 takes no 4-D masks here")
-        for mask in (allowed, additive):
-            got = ours(**inputs, attention_mask=mask, output_attentions=True)
-            assert worst(got[0], want[0]) < 1e-5
-            assert worst(got[1], want[1]) < 1e-5
-            assert worst(got.attentions[1], want.attentions[1]) < 1e-5
-
-
-@torch.no_grad()
-def test_query_that_may_look_nowhere(ours):
-    model = ours()
-    for mask in (torch.zeros(B, 1, 1, S, dtype=torch.bool), torch.full((1, 1, S, S), -torch.inf)):
-        output = model(**batch(), attention_mask=mask, output_attentions=True)
-        assert output[0].isfinite().all()
-        assert (output.attentions[0] == 0).all()
-
-
 @torch.no_grad()
 def test_rows_of_padding_are_zeros_and_change_nothing(ours):
     model, inputs, mask = ours(), batch(), masks()["right"]
@@ -158,8 +115,8 @@ def test_rows_of_padding_are_zeros_and_change_nothing(ours):
     assert got[1][:B].equal(want[1])
     assert (got[0][B:] == 0).all()
     assert (got[1][B:] == 0).all()
-    nothing = model(**inputs, attention_mask=torch.zeros_like(mask), output_attentions=True)
-    assert all((value == 0).all() for value in (nothing[0], nothing[1], *nothing.attentions))
+    nothing = model(**inputs, attention_mask=torch.zeros_like(mask))
+    assert all((value == 0).all() for value in nothing.to_tuple())
 
 
 @torch.no_grad()
@@ -185,10 +142,9 @@ def test_packed_call(ours):
 @torch.no_grad()
 def test_outputs(ours):
     model, inputs = ours(), batch()
-    output = model(**inputs, output_hidden_states=True, output_attentions=True)
-    assert list(output) == ["last_hidden_state", "pooler_output", "hidden_states", "attentions"]
+    output = model(**inputs, output_hidden_states=True)
+    assert list(output) == ["last_hidden_state", "pooler_output", "hidden_states"]
     assert len(output.hidden_states) == 3
-    assert len(output.attentions) == 2
     plain, pair_of = model(**inputs), model(**inputs, return_dict=False)
     assert isinstance(pair_of, tuple)
     assert pair_of[0].equal(plain[0])
@@ -202,10 +158,9 @@ def test_outputs(ours):
 @torch.no_grad()
 def test_small_batches(ours):
     model = ours()
-    empty = model(torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, 5), output_attentions=True)
+    empty = model(torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, 5))
     assert empty[0].shape == (0, 5, 48)
     assert empty[1].shape == (0, 48)
-    assert empty.attentions[0].shape == (0, 4, 5, 5)
     ids = torch.tensor([[7]])
     assert model(ids)[0].shape == (1, 1, 48)
     unused = model(torch.tensor([[7, 98]]), torch.tensor([[1, 0]]))
@@ -232,8 +187,6 @@ def test_dropout_is_the_same_in_every_layout(ours):
     starts = torch.nn.functional.pad(mask.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
     packed = {name: value[real][None] for name, value in inputs.items()}
     assert (run(**packed, cu_seq_lens_q=starts)[0] - padded[real]).abs().max() < 1e-4
-    written = run(**inputs, attention_mask=mask, output_attentions=True)
-    assert (written - padded).abs().max() < 1e-4
     with bertfast.use_backend("reference"):
         assert (run(**inputs, attention_mask=mask) - padded).abs().max() < 1e-4
     model.eval()

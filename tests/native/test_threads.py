@@ -14,6 +14,9 @@ from bertfast import dispatch, extension, ops
 from bertfast.testing import CASES, OPERATIONS, make_gradient, make_inputs, public, refusal
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+forks = pytest.mark.skipif(
+    sys.platform != "linux", reason="macOS's own libraries do not survive a fork, Windows has none"
+)
 LINEAR = """
 import torch
 from bertfast import dispatch, ops
@@ -88,30 +91,75 @@ def test_gil_is_released():
     assert ticks > 10  # with the GIL held, this thread would have woken up once or twice
 
 
+FORK = """
+import os, time
+def status_of(child, seconds):  # the function's result in a forked child
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            status = child()
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(process, 9)
+    os.waitpid(process, 0)
+    return "hangs"
+"""
+
+
 @linux
 def test_forked_child_runs_on_one_thread_and_does_not_hang():
     program = """
-import os, sys, time
 torch.set_num_threads(2)
 expected = run()
-child = os.fork()
-if child == 0:  # compared by numpy: torch's own parallel functions hang in a forked child
+def child():
     before = len(os.listdir("/proc/self/task"))
-    same = (run().numpy() == expected.numpy()).all()
-    os._exit(0 if same and len(os.listdir("/proc/self/task")) == before == 1 else 1)
-deadline = time.monotonic() + 20
-while time.monotonic() < deadline:
-    done, status = os.waitpid(child, os.WNOHANG)
-    if done:
-        print("status", os.waitstatus_to_exitcode(status))
-        break
-    time.sleep(0.01)
-else:
-    os.kill(child, 9)
-    print("hangs")
+    same = torch.equal(run(), expected)
+    return 0 if same and len(os.listdir("/proc/self/task")) == before else 1
+print("status", status_of(child, 20))
 assert torch.equal(run(), expected)  # the parent's threads are untouched
 """
-    assert in_fresh_process(program) == "status 0\n"
+    assert in_fresh_process(FORK + program) == "status 0\n"
+
+
+@forks
+def test_torch_computes_in_a_forked_child():
+    """Its products share the pool of threads that the kernels made in the parent."""
+    program = """
+from bertfast.testing import Case, make_inputs, public
+case = Case("base", (128,) * 4, 768, 768, heads=12)
+def layer():
+    with dispatch.use_backend("cpu"), torch.no_grad():
+        return [public(name)(**make_inputs(name, case, torch.float32))
+                for name in ("qkv_projection", "attention", "linear_layernorm", "linear_gelu")]
+torch.set_num_threads(2)
+expected = layer()
+def child():
+    right = all(map(torch.equal, layer(), expected))
+    product = expected[-1] @ expected[-1].t()
+    return 0 if right and product.isfinite().all() and torch.get_num_threads() == 1 else 1
+print("status", status_of(child, 60))
+assert torch.get_num_threads() == 2
+"""
+    assert in_fresh_process(FORK + program) == "status 0\n"
+
+
+@forks
+def test_a_fork_before_any_kernel_keeps_the_threads():
+    """Or after kernels on one thread alone: there is no pool to lose."""
+    program = """
+torch.set_num_threads(1)
+run()
+torch.set_num_threads(2)
+print("threads", status_of(torch.get_num_threads, 20))
+"""
+    assert in_fresh_process(FORK + program) == "threads 2\n"
 
 
 def test_concurrent_python_threads():

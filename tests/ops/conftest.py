@@ -174,10 +174,11 @@ def check_op():
 
     def check(operation, direction):
         for case in testing.cases(operation):
-            if case.name not in ("odd", "dropout", "embeds", "no-bias"):
+            if case.name not in ("odd", "dropout", "embeds", "no-bias", "mixed"):
                 continue
+            dtype = torch.bfloat16 if case.mixed else torch.float32
             for save in (True, False):
-                args = testing.arguments(operation, direction, case, torch.float32, save)
+                args = testing.arguments(operation, direction, case, dtype, save)
                 if direction == "forward" and save:
                     args = tuple(_asks_for_gradient(value) for value in args)
                 torch.library.opcheck(testing.op(operation, direction), args)

@@ -38,6 +38,10 @@ def test_op(check_op, direction):
         ({"bias": torch.zeros(())}, r"weight: expected shape \[0, 70\]"),
         ({"ln_weight": torch.zeros(1, 33)}, r"ln_weight: expected shape \[33\]"),
         ({"ln_bias": torch.zeros(34)}, r"ln_bias: expected shape \[33\]"),
+        (
+            {"ln_weight": torch.zeros(33, dtype=torch.float16)},
+            "ln_weight: expected torch.float32 as x",
+        ),
     ],
 )
 def test_bad_arguments(change, message):

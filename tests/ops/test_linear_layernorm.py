@@ -40,6 +40,10 @@ def test_op(check_op, direction):
             {"residual": torch.zeros(22, 33, dtype=torch.float16)},
             "residual: expected torch.float32 as x",
         ),
+        (
+            {"residual": torch.zeros(22, 33, dtype=torch.float64)},
+            "residual: expected torch.float32 as x, got torch.float64",
+        ),
         ({"weight": torch.zeros(34, 70)}, r"weight: expected shape \[33, 70\]"),
         ({"bias": torch.zeros(33, 1)}, r"bias: expected shape \[33\], got shape \[33, 1\]"),
         ({"ln_weight": torch.zeros(32)}, r"ln_weight: expected shape \[33\]"),
@@ -55,5 +59,32 @@ def test_op(check_op, direction):
 )
 def test_bad_arguments(change, message):
     inputs = testing.make_inputs(OPERATION, testing.cases(OPERATION)[1], torch.float32)
+    with pytest.raises(ArgumentError, match=message):
+        ops.linear_layernorm(**(inputs | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"residual": torch.zeros(82, 33, dtype=torch.float16)},
+            "residual: expected torch.bfloat16 as x, got torch.float16",
+        ),
+        (
+            {"residual": torch.zeros(82, 33, dtype=torch.bfloat16)},
+            "ln_weight: expected torch.bfloat16 as x, got torch.float32",
+        ),
+        (
+            {"ln_bias": torch.zeros(33, dtype=torch.bfloat16)},
+            "ln_bias: expected torch.float32 as residual, got torch.bfloat16",
+        ),
+        ({"bias": torch.zeros(33)}, "bias: expected torch.bfloat16 as x, got torch.float32"),
+        ({"residual": torch.zeros(82, 33, device="meta")}, "residual: expected device cpu as x"),
+        ({"residual": torch.zeros(81, 33)}, r"residual: expected shape \[82, 33\]"),
+    ],
+)
+def test_bad_arguments_of_mixed_dtypes(change, message):
+    case = next(case for case in testing.cases(OPERATION) if case.name == "mixed")
+    inputs = testing.make_inputs(OPERATION, case, torch.bfloat16)
     with pytest.raises(ArgumentError, match=message):
         ops.linear_layernorm(**(inputs | change))

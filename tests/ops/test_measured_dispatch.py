@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bertfast import BertConfig, BertModel, dispatch, ops
+from bertfast import dispatch, ops
 from bertfast.dispatch import forms, measured, table
 from bertfast.testing import judge
 
@@ -425,17 +425,3 @@ def test_a_user_without_a_home(arena, monkeypatch):
     measured.forget()
     arena(cpu=(2.0, right), reference=(1.0, right))
     assert choose()[0] == choose()[0] == "reference"
-
-
-def test_batch_invariant_model_takes_one_form(arena):
-    arena(cpu=(2.0, right), reference=(1.0, right))
-    config = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    ids = torch.tensor([[1, 2, 3]])
-    for invariant, expected in ((False, "reference"), (True, "cpu")):
-        model = BertModel(config, batch_invariant=invariant).eval()
-        with dispatch.record() as log, torch.no_grad():
-            model(ids)
-        (found,) = [c.form for c in log if c.operation == "linear_gelu"]
-        assert found == expected

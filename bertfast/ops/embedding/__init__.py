@@ -136,7 +136,7 @@ def _bwd_fake(
     *rest,
 ):
     return _autograd.fake_gradients(
-        rest[-1], word, inputs_embeds, position, segment, ln_weight, ln_weight
+        dout, rest[-1], word, inputs_embeds, position, segment, ln_weight, ln_weight
     )
 
 

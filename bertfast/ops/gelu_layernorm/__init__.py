@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import dispatch
 from .. import _autograd
-from .._checks import check_like, check_matrix
+from .._checks import check_beside, check_like, check_matrix
 
 dispatch.register("gelu_layernorm", __name__)
 
@@ -22,19 +22,22 @@ def gelu_layernorm(
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
-        weight: [N,K], dtype of x as all that follow; may be frozen.
-        bias, ln_weight, ln_bias: [N].
+        weight: [N,K], dtype of x; may be frozen.
+        bias: [N], dtype of x.
+        ln_weight, ln_bias: [N], dtype of x or, beside bfloat16 and float16, float32.
         eps: added to the variance (the biased one).
 
-    Returns: [T,N], dtype of x. Differentiable once; backward keeps the pre-activation in the dtype
-    of x, and mean and rstd in fp32.
+    Under torch.autocast x, weight and bias are cast, the others are not: ln_weight and ln_bias take
+    the widest dtype among them.
+
+    Returns: [T,N], dtype of ln_weight. Differentiable once; backward keeps the pre-activation in
+    the dtype of x, and mean and rstd in fp32.
     Raises ArgumentError (shape, dtype, device), UnsupportedError (a form asked for by name
     refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
-        x, weight, bias, ln_weight, ln_bias = _autograd.autocast(
-            x, weight, bias, ln_weight, ln_bias
-        )
+        x, weight, bias = _autograd.autocast(x, weight, bias)
+        ln_weight, ln_bias = _autograd.autocast_beside(x, ln_weight, ln_bias)
     save = _autograd.wants_grad(x, weight, bias, ln_weight, ln_bias)
     if save or _autograd.through_library():
         return _autograd.differentiable(
@@ -52,9 +55,8 @@ def _forward(*args):
         x,
         ("weight", weight, (features, x.shape[1])),
         ("bias", bias, (features,)),
-        ("ln_weight", ln_weight, (features,)),
-        ("ln_bias", ln_bias, (features,)),
     )
+    check_beside(x, ("ln_weight", ln_weight, (features,)), ("ln_bias", ln_bias, (features,)))
     return dispatch.choose("gelu_layernorm", "forward", args).forward(*args)
 
 
@@ -64,11 +66,12 @@ def _fwd(*args):
 
 
 def _fwd_fake(x, weight, bias, ln_weight, ln_bias, eps, save):
-    out = x.new_empty(x.shape[0], weight.shape[0])
+    pre = x.new_empty(x.shape[0], weight.shape[0])
+    out = torch.empty_like(pre, dtype=ln_weight.dtype)
     if not save:
         return out, *_autograd.nothing_saved(x)
     mean = x.new_empty(x.shape[0], dtype=_autograd.statistics_dtype(x.dtype))
-    return out, torch.empty_like(out), mean, torch.empty_like(mean)
+    return out, pre, mean, torch.empty_like(mean)
 
 
 def _bwd(*args):
@@ -76,7 +79,8 @@ def _bwd(*args):
 
 
 def _bwd_fake(dout, x, weight, pre, mean, rstd, ln_weight, needs):
-    return _autograd.fake_gradients(needs, x, weight, ln_weight, ln_weight, ln_weight)
+    bias = x.new_empty(weight.shape[0])
+    return _autograd.fake_gradients(dout, needs, x, weight, bias, ln_weight, ln_weight)
 
 
 def _saved(inputs, outputs):

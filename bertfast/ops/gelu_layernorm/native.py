@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import extension
 from ...extension import pointer
 from .._autograd import thaw
+from .._checks import refuses_mixed
 from ..packed import buffer_of
 
 
@@ -18,8 +19,9 @@ def supports(direction: str, x: Tensor, *_) -> str | None:
     return extension.refuses(x)
 
 
-def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
-    return extension.refuses_cuda(x)
+def _cuda_supports(direction: str, *args) -> str | None:
+    x, ln_weight = (args[1], args[6]) if direction == "backward" else (args[0], args[3])
+    return extension.refuses_cuda(x) or refuses_mixed("cuda", x, ln_weight)
 
 
 def forward(
@@ -35,14 +37,15 @@ def forward(
     x = extension.with_dense_rows(x)
     bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
-    out = x.new_empty(rows, n)
-    pre = torch.empty_like(out) if save else None
+    out = ln_weight.new_empty(rows, n)
+    pre = x.new_empty(rows, n) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
     packed = buffer_of(weight)
     extension.launch(
         "gelu_layernorm_fwd", x,
         x.data_ptr(), packed.data_ptr(), bias.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(), out.data_ptr(),
         pointer(pre), pointer(mean), pointer(rstd), rows, n, k, x.stride(0), eps,
+        extension.DTYPE_CODES[ln_weight.dtype],
     )  # fmt: skip
     return out, pre, mean, rstd
 
@@ -67,7 +70,7 @@ def backward(
         "gelu_layernorm_bwd", x,
         dout.data_ptr(), x.data_ptr(), weight.data_ptr(), pre.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
         ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dln_weight.data_ptr(), dln_bias.data_ptr(),
-        rows, n, k, x.stride(0), weight.stride(0),
+        rows, n, k, x.stride(0), weight.stride(0), extension.DTYPE_CODES[ln_weight.dtype],
     )  # fmt: skip
     return dx, dweight, dbias, dln_weight, dln_bias
 

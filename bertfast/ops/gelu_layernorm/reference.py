@@ -15,17 +15,19 @@ from .._autograd import (
 
 
 def forward(x, weight, bias, ln_weight, ln_bias, eps, save):
-    x_, weight, bias, ln_weight, ln_bias = upcast(x, weight, bias, ln_weight, ln_bias)
+    x_, weight, bias, gain, shift = upcast(x, weight, bias, ln_weight, ln_bias)
     pre = F.linear(x_, weight, bias)
-    out, mean, rstd = layer_norm(F.gelu(pre), ln_weight, ln_bias, eps)
-    return out.to(x.dtype), pre.to(x.dtype), mean, rstd
+    out, mean, rstd = layer_norm(F.gelu(pre.to(gain.dtype)), gain, shift, eps)
+    return out.to(ln_weight.dtype), pre.to(x.dtype), mean, rstd
 
 
 def backward(dout, x, weight, pre, mean, rstd, ln_weight, needs):
-    dout, x_, weight, pre, ln_weight = upcast(dout, x, weight, pre, ln_weight)
-    dgelu, dln_weight, dln_bias = layer_norm_gradients(dout, F.gelu(pre), mean, rstd, ln_weight)
+    dout, x_, weight, pre, gain = upcast(dout, x, weight, pre, ln_weight)
+    pre = pre.to(gain.dtype)
+    dgelu, *dln = layer_norm_gradients(dout, F.gelu(pre), mean, rstd, gain)
     (dpre,) = gradients(F.gelu, (pre,), dgelu)
-    return rounded((*linear_gradients(dpre, x_, weight, needs), dln_weight, dln_bias), x.dtype)
+    products = linear_gradients(dpre.to(x_.dtype), x_, weight, needs)
+    return *rounded(products, x.dtype), *rounded(dln, ln_weight.dtype)
 
 
 def supports(direction, *args):

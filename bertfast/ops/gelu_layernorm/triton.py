@@ -12,12 +12,17 @@ from torch import Tensor
 
 from .. import _gemm_triton, _layernorm_triton, _triton
 from .._autograd import linear_gradients, thaw
+from .._checks import refuses_mixed
 
 
 def supports(direction: str, *args) -> str | None:
     """None where the Triton form computes this, else the reason."""
-    x, ln_weight = args[0], args[6 if direction == "backward" else 3]
-    return _triton.refuses(x, product=True) or _layernorm_triton.refuses(ln_weight.shape[0])
+    x, ln_weight = (args[1], args[6]) if direction == "backward" else (args[0], args[3])
+    return (
+        _triton.refuses(x, product=True)
+        or refuses_mixed("triton", x, ln_weight)
+        or _layernorm_triton.refuses(ln_weight.shape[0])
+    )
 
 
 def forward(

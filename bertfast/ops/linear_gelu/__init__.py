@@ -57,7 +57,7 @@ def _bwd(*args):
 
 
 def _bwd_fake(dout, x, weight, pre, needs):
-    return _autograd.fake_gradients(needs, x, weight, weight[:, 0])
+    return _autograd.fake_gradients(dout, needs, x, weight, weight[:, 0])
 
 
 _autograd.define(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import dispatch
 from .. import _autograd
-from .._checks import check_dropout, check_like, check_matrix, check_sequences
+from .._checks import check_beside, check_dropout, check_like, check_matrix, check_sequences
 
 dispatch.register("linear_layernorm", __name__)
 
@@ -32,22 +32,25 @@ def linear_layernorm(
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
-        weight: [N,K], dtype of x as all that follow; may be frozen.
-        bias, ln_weight, ln_bias: [N].
-        residual: [T,N]; any strides.
+        weight: [N,K], dtype of x; may be frozen.
+        bias: [N], dtype of x.
+        residual: [T,N], dtype of x or, beside bfloat16 and float16, float32; any strides.
+        ln_weight, ln_bias: [N], dtype of residual.
         eps: added to the variance (the biased one).
         p: probability of dropping; where it is not 0 `seed` (int64 [1]) and `cu_seqlens` (int32
             [B+1]) are needed.
 
-    Returns: [T,N], dtype of x. Differentiable once; backward keeps z in the dtype of x, and mean
-    and rstd in fp32.
+    Under torch.autocast x, weight and bias are cast, the others are not: residual, ln_weight and
+    ln_bias take the widest dtype among them, so that a float32 residual stream stays float32.
+
+    Returns: [T,N], dtype of residual. Differentiable once; backward keeps z in the dtype of
+    residual, and mean and rstd in fp32.
     Raises ArgumentError (shape, dtype, device), UnsupportedError (a form asked for by name
     refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
-        x, weight, bias, residual, ln_weight, ln_bias = _autograd.autocast(
-            x, weight, bias, residual, ln_weight, ln_bias
-        )
+        x, weight, bias = _autograd.autocast(x, weight, bias)
+        residual, ln_weight, ln_bias = _autograd.autocast_beside(x, residual, ln_weight, ln_bias)
     save = _autograd.wants_grad(x, residual, weight, bias, ln_weight, ln_bias)
     args = (x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save)
     if save or _autograd.through_library():
@@ -61,15 +64,13 @@ def _forward(*args):
     check_matrix("residual", residual)
     tokens, columns = x.shape
     row = residual.shape[1:]
-    check_like(
-        "x",
+    check_beside(
         x,
         ("residual", residual, (tokens, *row)),
-        ("weight", weight, (*row, columns)),
-        ("bias", bias, row),
         ("ln_weight", ln_weight, row),
         ("ln_bias", ln_bias, row),
     )
+    check_like("x", x, ("weight", weight, (*row, columns)), ("bias", bias, row))
     check_dropout(p, seed, x.device)
     if p > 0:
         check_sequences(cu_seqlens, tokens, x.device)
@@ -78,13 +79,13 @@ def _forward(*args):
 
 def _fwd(*args):
     results = _forward(*args)
-    return results if args[-1] else (results[0], *_autograd.nothing_saved(args[0]))
+    return results if args[-1] else (results[0], *_autograd.nothing_saved(args[3]))
 
 
 def _fwd_fake(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save):
-    out = x.new_empty(residual.shape)
+    out = residual.new_empty(residual.shape)
     if not save:
-        return out, *_autograd.nothing_saved(x)
+        return out, *_autograd.nothing_saved(residual)
     mean = x.new_empty(x.shape[0], dtype=_autograd.statistics_dtype(x.dtype))
     return out, torch.empty_like(out), mean, torch.empty_like(mean)
 
@@ -94,7 +95,8 @@ def _bwd(*args):
 
 
 def _bwd_fake(dout, x, weight, z, mean, rstd, ln_weight, p, seed, cu_seqlens, needs):
-    return _autograd.fake_gradients(needs, x, weight, ln_weight, z, ln_weight, ln_weight)
+    bias = x.new_empty(weight.shape[0])
+    return _autograd.fake_gradients(dout, needs, x, weight, bias, z, ln_weight, ln_weight)
 
 
 def _saved(inputs, outputs):

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import extension
 from ...extension import pointer
 from .._autograd import thaw
+from .._checks import refuses_mixed
 from .._philox import keep_scale, threshold
 from ..packed import buffer_of
 
@@ -19,8 +20,9 @@ def supports(direction: str, x: Tensor, *_) -> str | None:
     return extension.refuses(x)
 
 
-def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
-    return extension.refuses_cuda(x)
+def _cuda_supports(direction: str, *args) -> str | None:
+    x, ln_weight = (args[1], args[6]) if direction == "backward" else (args[0], args[4])
+    return extension.refuses_cuda(x) or refuses_mixed("cuda", x, ln_weight)
 
 
 def forward(
@@ -31,7 +33,7 @@ def forward(
     x, residual = extension.with_dense_rows(x), extension.with_dense_rows(residual)
     bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
-    out = x.new_empty(rows, n)
+    out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
@@ -41,7 +43,7 @@ def forward(
         x.data_ptr(), packed.data_ptr(), bias.data_ptr(), residual.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(),
         out.data_ptr(), pointer(z), pointer(mean), pointer(rstd), pointer(cu_seqlens), rows, n, k, x.stride(0),
         residual.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, eps, pointer(seed), threshold(p),
-        keep_scale(p),
+        keep_scale(p), extension.DTYPE_CODES[residual.dtype],
     )  # fmt: skip
     return out, z, mean, rstd
 
@@ -67,6 +69,7 @@ def backward(
         ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dresidual.data_ptr(),
         dln_weight.data_ptr(), dln_bias.data_ptr(), pointer(cu_seqlens), rows, n, k, x.stride(0), weight.stride(0),
         0 if cu_seqlens is None else cu_seqlens.numel() - 1, pointer(seed), threshold(p), keep_scale(p),
+        extension.DTYPE_CODES[z.dtype],
     )  # fmt: skip
     return dx, dweight, dbias, dresidual, dln_weight, dln_bias
 

@@ -12,13 +12,18 @@ from torch.nn import functional as F
 
 from .. import _gemm_triton, _layernorm_triton, _triton
 from .._autograd import linear_gradients, thaw
+from .._checks import refuses_mixed
 from .._layernorm_triton import dense_rows, dropout_of
 
 
 def supports(direction: str, *args) -> str | None:
     """None where the Triton form computes this, else the reason."""
-    x, gain = args[1 if direction == "backward" else 0], args[6 if direction == "backward" else 4]
-    return _triton.refuses(x, product=True) or _layernorm_triton.refuses(gain.shape[0])
+    x, gain = (args[1], args[6]) if direction == "backward" else (args[0], args[4])
+    return (
+        _triton.refuses(x, product=True)
+        or refuses_mixed("triton", x, gain)
+        or _layernorm_triton.refuses(gain.shape[0])
+    )
 
 
 def forward(

@@ -64,7 +64,7 @@ def _bwd(*args):
 
 
 def _bwd_fake(dloss, x, weight, bias, labels, lse, ignore_index, num_items, needs):
-    return _autograd.fake_gradients(needs, x, weight, bias)
+    return _autograd.fake_gradients(dloss, needs, x, weight, bias)
 
 
 _autograd.define(

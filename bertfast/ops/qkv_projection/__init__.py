@@ -76,7 +76,7 @@ def _bwd(*args):
 
 
 def _bwd_fake(dqkv, x, wq, wk, wv, needs):
-    return _autograd.fake_gradients(needs, x, wq, wk, wv, wq[:, 0], wk[:, 0], wv[:, 0])
+    return _autograd.fake_gradients(dqkv, needs, x, wq, wk, wv, wq[:, 0], wk[:, 0], wv[:, 0])
 
 
 _autograd.define(

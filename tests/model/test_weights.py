@@ -1,4 +1,4 @@
-"""Parameters: names, counts, start values, state_dict and checkpoints both ways, freezing, weights that change."""
+"""Packed weights: freezing, and weights that change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import bertfast
-from bertfast import ArgumentError, BertConfig, BertModel, UnsupportedError, extension
+from bertfast import BertModel, UnsupportedError, extension
+from bertfast.models import engine
 
 IDS = torch.randint(1, 99, (2, 9))
 NATIVE = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
@@ -18,104 +19,6 @@ NATIVE = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
 def same(a, b):
     """Whether two state_dicts hold the same bits."""
     return list(a) == list(b) and all(a[name].equal(b[name]) for name in a)
-
-
-def test_counts():
-    with torch.device("meta"):
-        base = BertModel(BertConfig.base())
-        assert base.num_parameters() == 109_482_240
-        assert BertModel(BertConfig.base(vocab_size=21128)).num_parameters() == 102_267_648
-        assert BertModel(BertConfig.large()).num_parameters() == 335_141_888
-        unpooled = BertModel(BertConfig.base(), add_pooling_layer=False)
-    assert base.num_parameters() - unpooled.num_parameters() == 768 * 768 + 768
-    tables = (30522 + 512 + 2) * 768
-    assert base.num_parameters(exclude_embeddings=True) == 109_482_240 - tables
-    base.embeddings.requires_grad_(False)
-    assert base.num_parameters(only_trainable=True) == 109_482_240 - tables - 2 * 768
-
-
-def test_start_values():
-    model = BertModel(BertConfig(vocab_size=500, hidden_size=64, num_attention_heads=2))
-    for name, parameter in model.named_parameters():
-        if name.endswith("LayerNorm.weight"):
-            assert (parameter == 1).all()
-        elif name.endswith("bias"):
-            assert (parameter == 0).all()
-        else:
-            assert parameter.std().item() == pytest.approx(
-                0.02, rel=0.2 if parameter.numel() < 500 else 0.05
-            )
-    words = model.get_input_embeddings().weight
-    assert (words[0] == 0).all()
-    assert words[1:].count_nonzero() > 0.999 * words[1:].numel()
-    assert model.training
-
-
-def test_state_dict_both_ways(pair):
-    theirs, ours = pair()
-    mine = BertModel(ours.config)
-    assert same(theirs.state_dict(), ours.state_dict())
-    assert str(mine.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"
-    assert same(mine.state_dict(), theirs.state_dict())
-    theirs.load_state_dict(BertModel(ours.config).state_dict())
-    old = {**ours.state_dict(), "embeddings.position_ids": torch.arange(40)[None]}
-    mine.load_state_dict(old)  # releases before 4.31 saved that buffer
-    assert "embeddings.position_ids" in old
-
-
-def test_checkpoints_both_ways(pair, tmp_path):
-    theirs, ours = pair(layer_norm_eps=1e-5)
-    ours.save_pretrained(tmp_path / "ours")
-    theirs.save_pretrained(tmp_path / "theirs")
-    again = type(theirs).from_pretrained(tmp_path / "ours")
-    assert again.config.layer_norm_eps == 1e-5
-    assert same(again.state_dict(), ours.state_dict())
-    loaded = BertModel.from_pretrained(tmp_path / "theirs")
-    assert same(loaded.state_dict(), ours.state_dict())
-    assert not loaded.training
-    assert all(p.requires_grad for p in loaded.parameters())
-    assert loaded.config.layer_norm_eps == 1e-5
-    assert loaded(IDS)[0].equal(ours(IDS)[0])
-    with pytest.raises(ArgumentError, match="safe_serialization"):
-        ours.save_pretrained(tmp_path, safe_serialization=False)
-
-
-def test_options_of_from_pretrained(ours, tmp_path):
-    model = ours()
-    model.save_pretrained(tmp_path)
-    for dtype in (torch.bfloat16, "bfloat16", "torch.bfloat16"):
-        half = BertModel.from_pretrained(tmp_path, dtype)
-        assert {p.dtype for p in half.parameters()} == {half.dtype} == {torch.bfloat16}
-    half.save_pretrained(tmp_path / "half")
-    assert BertModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
-    assert BertModel.from_pretrained(tmp_path, device="cpu").device == torch.device("cpu")
-    assert BertModel.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
-    assert BertModel.from_pretrained(tmp_path, hidden_dropout_prob=0.3).embeddings.dropout.p == 0.3
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = 1
-    smaller = BertModel.from_pretrained(tmp_path, config=config, hidden_act="relu")
-    assert len(smaller.encoder.layer) == 1
-    assert smaller.config.hidden_act == "relu"
-    assert config.hidden_act == "gelu"
-    with pytest.raises(ArgumentError, match="attn_implementation: expected an option of BertModel"):
-        BertModel.from_pretrained(tmp_path, attn_implementation="eager")
-    with pytest.raises(ArgumentError, match="dtype"):
-        BertModel.from_pretrained(tmp_path, dtype="int8")
-    with torch.no_grad():
-        model.encoder.layer[1].intermediate.dense.weight[3, 4] = torch.inf
-    model.save_pretrained(tmp_path)
-    with pytest.raises(
-        ArgumentError, match=r"encoder.layer.1.intermediate.dense.weight: expected finite"
-    ):
-        BertModel.from_pretrained(tmp_path, check_finite=True)
-    assert not BertModel.from_pretrained(tmp_path).check_finite
-
-
-def test_transformers_config(pair):
-    theirs, ours = pair()
-    model = BertModel(theirs.config)
-    assert isinstance(model.config, BertConfig)
-    assert list(model.state_dict()) == list(ours.state_dict())
 
 
 @NATIVE
@@ -188,7 +91,6 @@ def test_freeze_keeps_one_copy(ours):
     model.freeze()
     kept = [p for n, p in model.encoder.named_parameters() if n in weights]
     assert all(p.is_meta for p in kept)
-    assert model._packed.nbytes() == 0
     assert sum(p.packed.buffer.nbytes for p in kept) <= 1.1 * size
 
 
@@ -220,7 +122,7 @@ def test_copies_do_not_carry_the_cache(ours):
     with torch.no_grad():
         want = model(IDS)[0]
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied._packed.nbytes() == 0
+        assert copied not in engine._CACHES
         assert copied(IDS)[0].equal(want)
 
 
@@ -294,17 +196,14 @@ def test_weights_that_change_are_seen(ours, change):
     assert (after - before).abs().max() > 1e-3
 
 
-def test_train_and_load_drop_the_cache(ours):
+@NATIVE
+def test_training_drops_the_cache(ours):
     model = ours()
-    for drop in (model.train, lambda: model.load_state_dict(model.state_dict()), model.float):
-        model.eval()
-        with torch.no_grad():
-            model(IDS)
-        assert model._packed.nbytes() > 0 or extension.cpu is None
-        model.eval()
-        assert model._packed.nbytes() > 0 or extension.cpu is None
-        drop()
-        assert model._packed.nbytes() == 0
+    with torch.no_grad():
+        model(IDS)
+    assert engine._CACHES[model].nbytes() > 0
+    model.train()(IDS)
+    assert model not in engine._CACHES
 
 
 def test_explain(ours):

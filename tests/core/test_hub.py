@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import torch as safetensors
 
-from bertfast.checkpoint import CONFIG_FILES, read_state_dict, resolve
+from bertfast.checkpoint.hub import CONFIG_FILES, resolve
+from bertfast.checkpoint.reading import read_state_dict
 from bertfast.errors import CheckpointError
 
 TENSORS = {"a": torch.ones(1), "b": torch.ones(2)}

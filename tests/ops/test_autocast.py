@@ -1,0 +1,144 @@
+"""LN in float32 of a product in a half, and torch.autocast, which makes it of a model in float32: as torch's own
+modules, it casts the products and leaves the residual stream.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bertfast import dispatch, testing
+from bertfast.dispatch import keys
+from gpu_code.forms import GPU_FORMS, running
+
+HALF, WIDE = torch.bfloat16, torch.float32
+PRODUCT = ("x", "weight", "bias")
+BESIDE = ("residual", "ln_weight", "ln_bias")
+OPERATIONS = ("linear_layernorm", "gelu_layernorm")
+either = pytest.mark.parametrize("operation", OPERATIONS)
+
+
+def mixed(operation):
+    return next(case for case in testing.cases(operation) if case.name == "mixed")
+
+
+def inputs_of(operation, **dtypes):
+    """The inputs of the mixed case in float32, but those that are named in another dtype."""
+    inputs = testing.make_inputs(operation, mixed(operation), WIDE)
+    return inputs | {name: inputs[name].to(dtype) for name, dtype in dtypes.items()}
+
+
+def run(operation, inputs, autocast=None):
+    """(the result, the gradient of every floating-point input by name)."""
+    leaves = {
+        name: value.detach().clone().requires_grad_()
+        for name, value in inputs.items()
+        if torch.is_tensor(value) and value.is_floating_point()
+    }
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        out = testing.public(operation)(**inputs | leaves)
+    gradient = testing.make_gradient(mixed(operation), out)
+    gradients = torch.autograd.grad(out, list(leaves.values()), gradient)
+    return out, dict(zip(leaves, gradients, strict=True))
+
+
+@either
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+def test_dtypes(operation, backend):
+    """Of what each form gives: the product's of the product's, float32 of all beside it."""
+    case = mixed(operation)
+    saved = {"linear_layernorm": WIDE, "gelu_layernorm": HALF}[operation]  # z, the pre-activation
+    with dispatch.use_backend(backend):
+        args = testing.arguments(operation, "forward", case, HALF)
+        results = testing.op(operation, "forward")(*args)
+        assert [result.dtype for result in results] == [WIDE, saved, WIDE, WIDE]
+        args = testing.arguments(operation, "backward", case, HALF)
+        results = testing.op(operation, "backward")(*args)
+        beside = [WIDE] * (len(results) - len(PRODUCT))
+        assert [result.dtype for result in results] == [HALF] * len(PRODUCT) + beside
+
+
+@either
+def test_one_dtype_for_all_is_not_enough(operation):
+    """What computes a mixed case in the product's dtype alone breaks the two-error rule."""
+
+    def narrow(**inputs):
+        inputs = {k: v.to(HALF) if k in BESIDE else v for k, v in inputs.items()}
+        return getattr(testing.formulas, operation)(**inputs)[0].to(WIDE)
+
+    for check in (testing.check_function, testing.check_gradients):
+        with pytest.raises(AssertionError):
+            check(operation, mixed(operation), HALF, narrow)
+
+
+@either
+@pytest.mark.parametrize("backend", GPU_FORMS)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_forms_of_a_gpu_refuse_a_mixed_case(operation, backend, direction):
+    with running(backend):
+        for dtype in (WIDE, HALF):
+            reason = testing.refusal(operation, direction, mixed(operation), dtype, backend)
+            if dtype is WIDE and reason is not None:
+                pytest.skip(reason)
+    assert reason.startswith("LN in torch.float32 of a product in torch.bfloat16; the ")
+
+
+@either
+def test_autocast_casts_the_product_alone(operation):
+    inputs = inputs_of(operation)
+    out, gradients = run(operation, inputs, autocast=HALF)
+    expected, mixed_gradients = run(operation, inputs_of(operation, **dict.fromkeys(PRODUCT, HALF)))
+    assert out.dtype is WIDE
+    assert torch.equal(out, expected)
+    for name, gradient in gradients.items():
+        assert gradient.dtype is WIDE
+        assert torch.equal(gradient, mixed_gradients[name].to(WIDE)), name
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"residual": HALF}, WIDE),
+        ({"ln_weight": HALF, "ln_bias": HALF}, WIDE),
+        (dict.fromkeys(BESIDE, HALF), HALF),
+        (dict.fromkeys(BESIDE, torch.float16), WIDE),
+        (dict.fromkeys((*PRODUCT, *BESIDE), torch.float16), WIDE),
+        (dict.fromkeys((*PRODUCT, *BESIDE), torch.float64), torch.float64),
+    ],
+)
+def test_autocast_takes_the_widest_dtype_beside_the_product(given, expected):
+    inputs = inputs_of("linear_layernorm", **given)
+    out, gradients = run("linear_layernorm", inputs, autocast=HALF)
+    assert out.dtype is expected
+    assert all(gradients[name].dtype is inputs[name].dtype for name in gradients)
+
+
+@either
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_mixed_dtypes_are_measured_apart(operation, direction):
+    case = testing.cases(operation)[1]
+    args = testing.arguments(operation, direction, case, HALF)
+    beside = [
+        value.to(WIDE) if name in BESIDE else value
+        for name, value in zip(dispatch.names(operation, direction), args, strict=True)
+    ]
+    one, two = (
+        keys.key_of(keys.mark_of(operation, direction, tuple(given))) for given in (args, beside)
+    )
+    assert one._replace(ln_dtype=WIDE) == two
+    assert one.text().replace(" bfloat16 ", " bfloat16+float32 ") == two.text()
+
+
+@either
+def test_one_graph_under_autocast(operation):
+    def function(**inputs):
+        with torch.autocast("cpu", HALF):
+            return testing.public(operation)(**inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    inputs = inputs_of(operation)
+    inputs["weight"] = inputs["weight"].clone().requires_grad_()
+    outs = [f(**inputs) for f in (function, compiled)]
+    assert torch.equal(*outs)
+    assert torch.equal(*(torch.autograd.grad(out.sum(), inputs["weight"])[0] for out in outs))
