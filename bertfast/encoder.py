@@ -113,7 +113,7 @@ class Encoder:
             return self.model
         view = self.model.view()
         if isinstance(view, str):
-            advice = "Use bertfast.optimize(SentenceTransformer(...))."
+            advice = "Use sentence-transformers: bertfast.optimize(SentenceTransformer(path))."
             raise UnsupportedError(
                 f"Encoder: only transformers' own forward runs, as {view}. {advice}"
             )

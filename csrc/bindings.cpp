@@ -184,6 +184,49 @@ std::uint64_t sample_hash_of(Address matrix, long rows, long columns, long row_b
   return sample_hash(at<void>(matrix), rows, columns, row_bytes, item_bytes);
 }
 
+// Whether module objects are as a list of their parts says: each of its class, with no hook and no
+// forward of its own, holding the very modules and parameters of the list. `dicts` are the modules'
+// __dict__. Asked on every call of a model; in Python it would take longer than a small kernel.
+bool unchanged(const py::list& modules, const py::list& dicts, const py::list& classes,
+               const py::list& parts) {
+  static const char* const kHooks[] = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
+                                       "_backward_pre_hooks"};
+  static const char* const kParts[] = {"_modules", "_parameters"};
+  static const auto intern = [](const char* name) { return PyUnicode_InternFromString(name); };
+  static PyObject* const hooks[] = {intern(kHooks[0]), intern(kHooks[1]), intern(kHooks[2]),
+                                    intern(kHooks[3])};
+  static PyObject* const holders[] = {intern(kParts[0]), intern(kParts[1])};
+  static PyObject* const own[] = {intern("forward"), intern("_compiled_call_impl")};
+  const auto find = [](PyObject* dict, PyObject* key) {
+    PyObject* value = PyDict_GetItemWithError(dict, key);
+    if (!value && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  };
+  Py_ssize_t part = 0;
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    PyObject* held = PyList_GET_ITEM(dicts.ptr(), i);
+    PyObject* kind = reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(modules.ptr(), i)));
+    if (kind != PyList_GET_ITEM(classes.ptr(), i) || !PyDict_Check(held)) return false;
+    for (PyObject* name : hooks) {
+      PyObject* found = find(held, name);
+      if (!found || !PyDict_Check(found) || PyDict_Size(found) != 0) return false;
+    }
+    for (PyObject* name : own) {
+      if (find(held, name)) return false;
+    }
+    for (PyObject* name : holders) {
+      PyObject* found = find(held, name);
+      if (!found || !PyDict_Check(found)) return false;
+      PyObject *key, *value;
+      for (Py_ssize_t place = 0; PyDict_Next(found, &place, &key, &value); ++part) {
+        const bool more = part < PyList_GET_SIZE(parts.ptr());
+        if (!more || value != PyList_GET_ITEM(parts.ptr(), part)) return false;
+      }
+    }
+  }
+  return part == PyList_GET_SIZE(parts.ptr());
+}
+
 template <class Params, class... Args>
 void define(py::module_& m, const char* name, Params (*arguments)(Args...),
             void (*Variant::*kernel)(const Params&)) {
@@ -208,6 +251,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_variant", set_variant);
   m.def("usable_threads", usable_threads);
   m.def("ran_in_parallel", ran_in_parallel);
+  m.def("unchanged", unchanged);
 }
 
 #endif

@@ -95,7 +95,9 @@ def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> Pack
     total, starts = sum(lengths), [0, *accumulate(lengths)]
     ids = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
     first = torch.tensor(starts[:-1], dtype=torch.int64)
-    positions = torch.arange(total) - first.repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+    positions = torch.arange(total) - first.repeat_interleave(
+        torch.tensor(lengths, dtype=torch.int64)
+    )
     return PackedBatch(
         *(ids.to(device), None, positions.to(device)),
         torch.zeros(total, dtype=torch.int64, device=device),

@@ -60,7 +60,7 @@ def embed(weights: EmbeddingWeights, batch: PackedBatch, seed: Tensor | None) ->
     if rows is not None:
         ids = word = None
     elif not isinstance(word, Tensor):
-        ids, word, rows = None, None, _called(word, ids)
+        ids, word, rows = None, None, called(word, ids)
     return ops.embedding(
         *(ids, word, rows),
         *(batch.position_ids, weights.position, batch.token_type_ids, weights.segment),
@@ -110,7 +110,7 @@ def project_qkv(layer: LayerWeights, x: Tensor) -> Tensor:
     if all(isinstance(part, Linear) for part in parts):
         (wq, bq), (wk, bk), (wv, bv) = parts
         return ops.qkv_projection(x, wq, wk, wv, bq, bk, bv, num_heads=layer.num_heads)
-    qkv = torch.stack([_called(part, x) for part in parts], 1)  # [T,3,h·d]
+    qkv = torch.stack([called(part, x) for part in parts], 1)  # [T,3,h·d]
     return qkv.unflatten(2, (layer.num_heads, -1))
 
 
@@ -120,7 +120,7 @@ def activate(inner: Linear | Call, activation: Call | None, x: Tensor) -> Tensor
         return ops.linear_gelu(x, inner.weight, inner.bias)
     if isinstance(inner, Linear) and not torch.compiler.is_compiling():
         note("linear_gelu", "forward", "torch", {"fused": "hidden_act is not gelu"})
-    return (activation or torch.nn.functional.gelu)(_called(inner, x))
+    return (activation or torch.nn.functional.gelu)(called(inner, x))
 
 
 def add_and_normalise(
@@ -141,7 +141,7 @@ def add_and_normalise(
             seed=seed,
             cu_seqlens=cu_seqlens,
         )
-    return _called(norm, residual + dropout(_called(outer, x), p, seed, cu_seqlens))
+    return called(norm, residual + dropout(called(outer, x), p, seed, cu_seqlens))
 
 
 def dropout(x: Tensor, p: float, seed: Tensor | None, cu_seqlens: Tensor) -> Tensor:
@@ -172,6 +172,6 @@ def _enter(
     return layer(x[None], batch=batch, seeds=seeds, first_only=first_only)[0]
 
 
-def _called(part: Linear | Norm | Call, x: Tensor) -> Tensor:
+def called(part: Linear | Norm | Call, x: Tensor) -> Tensor:
     """What a part makes of rows [T,...]; modules get them as a batch of one row, [1,T,...]."""
     return part(x) if isinstance(part, Linear | Norm) else part(x[None])[0]

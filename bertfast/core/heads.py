@@ -13,24 +13,26 @@ from torch.nn import functional as F
 
 from .. import ops
 from .batch import PackedBatch, dynamic_size, unpack
-from .encode import activate
+from .encode import activate, called
 from .weights import Call, Linear, MaskedLMWeights, Norm
 
 IGNORED = -100  # the label of what has none
 Items = int | Tensor | None
 
 
-def pool(
-    dense: Linear | Call, rows: Tensor, cu_seqlens: Tensor, activation: Call = torch.tanh
-) -> Tensor:
-    """activation(x·Wᵀ + b) of each sequence's first row: [B,H] -> [B,H], zeros for a sequence without tokens."""
-    pooled = activation(dense(rows))
+def pool(pooler: Linear | Call, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """tanh(x·Wᵀ + b) of each sequence's first row: [B,H] -> [B,H], zeros for a sequence without tokens.
+
+    A pooler that is no `Linear` is called with [B,1,H] and gives the pooled rows itself.
+    """
+    fused = isinstance(pooler, Linear)
+    pooled = torch.tanh(pooler(rows)) if fused else pooler(rows[:, None])
     return pooled.masked_fill((cu_seqlens.diff() == 0)[:, None], 0)
 
 
 def masked_lm_scores(head: MaskedLMWeights, rows: Tensor) -> Tensor:
     """Scores of every word: [N,H] -> [N,V]."""
-    return head.decoder(masked_lm_transform(head, rows))
+    return called(head.decoder, masked_lm_transform(head, rows))
 
 
 def masked_lm_transform(head: MaskedLMWeights, rows: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def masked_lm_transform(head: MaskedLMWeights, rows: Tensor) -> Tensor:
     fused = isinstance(head.transform, Linear) and isinstance(head.norm, Norm)
     if fused and head.activation is None:
         return ops.gelu_layernorm(rows, *head.transform, *head.norm[:2], eps=head.norm.eps)
-    return head.norm(activate(head.transform, head.activation, rows))
+    return called(head.norm, activate(head.transform, head.activation, rows))
 
 
 def masked_lm_loss(
@@ -51,7 +53,7 @@ def masked_lm_loss(
     rows, labels = labelled(rows, labels)
     rows = masked_lm_transform(head, rows)
     if not isinstance(head.decoder, Linear):
-        return cross_entropy(head.decoder(rows), labels, num_items)
+        return cross_entropy(called(head.decoder, rows), labels, num_items)
     count = None if num_items is None else 1
     return _divided(
         ops.masked_cross_entropy(rows, *head.decoder, labels, num_items=count), num_items

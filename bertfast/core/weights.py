@@ -81,7 +81,8 @@ class BertWeights(NamedTuple):
     Fields:
         layers: views; or modules to be entered by their own call, which take (x [1,T,H], batch=, seeds=, first_only=)
             and give [1,T,H]: for FSDP and gradient checkpointing, which work on a layer's call.
-        pooler: of each sequence's first row, before tanh; None without one.
+        pooler: of each sequence's first row: a Linear, which tanh follows, or what gives pooled rows from [B,1,H]; None
+            without one.
         drops: whether any dropout is in force.
     """
 

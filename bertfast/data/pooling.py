@@ -32,8 +32,8 @@ _FLAGS = {  # sentence-transformers before version 6 keeps a flag for each mode
     "pooling_mode_lasttoken": "lasttoken",
 }
 _ADVICE = (
-    "Use sentence-transformers with bertfast's model inside: "
-    "SentenceTransformer(...)[0].auto_model = bertfast.BertModel.from_pretrained(...)."
+    "Use sentence-transformers with bertfast's engine: "
+    "model = SentenceTransformer(path); bertfast.optimize(model)."
 )
 
 

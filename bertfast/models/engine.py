@@ -25,6 +25,7 @@ from ..core.heads import pool
 from ..core.weights import BertWeights, Linear
 from ..errors import UnsupportedError
 from ..ops.packed import Cache, FrozenParameter
+from . import fusion
 from .inputs import INPUTS, STARTS, make_batch
 
 try:
@@ -133,6 +134,7 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     wanted = _wanted_states(model, given, len(weights.layers) + 1)
     if given.get("output_attentions", model.config.output_attentions):
         return "output_attentions needs the matrices"
+    fusion.tell(weights)
     batch = make_batch(weights, given)
     states: list[Tensor | None] = []
     check = model if given.get("check_finite") else None
@@ -146,9 +148,7 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     return Encoded(rows, pooled, kept, batch, "cu_seq_lens_q" in given)
 
 
-def _wanted_states(
-    model: nn.Module, given: Mapping[str, Any], count: int
-) -> Container[int] | None:
+def _wanted_states(model: nn.Module, given: Mapping[str, Any], count: int) -> Container[int] | None:
     """Which of `count` hidden states are to be returned (transformers 5.24 lets one choose); None: none are."""
     asked = given.get("output_hidden_states", model.config.output_hidden_states)
     if asked is False or asked is None:

@@ -3,8 +3,7 @@
 The result is a view of the weights (`core/weights.py`), or the reason why transformers' own forward has to run. A
 module that is replaced by one that is Linear-like and that nobody observes (LoRA, a quantized Linear, pruning, a
 parametrization) stands in the view itself and is called. Anything else that is not as transformers made it (a hook, a
-patched forward, another class, a tensor of an unknown kind) is a reason. Only dictionaries are looked into: some 5 us a
-layer.
+patched forward, another class, a tensor of an unknown kind) is a reason.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from transformers.models.bert import modeling_bert as theirs
 from .. import dispatch
 from ..core.weights import BertWeights, EmbeddingWeights, LayerWeights, Linear, Norm
 from ..ops.packed import FrozenParameter
+from . import snapshot
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _PLAIN = frozenset((nn.Parameter, Tensor, FrozenParameter))
@@ -53,6 +53,11 @@ _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_
 
 
 _PARTS = ("attention.self", "attention.output", "intermediate")
+_PLACES = (  # of the first fields of LayerWeights
+    *("attention.self.query", "attention.self.key", "attention.self.value"),
+    *("attention.output.dense", "attention.output.LayerNorm", "intermediate.dense"),
+    *("output.dense", "output.LayerNorm"),
+)
 
 
 class _Any:
@@ -76,9 +81,28 @@ def view(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights | str:
         layer_class: a BertLayer that can be entered by its own call with a packed stream; others are only looked into.
     """
     try:
-        return _model(model, layer_class)
+        _check_surroundings(model)
+        weights = snapshot.known(model)
+        if weights is None:
+            weights = _model(model, layer_class)
+            snapshot.keep(model, weights)
+        return weights
     except Unfit as unfit:
         return str(unfit)
+
+
+def tell(weights: BertWeights) -> None:
+    """Write into every open `dispatch.record()` which modules are called in the place of fused operations."""
+    if torch.compiler.is_compiling() or not dispatch.scope().logs:
+        return
+    parts = {"embeddings.word_embeddings": weights.embeddings.word, "pooler": weights.pooler}
+    for index, layer in enumerate(weights.layers):
+        if isinstance(layer, LayerWeights):
+            parts |= {f"encoder.layer.{index}.{n}": p for n, p in zip(_PLACES, layer, strict=False)}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            reason = f"it is a {_full_name(type(part))}"
+            dispatch.note(name, "forward", "modules", {"fused": reason})
 
 
 def layer_view(layer: nn.Module) -> LayerWeights:
@@ -181,9 +205,6 @@ def exact(module: nn.Module | None, kind: type | tuple, name: str) -> nn.Module:
 
 
 def _model(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights:
-    _check_config(model.config)
-    if reason := reason_of_all():
-        raise Unfit(reason)
     modules = model._modules
     embeddings = _embeddings(exact(modules.get("embeddings"), theirs.BertEmbeddings, "embeddings"))
     encoder = exact(modules.get("encoder"), theirs.BertEncoder, "encoder")
@@ -193,21 +214,32 @@ def _model(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights:
     ):
         name = f"encoder.layer.{index}"
         sharded, saves = _how_entered(layer, layer_class, name)
-        weights = _layer(layer, dtype, f"{name}.", _ANY if sharded else _PLAIN)
+        kinds, own = (_ANY, None) if sharded else (_PLAIN, dtype)
+        weights = _layer(layer, own, f"{name}.", kinds)
         drops = drops or (
             weights.attention_dropout > 0 or weights.out_dropout > 0 or weights.dropout > 0
         )
         layers.append(layer if sharded or saves else weights)
-    pooler = modules.get("pooler")
-    if pooler is not None:
-        exact(pooler, theirs.BertPooler, "pooler")
-        exact(pooler._modules.get("activation"), nn.Tanh, "pooler.activation")
-        pooler = linear(pooler, "dense", None, "pooler.")
-    return BertWeights(embeddings, layers, pooler, drops)
+    return BertWeights(embeddings, layers, _pooler(modules.get("pooler")), drops)
 
 
-def _check_config(config: Any) -> None:
-    held = config.__dict__
+def _pooler(pooler: nn.Module | None) -> Linear | Any:
+    """Its product; the whole module where that or itself was replaced; None without one."""
+    if pooler is None:
+        return None
+    if type(pooler) is not theirs.BertPooler:
+        return _stand_in(pooler, theirs.BertPooler, "pooler")
+    exact(pooler, theirs.BertPooler, "pooler")
+    exact(pooler._modules.get("activation"), nn.Tanh, "pooler.activation")
+    dense = linear(pooler, "dense", None, "pooler.")
+    return dense if isinstance(dense, Linear) else pooler
+
+
+def _check_surroundings(model: nn.Module) -> None:
+    """The configuration, and what holds for all modules."""
+    if reason := reason_of_all():
+        raise Unfit(reason)
+    held = model.config.__dict__
     if held.get("is_decoder") or held.get("add_cross_attention"):
         raise Unfit("it is a decoder")
     if held.get("is_causal"):
@@ -337,8 +369,6 @@ def _stand_in(
     for tensor in module.parameters():
         if type(tensor) not in kinds and not _from_row_by_row_library(type(tensor)):
             raise Unfit(f"{name}.weight is a {type(tensor).__name__}")
-    if not torch.compiler.is_compiling():
-        dispatch.note(name, "forward", "modules", {"fused": f"it is a {_full_name(found)}"})
     return module
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import bertfast.core.heads  # noqa: F401  registers bertfast::labelled
-
 from bertfast.core.batch import (
     first_rows,
     pack,

@@ -18,7 +18,6 @@ from bertfast.core.encode import encode_packed
 from bertfast.core.heads import masked_lm_scores
 from bertfast.errors import CheckpointError
 
-
 CONFIG = {
     "model_type": "bert",
     "vocab_size": 11,
@@ -318,7 +317,8 @@ def test_old_names_and_prefixes(tmp_path):
     tensors = bert_tensors()
     want = encode_packed(load_bert(write(tmp_path, tensors)), BATCH)
     old = {
-        "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "bert."
+        + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
         ): tensor
         for name, tensor in tensors.items()

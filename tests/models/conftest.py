@@ -6,17 +6,28 @@ import contextlib
 import gc
 import importlib.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
 
 import pytest
 import torch
+import transformers
 
-from bertfast import dispatch
+import bertfast
+from bertfast import BertConfig, BertModel, dispatch
 from bertfast.explain import table
-from models.matrix import Matrix
+from models.matrix import Matrix, way_of
+
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "max_position_embeddings": 40,
+    "type_vocab_size": 3,
+}
 
 
 def pytest_addoption(parser):
@@ -63,12 +74,6 @@ def _row(request):
         request.node.user_properties.append(("tool", texts))
 
 
-def way_of(log: Sequence[dispatch.Choice]) -> str:
-    """transformers: its own forward ran at least once; modules: some stood in for a Linear; else fused."""
-    forms = {choice.form for choice in log}
-    return next((form for form in ("transformers", "modules") if form in forms), "fused")
-
-
 @pytest.fixture
 def way(request):
     """`with way("fused"):` asserts which way the block's calls of our models went, and notes it for the table."""
@@ -82,6 +87,63 @@ def way(request):
         request.node.user_properties.append(("way", expected))
 
     return check
+
+
+@pytest.fixture
+def ours():
+    """Makes a small BertModel in eval mode whose every term counts; fields of the config as keywords."""
+
+    def make(dtype=torch.float32, **fields):
+        model = BertModel(BertConfig(**{**TINY, **fields}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.3)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def pair(ours):
+    """Makes (transformers' BertModel, ours) with the same weights, in eval mode."""
+
+    def make(dtype=torch.float32, attention="eager", **fields):
+        mine = ours(dtype, attn_implementation=attention, **fields)
+        config = transformers.BertConfig(**{**TINY, **fields}, attn_implementation=attention)
+        theirs = transformers.BertModel(config)
+        theirs.load_state_dict(mine.state_dict())
+        return theirs.to(dtype).eval(), mine
+
+    return make
+
+
+@pytest.fixture
+def head():
+    """Makes a small head in eval mode whose every term counts, by class name; fields of the config as keywords."""
+
+    def make(name, dtype=torch.float32, **fields):
+        model = getattr(bertfast, name)(BertConfig(**{**TINY, **fields}))
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                parameter.normal_(1.0 if key.endswith("LayerNorm.weight") else 0.0, 0.3)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def head_pair(head):
+    """Makes (transformers' head, ours) of one name with the same weights, in eval mode."""
+
+    def make(name, dtype=torch.float32, **fields):
+        fields["attn_implementation"] = "eager"
+        mine = head(name, dtype, **fields)
+        config = transformers.BertConfig(**{**TINY, **fields})
+        theirs = getattr(transformers, name)(config)
+        theirs.load_state_dict(mine.state_dict())
+        return theirs.to(dtype).eval(), mine
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,28 @@
 """A Markdown table of what the ecosystem's tests showed: tool, what was shown, by which way bertfast ran.
 
-A test says what it shows with `@pytest.mark.tool(tool, shown)`, where {parameter} stands for its parameter's value, and its
-fixture `way` which way it saw. `--matrix FILE` writes the rows whose tests all passed.
+A test says what it shows with `@pytest.mark.tool(tool, shown)`, where {name} stands for the value of the parameter
+`name`, and its fixture `way` which way it saw. `--matrix FILE` writes the rows whose tests all passed.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+
+from bertfast import dispatch
 
 WAYS = ("fused", "modules", "transformers")
 HEAD = (
     "| tool | the same as transformers' class | way |\n"
     "|---|---|---|\n"
 )  # fmt: skip
+
+
+def way_of(log: Sequence[dispatch.Choice]) -> str:
+    """transformers: its own forward ran at least once; modules: some stood in for a Linear; else fused."""
+    forms = {choice.form for choice in log}
+    return next((form for form in ("transformers", "modules") if form in forms), "fused")
 
 
 class Matrix:

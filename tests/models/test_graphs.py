@@ -99,6 +99,24 @@ def test_ragged_shapes(name, train, ours_in):
     ours_in(counter.graphs, True)
 
 
+@pytest.mark.tool("torch.compile", "LoRA over ragged shapes: few graphs, no break")
+def test_lora(ours_in):
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra: test)")
+    name, models = "BertForSequenceClassification", []
+    for model in pair(name):
+        torch.manual_seed(3)
+        fields = {"r": 2, "target_modules": ["query", "dense"], "init_lora_weights": False}
+        models.append(peft.get_peft_model(model, peft.LoraConfig(**fields)))
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(models[1], backend=counter)
+    for seed, rows in enumerate(SHAPES[:3]):
+        batch = ragged(name, rows, seed)
+        same_output(compiled(**batch), models[0](**batch), batch["attention_mask"])
+    assert counter.frame_count <= 6
+    assert not counters["graph_break"], dict(counters["graph_break"])
+    ours_in(counter.graphs, True)
+
+
 @pytest.mark.tool("torch.compile", "a hooked model")
 def test_compiled_transformers(ours_in):
     theirs, ours = pair("BertModel")
@@ -133,9 +151,17 @@ def test_in_place(checkpointing, ours_in):
 @pytest.mark.ecosystem_long
 @pytest.mark.tool("torch.compile", "inductor, in train mode")
 def test_inductor(ours_in):
+    from torch._inductor.compile_fx import compile_fx
+
     name = "BertForTokenClassification"
     theirs, ours = pair(name)
-    compiled = torch.compile(ours.train(), fullgraph=True, dynamic=True)
+    graphs = []
+
+    def inductor(graph, inputs):
+        graphs.append(graph)
+        return compile_fx(graph, inputs)
+
+    compiled = torch.compile(ours.train(), fullgraph=True, dynamic=True, backend=inductor)
     for seed in (0, 1):
         batch = ragged(name, 4, seed)
         for model in (ours, theirs):
@@ -145,7 +171,7 @@ def test_inductor(ours_in):
         want.loss.backward()
         same_output(got, want, batch["attention_mask"])
         same_gradients(ours, theirs, least=20)
-    ours_in([], False)
+    ours_in(graphs, True)
 
 
 @pytest.mark.tool("torch.export", "a program of dynamic shapes gives transformers' numbers")

@@ -48,6 +48,11 @@ CONFIGS = {  # name -> (its class, arguments, the way that our model goes)
         {"target_modules": ["key", "output.dense"], "feedforward_modules": ["output.dense"]},
         "modules",
     ),
+    "LoRA, pooler and classifier trained": (
+        "LoraConfig",
+        {"r": 4, "target_modules": ["query"], "modules_to_save": ["pooler", "classifier"]},
+        "modules",
+    ),
     "VeRA": ("VeraConfig", {"r": 4, "target_modules": ["query", "value"]}, "modules"),
     "LN tuning": ("LNTuningConfig", {"target_modules": r".*layer.*LayerNorm"}, "modules"),
     "LN tuning, embeddings too": (
@@ -106,6 +111,8 @@ def step(model, batch):
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_adapters(name, adapter, way):
     kind, fields, expected = {**CONFIGS, **MORE}[adapter]
+    if "pooler" in adapter and name == "BertForMaskedLM":
+        expected = "modules"  # it has no pooler
     theirs, ours = (adapted(model, kind, fields, HEADS[name]) for model in pair(name))
     batch = ragged(name)
     with way(expected):
@@ -242,6 +249,32 @@ def test_gradient_checkpointing(reentrant, way):
     same_gradients(models[1], models[0], least=20)
     attention = [choice for choice in log if choice[:2] == ("attention", "forward")]
     assert len(attention) == 2 * 2
+
+
+@pytest.mark.tool("gradient checkpointing", "with dropout: the same masks in both computations")
+@pytest.mark.parametrize("adapters", [False, True], ids=["plain", "LoRA"])
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+def test_dropout_twice(adapters, reentrant, way):
+    """Its bits are others than transformers', so with is compared with without."""
+    name, fields = "BertForSequenceClassification", {"hidden_dropout_prob": 0.1}
+    found = []
+    for checkpointing in (False, True):
+        model = base = pair(name, **fields, attention_probs_dropout_prob=0.1)[1]
+        if adapters:
+            lora = {"r": 4, "target_modules": ["query", "dense"], "lora_dropout": 0.2}
+            model = adapted(model, "LoraConfig", lora, "SEQ_CLS")
+        if checkpointing:
+            enable = "activation_checkpointing_enable"
+            enable = getattr(base, enable, base.gradient_checkpointing_enable)
+            enable({"use_reentrant": reentrant})
+        model.train()
+        torch.manual_seed(3)
+        with way("modules" if adapters or checkpointing else "fused"):
+            step(model, ragged(name))
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for key, want in found[0].items():
+        close(found[1][key], want, 1e-6, key)
 
 
 @pytest.mark.tool("transformers add_adapter", "LoRA without a PEFT model around")

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -180,20 +181,28 @@ def test_forward_mode(way):
 def test_hooks(place, way):
     models, seen = pair(NAME), []
     batch = ragged(NAME)
-    handles = [
+    for model in models:
         model.get_submodule(place).register_forward_hook(
             lambda module, given, output: seen.append(output)
         )
-        for model in models
-    ]
     same_calls(*models, way, "transformers")
     got, want = ((x if isinstance(x, torch.Tensor) else x[0]) for x in seen)
     assert want.shape[:2] == batch["input_ids"].shape
     close(got, want)
-    for handle in handles:
-        handle.remove()
+
+
+@pytest.mark.tool("hooks", "a hook that was removed")
+def test_removed_hooks(way):
+    models = pair(NAME)
     for model in models:
-        model.zero_grad()
+        layer = model.bert.encoder.layer[0]
+        handles = [
+            layer.register_forward_hook(lambda module, given, output: output),
+            layer.output.register_forward_pre_hook(lambda module, given: None),
+            layer.register_full_backward_hook(lambda module, grads, outs: None),
+        ]
+        for handle in handles:
+            handle.remove()
     same_calls(*models, way, "fused")
 
 
@@ -333,6 +342,40 @@ def test_input_require_grads(way):
         model.disable_input_require_grads()
     same_calls(*models, way, "fused")
     assert gradients(models[1]).keys() == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.tool(
+    "classes derived from ours", "a head's subclass; a model with our BertModel inside"
+)
+def test_derived_classes(way, tmp_path):
+    class Twice(bertfast.BertForSequenceClassification):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 2
+            return output
+
+    class Around(transformers.BertPreTrainedModel):
+        def __init__(self, config, kind=bertfast.BertModel):
+            super().__init__(config)
+            self.bert, self.out = kind(config), nn.Linear(48, 2)
+            self.post_init()
+
+        def forward(self, **given):
+            return self.out(self.bert(**given).pooler_output)
+
+    theirs, ours = pair(NAME)
+    batch = unlabelled(ragged(NAME))
+    twice = Twice(ours.config).eval()
+    twice.load_state_dict(theirs.state_dict())
+    around, other = Around(ours.config), Around(ours.config, transformers.BertModel)
+    around.save_pretrained(tmp_path)
+    other.load_state_dict(around.state_dict())
+    loaded = Around.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        with way("fused"):
+            got = twice(**batch).logits, loaded(**batch)
+        close(got[0], 2 * theirs(**batch).logits)
+        close(got[1], other.eval()(**batch))
 
 
 @pytest.mark.tool("torch.optim.swa_utils", "averaged models")

@@ -2,8 +2,8 @@
 
     python two_processes.py FOLDER
 
-Each process writes FOLDER/<rank>.pt: {case: {"losses", "gradients", "weights", "log"}}. They are forked, so the imports
-are made once.
+Each process writes FOLDER/<rank>.pt: {case: {"logits", "losses", "gradients", "weights", "log"}}. They are forked, so
+the imports are made once.
 """
 
 from __future__ import annotations
@@ -33,9 +33,23 @@ def rows_of(name: str, step: int, rank: int) -> list[dict]:
     return examples(name, ROWS, seed=step)[rank::2]
 
 
+def many_texts() -> dict[str, torch.Tensor]:
+    """For what has to be judged by the mean of its errors."""
+    return collate(examples("BertForSequenceClassification", 48, seed=9))
+
+
 def checkpointed(model: torch.nn.Module) -> None:
     name = "activation_checkpointing_enable"
     getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def with_lora(model: torch.nn.Module) -> torch.nn.Module:
+    import peft
+
+    torch.manual_seed(4)
+    fields = {"r": 2, "target_modules": ["query", "dense"], "init_lora_weights": False}
+    peft.inject_adapter_in_model(peft.LoraConfig(**fields), model)
+    return model
 
 
 def ddp(model: torch.nn.Module, checkpoint: bool) -> torch.nn.Module:
@@ -64,6 +78,8 @@ CASES = {
     "FSDP2 checkpointing": (HEADS[1], fsdp, (True, "layers", False)),
     "FSDP2 root only": (HEADS[1], fsdp, (False, "root", False)),
     "FSDP2 encoder too": (HEADS[1], fsdp, (False, "layers and encoder", False)),
+    "DDP LoRA": (HEADS[1], ddp, (False,)),
+    "FSDP2 LoRA": (HEADS[1], fsdp, (False, "layers", False)),
     "FSDP2 bf16": (HEADS[1], fsdp, (False, "layers", True)),
 }
 
@@ -76,6 +92,10 @@ def trained(model: torch.nn.Module, wrap, arguments: tuple, name: str, rank: int
     """Steps of SGD, of which the last one's gradients are kept."""
     model = wrap(model.train(), *arguments)
     optimizer, losses = torch.optim.SGD(model.parameters(), RATE), []
+    first = None
+    if "Sequence" in name:
+        with torch.no_grad():
+            first = model(**many_texts()).logits.float()
     with dispatch.record() as log:
         for step in range(STEPS):
             optimizer.zero_grad()
@@ -85,6 +105,7 @@ def trained(model: torch.nn.Module, wrap, arguments: tuple, name: str, rank: int
             losses.append(loss.detach())
     named = [(key.removeprefix("module."), value) for key, value in model.named_parameters()]
     return {
+        "logits": first,
         "losses": torch.stack(losses),
         "gradients": {key: whole(value.grad) for key, value in named if value.grad is not None},
         "weights": {key: whole(value) for key, value in named},
@@ -99,6 +120,7 @@ def work(rank: int, folder: str) -> None:
     found = {}
     for case, (name, wrap, arguments) in CASES.items():
         theirs, ours = pair(name)
+        ours = with_lora(ours) if "LoRA" in case else ours
         found[case] = trained(ours, wrap, arguments, name, rank)
         if "bf16" in case:
             found[f"{case}, transformers"] = trained(theirs, wrap, arguments, name, rank)

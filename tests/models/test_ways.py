@@ -1,4 +1,4 @@
-"""Which way a call goes: fused, fused around stand-ins of a Linear, or transformers' own forward; and that all agree."""
+"""Which way a call goes: fused, fused around stand-ins of a Linear, or transformers' own forward; all agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.nn.utils import parametrize, parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import bertfast
 from bertfast import dispatch
@@ -138,6 +138,7 @@ def changed(pair):
 
     def make(change, **fields):
         theirs, ours = pair(**fields)
+        ours(IDS)  # so that the look at the modules was taken already
         for model in (theirs, ours):
             torch.manual_seed(7)
             change(model.encoder.layer[1])
@@ -157,6 +158,10 @@ def test_transformers_forward_runs(changed, way):
     try:
         theirs, ours = changed(change)
         want = theirs(IDS, attention_mask=MASK).last_hidden_state[REAL]
+    except RuntimeError:  # transformers 4 and narrow heads
+        with pytest.raises(RuntimeError):
+            run(ours)
+        return
     finally:
         torch._dynamo.reset()
     got, told = run(ours)
@@ -182,7 +187,9 @@ def test_stand_ins_are_called_with_rows(changed, way, train):
         results.append((states, [p.grad for p in model.parameters() if p.grad is not None]))
     assert [(c.operation, c.form) for c in log if "fused" in c.reasons] == [(place, "modules")]
     assert sum(c.operation == "qkv_projection" for c in log) == (1 if "self" in place else 2)
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=2e-5)
+    states, gradients = ((want, got) for want, got in zip(*results, strict=True))
+    for want, got in [states, *zip(*gradients, strict=True)]:
+        assert (got - want).abs().max() <= 1e-5 * max(1, want.abs().max())
 
 
 def test_heads_that_were_pruned(changed):
@@ -270,6 +277,33 @@ def test_training_draws_the_same_dropout(ours):
     assert (got - want).abs().max() < 1e-4
 
 
+SMALL = {
+    "p": lambda model: model.encoder.layer[0].output.dropout.train().__setattr__("p", 0.5),
+    "train": lambda model: model.encoder.layer[1].train(),
+    "eps": lambda model: setattr(model.encoder.layer[1].output.LayerNorm, "eps", 1.0),
+    "weight": lambda model: setattr(
+        model.encoder.layer[1].output.dense, "weight", nn.Parameter(torch.zeros(48, 80))
+    ),
+    "table": lambda model: model.set_input_embeddings(nn.Embedding(99, 48)),
+    "layers": lambda model: setattr(model.encoder, "layer", model.encoder.layer[:1]),
+    "pooler": lambda model: setattr(model.pooler.dense, "bias", nn.Parameter(torch.ones(48))),
+}
+
+
+@pytest.mark.parametrize("change", SMALL)
+def test_changes_after_a_call_are_seen(ours, change):
+    model = ours()
+    torch.manual_seed(2)
+    before = model(IDS)
+    SMALL[change](model)
+    torch.manual_seed(2)
+    after = model(IDS)
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(after[:2], before[:2], strict=True))
+    fresh = copy.deepcopy(model)
+    torch.manual_seed(2)
+    torch.testing.assert_close(fresh(IDS).to_tuple(), after.to_tuple())
+
+
 @torch.no_grad()
 def test_activation_that_is_a_module(ours):
     model = ours()
@@ -324,7 +358,7 @@ def test_decoders_and_other_attention_run_in_transformers(ours):
     assert run(model)[1][0][2] == "it is a decoder"
     model = ours()
     model.config._attn_implementation = "somebody's own"
-    assert model.view() == "attn_implementation is \"somebody's own\""
+    assert model.view() == 'attn_implementation is "somebody\'s own"'
 
 
 def test_a_reason_is_logged_once(ours, caplog):

@@ -173,7 +173,9 @@ def shapes_seen(model, place, **given):
     """What a forward hook on a module of the model sees: the shapes of its outputs, and the model's output."""
     seen = []
     hook = model.get_submodule(place).register_forward_hook(
-        lambda _, i, out: seen.append(getattr(out, "last_hidden_state", out).shape)
+        lambda _, i, out: seen.append(
+            (out[0] if isinstance(out, tuple) else getattr(out, "last_hidden_state", out)).shape
+        )
     )
     output = model(**given)
     hook.remove()

@@ -1,0 +1,90 @@
+"""What the last full look at a model's modules found, and whether it still holds.
+
+The full look (`fusion.py`) takes 10 us a layer. It is repeated only where something changed since: a module, its class,
+a hook, a patched forward, a parameter object, a dtype, or one of the numbers that the look read. Values of weights do
+not matter here, as the view holds the parameters themselves.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import extension
+from ..core.weights import BertWeights, LayerWeights, Linear, Norm
+
+_dtype = operator.attrgetter("dtype")
+_checkpointed = operator.attrgetter("gradient_checkpointing")
+_NUMBERS = (
+    *("p", "training", "eps", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq"),
+    *("num_attention_heads", "attention_head_size", "position_embedding_type"),
+    *("approximate", "act", "intermediate_act_fn"),
+)
+_SNAPSHOTS: weakref.WeakKeyDictionary[nn.Module, Snapshot] = weakref.WeakKeyDictionary()
+
+
+class Snapshot:
+    """A model's view and everything that it was made from."""
+
+    def __init__(self, model: nn.Module, weights: BertWeights):
+        self.weights = weights
+        self.top = model._modules
+        self.children = list(self.top.values())
+        self.modules = [m for child in self.children if child is not None for m in child.modules()]
+        self.dicts = [module.__dict__ for module in self.modules]
+        self.classes = list(map(type, self.modules))
+        self.parts, self.tensors, self.owners, self.names = [], [], [], []
+        for held in self.dicts:
+            self.parts += [*held["_modules"].values(), *held["_parameters"].values()]
+            self.tensors += [t for t in held["_parameters"].values() if t is not None]
+            found = [name for name in _NUMBERS if name in held]
+            self.names += found
+            self.owners += [held] * len(found)
+        self.dtypes = list(map(_dtype, self.tensors))
+        self.numbers = self._numbers()
+        self.layers = list(model.encoder.layer)
+
+    def _numbers(self) -> list[Any]:
+        return list(map(operator.getitem, self.owners, self.names))
+
+    def holds(self) -> bool:
+        """Whether a full look would find the same."""
+        return (
+            extension.cpu.unchanged(self.modules, self.dicts, self.classes, self.parts)
+            and list(self.top.values()) == self.children
+            and list(map(_dtype, self.tensors)) == self.dtypes
+            and self._numbers() == self.numbers
+            and not any(map(_checkpointed, self.layers))
+        )
+
+
+def known(model: nn.Module) -> BertWeights | None:
+    """The view of a model in which nothing has changed since it was kept."""
+    if torch.compiler.is_compiling():  # first: the table is not to be traced
+        return None
+    snapshot = _SNAPSHOTS.get(model)
+    if snapshot is None:
+        return None
+    if snapshot.holds():
+        return snapshot.weights
+    del _SNAPSHOTS[model]
+    return None
+
+
+def keep(model: nn.Module, weights: BertWeights) -> None:
+    """Keep a view for `known`, if every part of it is a tensor of the model."""
+    if not torch.compiler.is_compiling() and extension.cpu is not None and _is_plain(weights):
+        _SNAPSHOTS[model] = Snapshot(model, weights)
+
+
+def _is_plain(weights: BertWeights) -> bool:
+    word, layers = weights.embeddings.word, weights.layers
+    return isinstance(word, torch.Tensor) and all(
+        isinstance(layer, LayerWeights)
+        and all(isinstance(part, Linear | Norm) for part in layer[:8])
+        for layer in layers
+    )
