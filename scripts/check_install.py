@@ -43,51 +43,16 @@ def load_alone(package: Path) -> list[str]:
     return said
 
 
-class _Random(dict):
-    """A checkpoint of random tensors, made when they are asked for: hidden size 96."""
-
-    def __init__(self, generator, device: str):
-        self.generator, self.device = generator, device
-
-    def __contains__(self, name: str) -> bool:
-        return False  # no pooler
-
-    def __missing__(self, name: str):
-        import torch
-
-        rows = {"word": 97, "position": 64, "token_type": 2}
-        table = next((rows[kind] for kind in rows if f"{kind}_embeddings" in name), None)
-        inner = 192 if "intermediate" in name else 96
-        if name.endswith("bias") or "LayerNorm" in name:
-            shape = (inner,)
-        elif table is not None:
-            shape = (table, 96)
-        else:
-            shape = (inner, 192 if "layer" in name and ".output.dense" in name else 96)
-        if "attention.output.dense" in name and name.endswith("weight"):
-            shape = (96, 96)
-        level = 1.0 if name.endswith("LayerNorm.weight") else 0.0
-        return (torch.randn(shape, generator=self.generator) * 0.05 + level).to(self.device)
-
-
 def compare_encoder(form: str, device: str) -> float:
     """The largest difference of a small random encoder's output from the reference form's."""
     import torch
 
     import bertfast
-
     from bertfast.core.batch import pack_rows
     from bertfast.core.encode import encode_packed
-    from bertfast.core.weights import bert_weights
+    from bertfast.core.weights import example_weights
 
-    config = {
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-    }
-    generator = torch.Generator().manual_seed(20)
-    weights = bert_weights(_Random(generator, device), config)
+    weights, _ = example_weights(device)
     batch = pack_rows([[i % 97 for i in range(length)] for length in (33, 1, 17)], device)
     outputs = {}
     for backend in (form, "reference"):

@@ -11,9 +11,13 @@ from typing import Any
 import click
 import torch
 
-from .. import __version__, dispatch, extension, testing
+from .. import __version__, dispatch, extension
 from ..checkpoint.hub import resolve
 from ..checkpoint.load import read_config
+from ..core.batch import pack_rows
+from ..core.encode import encode_packed
+from ..core.heads import masked_lm_loss
+from ..core.weights import example_weights
 from ..data.pooling import RECIPE_FILES, Recipe, read_recipe
 from ..dispatch import forms, measured, table
 from ..errors import UnsupportedError
@@ -101,27 +105,36 @@ def _forms(device: torch.device) -> Iterator[str]:
     """The form that each operation takes in float32 where nothing was measured, and why not those before it."""
     yield f"{f'operation on {device}':<22} {'forward':<14} backward"
     notes: dict[str, int] = {}
-    for operation in testing.OPERATIONS:
-        cells = [_cell(operation, direction, device, notes) for direction in DIRECTIONS]
+    found, refused = _choices(device)
+    for operation in dispatch.operations():
+        cells = [_cell(found.get((operation, d)), refused, notes) for d in DIRECTIONS]
         yield f"{operation:<22} {cells[0]:<14} {cells[1]}"
     for note, number in notes.items():
         yield f"[{number}] {note}"
 
 
-def _cell(operation: str, direction: str, device: torch.device, notes: dict[str, int]) -> str:
+def _choices(device: torch.device) -> tuple[dict[tuple[str, str], dispatch.Choice], str]:
+    """What ran when a small model learnt from a batch, by operation and direction; why it stopped, if it did."""
+    bert, head = example_weights(device)
+    batch = pack_rows([[1, 2, 3], [4]], device)
+    refused = ""
+    with dispatch.record() as log, dispatch.fixed_order(), torch.enable_grad():
+        try:
+            labels = batch.input_ids
+            table = bert.embeddings.word.requires_grad_()
+            rows = encode_packed(bert, batch)
+            torch.autograd.grad(masked_lm_loss(head, rows, labels), table)
+        except UnsupportedError as error:
+            refused = str(error).partition(". Take")[0]
+    return {(choice.operation, choice.direction): choice for choice in log}, refused
+
+
+def _cell(choice: dispatch.Choice | None, refused: str, notes: dict[str, int]) -> str:
     """The form, with the numbers of the notes that say why forms before it refused."""
-    case = testing.cases(operation)[0]
-    args = testing.arguments(operation, direction, case, torch.float32)
-    args = tuple(arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args)
-    reasons = dispatch.reasons(operation, direction, args)
-    wanted = dispatch.backend()
-    order = forms.fixed_order(device.type) if wanted == "auto" else (wanted,)
-    marks = []
-    for form in order:
-        if reasons[form] is None:
-            return " ".join([form, *marks])
-        marks.append(f"[{notes.setdefault(f'{form}: {reasons[form]}', len(notes) + 1)}]")
-    return " ".join(["none", *marks])
+    reasons = {} if choice is None else choice.reasons
+    said = [f"{form}: {reason}" for form, reason in reasons.items()] or [refused] * (not choice)
+    marks = [f"[{notes.setdefault(note, len(notes) + 1)}]" for note in said if note]
+    return " ".join([(choice and choice.form) or "none", *marks])
 
 
 def _measured(device: torch.device) -> Iterator[str]:

@@ -185,3 +185,28 @@ def masked_lm_weights(
         ),
         ACTIVATIONS[config["hidden_act"]],
     )
+
+
+def example_weights(
+    device: torch.device | str, hidden: int = 96, heads: int = 3, layers: int = 2
+) -> tuple[BertWeights, MaskedLMWeights]:
+    """A small encoder with head, always the same random one, for looking at what runs: 97 words, 64 positions."""
+    generator = torch.Generator().manual_seed(20)
+
+    def tensor(*shape: int, level: float = 0.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * 0.05 + level).to(device)
+
+    def linear(n: int, k: int) -> Linear:
+        return Linear(tensor(n, k), tensor(n))
+
+    def norm() -> Norm:
+        return Norm(tensor(hidden, level=1.0), tensor(hidden), 1e-12)
+
+    def layer() -> LayerWeights:
+        query, key, value, out = (linear(hidden, hidden) for _ in range(4))
+        inner, outer = linear(2 * hidden, hidden), linear(hidden, 2 * hidden)
+        return LayerWeights(query, key, value, out, norm(), inner, outer, norm(), heads)
+
+    tables = (tensor(rows, hidden) for rows in (97, 64, 2))
+    bert = BertWeights(EmbeddingWeights(*tables, norm()), [layer() for _ in range(layers)])
+    return bert, MaskedLMWeights(linear(hidden, hidden), norm(), linear(97, hidden))

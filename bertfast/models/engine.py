@@ -208,7 +208,7 @@ def _reason_of_moment() -> str | None:
     """Who watches a call from outside: tracing, export, transforms, modes."""
     if torch.compiler.is_compiling():
         return "the model is exported" if _is_exporting() else None
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch.jit.is_tracing():  # torch.onnx.export too
         return "the model is traced"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms it"

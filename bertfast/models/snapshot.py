@@ -20,7 +20,7 @@ from ..core.weights import BertWeights, LayerWeights, Linear, Norm
 _dtype = operator.attrgetter("dtype")
 _checkpointed = operator.attrgetter("gradient_checkpointing")
 _NUMBERS = (
-    *("p", "training", "eps", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq"),
+    *("p", "eps", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq"),
     *("num_attention_heads", "attention_head_size", "position_embedding_type"),
     *("approximate", "act", "intermediate_act_fn"),
 )
@@ -42,6 +42,7 @@ class Snapshot:
             self.parts += [*held["_modules"].values(), *held["_parameters"].values()]
             self.tensors += [t for t in held["_parameters"].values() if t is not None]
             found = [name for name in _NUMBERS if name in held]
+            found += ["training"] * ("p" in held)
             self.names += found
             self.owners += [held] * len(found)
         self.dtypes = list(map(_dtype, self.tensors))

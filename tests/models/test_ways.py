@@ -83,6 +83,15 @@ def fewer_heads(layer):
     layer.attention.self.all_head_size = 24
 
 
+class Counted(torch.Tensor):
+    """A tensor of somebody's own kind."""
+
+
+def subclass(layer):
+    weight = layer.attention.self.key.weight
+    layer.attention.self.key.weight = nn.Parameter(weight.detach().as_subclass(Counted))
+
+
 def no_bias(layer):
     layer.output.dense.register_parameter("bias", None)
 
@@ -97,6 +106,7 @@ THEIRS = {
     "own module": (replace("attention.self.query", LowRank), "query is a LowRank"),
     "other dropout": (replace("output.dropout", lambda _: nn.AlphaDropout(0)), "AlphaDropout"),
     "other norm": (replace("output.LayerNorm", lambda _: nn.RMSNorm(48)), "is a RMSNorm"),
+    "tensor subclass": (subclass, "attention.self.key.weight is a Counted"),
     "narrow": (narrow, "query has 24 outputs for 4 heads of 12"),
     "compiled by itself": (lambda layer: layer.compile(backend="eager"), "is compiled by itself"),
     "float64 inside": (
