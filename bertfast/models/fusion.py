@@ -141,28 +141,32 @@ def linear(
     parent: nn.Module, name: str, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
 ) -> Linear | Any:
     """The weights of a Linear, or what stands in its place. Raises Unfit."""
-    module = parent._modules.get(name)
-    if type(module) is nn.Linear and _is_plain(module.__dict__):
-        tensors = module._parameters
-        weight, bias = tensors.get("weight"), tensors.get("bias")
-        if type(weight) in kinds and type(bias) in kinds:
-            _check_dtype(weight, dtype, where, name)
-            return Linear(weight, bias)
-    return _stand_in(module, nn.Linear, f"{where}{name}", kinds)
+    return _leaf(nn.Linear, parent, name, dtype, where, kinds)
 
 
 def norm(
     parent: nn.Module, name: str, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
 ) -> Norm | Any:
     """The weights of a LayerNorm, or what stands in its place. Raises Unfit."""
+    return _leaf(nn.LayerNorm, parent, name, dtype, where, kinds)
+
+
+def _leaf(
+    kind: type[nn.Module],
+    parent: nn.Module,
+    name: str,
+    dtype: torch.dtype | None,
+    where: str,
+    kinds: Kinds,
+) -> Linear | Norm | Any:
     module = parent._modules.get(name)
-    if type(module) is nn.LayerNorm and _is_plain(module.__dict__):
-        tensors = module._parameters
-        weight, bias = tensors.get("weight"), tensors.get("bias")
+    if type(module) is kind and _is_plain(module.__dict__):
+        held = module._parameters
+        weight, bias = held.get("weight"), held.get("bias")
         if type(weight) in kinds and type(bias) in kinds:
             _check_dtype(weight, dtype, where, name)
-            return Norm(weight, bias, module.eps)
-    return _stand_in(module, nn.LayerNorm, f"{where}{name}", kinds)
+            return Linear(weight, bias) if kind is nn.Linear else Norm(weight, bias, module.eps)
+    return _stand_in(module, kind, f"{where}{name}", kinds)
 
 
 def dropout(module: nn.Module | None, name: str) -> float:
