@@ -43,13 +43,6 @@ def check_beside(x: Tensor, *expected: tuple[str, Tensor, tuple[int, ...]]) -> N
     check_like(name, first, *expected)
 
 
-def refuses_mixed(form: str, x: Tensor, ln_weight: Tensor) -> str | None:
-    """Why a form that computes in one dtype cannot take LN's parameters beside x, or None."""
-    if ln_weight.dtype is x.dtype:
-        return None
-    return f"LN in {ln_weight.dtype} of a product in {x.dtype}; the {form} form has one dtype"
-
-
 def check_matrix(name: str, tensor: Tensor, ndim: int = 2) -> None:
     """A floating-point tensor of that many dimensions, else ArgumentError."""
     if tensor.ndim != ndim:

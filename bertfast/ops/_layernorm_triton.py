@@ -7,6 +7,7 @@ adds up its own run of rows, a second kernel the programs' sums.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -285,19 +286,25 @@ def runs(tokens: int, rows: int) -> tuple[int, int]:
 def forward(
     source: Tensor, gain: Tensor, shift: Tensor, eps: float, save: bool, *, residual: Tensor | None = None,
     dropout: Dropout | None = None, gelu: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """LN(residual + dropout(source)), or LN(gelu(source)): (out [T,N], mean [T], rstd [T]); one launch.
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """LN(residual + dropout(source)), or LN(gelu(source)); one launch.
 
     Args:
-        source: [T,N] contiguous, the linear's result with its bias. What of it is not kept is written over: with a
-            residual and `save` it becomes the sum before LN; without `save` it becomes `out`.
-        residual: [T,N], rows dense.
+        source: [T,N] contiguous, the linear's result with its bias. What of it is not kept is written over where it has
+            the dtype of `gain`: with a residual and `save` it becomes the sum before LN, without `save` it becomes
+            `out`.
+        residual: [T,N] in the dtype of `gain`, rows dense.
+
+    Returns: out [T,N], the sum before LN [T,N], both in the dtype of `gain`, mean and rstd [T]; but the first only with
+        `save`. There is no sum with `gelu`.
     """
     tokens, features = source.shape
-    out = torch.empty_like(source) if save else source
+    over = source if source.dtype == gain.dtype else torch.empty_like(source, dtype=gain.dtype)
+    z = over if save and not gelu else None
+    kept = save and (over is source or not gelu)  # by the caller: the sum, or with GELU the source
+    out = torch.empty_like(over) if kept else over
     mean = source.new_empty(tokens, dtype=torch.float32) if save else None
     rstd = None if mean is None else torch.empty_like(mean)
-    z = source if save and not gelu else None
     config, columns, rows = pick(_FORWARD, features)
     if out.numel():
         _layernorm_fwd_kernel[(cdiv(tokens, rows),)](
@@ -305,20 +312,26 @@ def forward(
             out, z, mean, rstd, tokens, features, eps, *dropout_arguments(dropout), GELU=gelu, COLUMNS=columns,
             **config.options(),
         )  # fmt: skip
-    return out, mean, rstd
+    return out, z, mean, rstd
 
 
 def backward(
-    dout: Tensor, source: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, *, dropout: Dropout | None = None,
-    gelu: bool = False,
+    dout: Tensor, source: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, dtype: torch.dtype, *,
+    dropout: Dropout | None = None, gelu: bool = False,
 ) -> Gradients:  # fmt: skip
-    """The gradients of `forward`, from the sum before LN (with GELU: from the pre-activation); two launches."""
+    """The gradients of `forward`, from the sum before LN (with GELU: from the pre-activation); two launches.
+
+    Args:
+        dtype: of the product, hence of the gradients of it and of its bias; the others have that of `gain`.
+    """
     dout, source, gain = dense_rows(dout), source.contiguous(), gain.contiguous()
     tokens, features = source.shape
-    dproduct = torch.empty_like(source)
-    dz = None if gelu else (dproduct if dropout is None else torch.empty_like(source))
+    dproduct = torch.empty_like(source, dtype=dtype)
+    one = dropout is None and gain.dtype == dtype
+    dz = None if gelu else (dproduct if one else torch.empty_like(source))
+    dtypes = (gain.dtype, gain.dtype, dtype)
     if source.numel() == 0:
-        return Gradients(dz, dproduct, *(torch.zeros_like(gain) for _ in range(3)))
+        return Gradients(dz, dproduct, *(torch.zeros_like(gain, dtype=d) for d in dtypes))
     config, columns, rows = pick(_BACKWARD, features)
     chunks, tiles = runs(tokens, rows)
     partial = source.new_empty(3, chunks, features, dtype=torch.float32)
@@ -326,13 +339,13 @@ def backward(
         dout, dout.stride(0), source, mean, rstd, gain, None if dz is dproduct else dz, dproduct, partial, tokens,
         tiles, features, chunks, *dropout_arguments(dropout), GELU=gelu, COLUMNS=columns, **config.options(),
     )  # fmt: skip
-    return Gradients(dz, dproduct, *column_sums(partial, gain.dtype))
+    return Gradients(dz, dproduct, *column_sums(partial, dtypes))
 
 
-def column_sums(partial: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """The sums over the chunks of partial [2 or 3, chunks, N] fp32, each [N] in `dtype`; one launch."""
+def column_sums(partial: Tensor, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """The sums over the chunks of partial [2 or 3, chunks, N] fp32, each [N] in its dtype; one launch."""
     count, chunks, features = partial.shape
-    sums = [partial.new_empty(features, dtype=dtype) for _ in range(count)]
+    sums = [partial.new_empty(features, dtype=dtype) for dtype in dtypes]
     config = _SUMS.pick("all")
     grid = (cdiv(features, config.blocks["BLOCK_N"]), count)
     third = sums[2] if count == 3 else None

@@ -115,11 +115,13 @@ CASES: dict[str, list[Case]] = {
         Case("wide", (5, 0, 4), 33, 1100, p=0.1),
         Case("mixed", (17, 0, 65), 64, 33, p=0.1, strided=True, mixed=True),
         Case("mixed-large-mean", (17,), 64, 768, mixed=True, variant="large-mean"),
+        Case("mixed-wide", (5, 0, 4), 33, 1100, p=0.1, mixed=True),
     ],
     "gelu_layernorm": [
         *_PRODUCT_LAYERNORM,
         Case("wide", (5, 0, 4), 33, 1100),
         Case("mixed", (17, 0, 65), 64, 33, strided=True, mixed=True),
+        Case("mixed-wide", (5, 0, 4), 33, 1100, mixed=True),
     ],
     "masked_cross_entropy": [
         Case("tiny", (1,), 7, 11),

@@ -91,30 +91,33 @@ def _linear_gelu(backward, save, x, weight, bias):
     return product + Cost(0, pre if backward or save else 0)
 
 
-def _layernorm(backward: bool, save: bool, rows: int, width: int, element: int) -> Cost:
-    """Of what the product gave: read, normalised, written; backward: dout and the saved sum, to one gradient."""
-    tensor, statistics = rows * width * element, 2 * STATISTIC * rows
+def _layernorm(backward: bool, save: bool, x: Tensor, ln_weight: Tensor, saved: int) -> Cost:
+    """Of a product of x: read, normalised, written; backward: dout and what was saved, of `saved` bytes an element, to
+    the product's gradient.
+    """
+    rows, width = x.shape[0], ln_weight.shape[0]
+    once, statistics = _size(ln_weight), 2 * STATISTIC * rows
+    product, out = rows * width * x.element_size(), rows * once
     if backward:
-        return Cost(12 * rows * width, 3 * tensor + statistics + 2 * width * element)
-    return Cost(8 * rows * width, 2 * tensor + save * statistics + 2 * width * element)
+        read = out + rows * width * saved + statistics
+        return Cost(12 * rows * width, read + product + 2 * once)
+    return Cost(8 * rows * width, product + out + save * statistics + 2 * once)
 
 
 def _linear_layernorm(
     backward, save, x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens
 ):
-    shape = (residual.shape[0], residual.shape[1], residual.element_size())
-    total = _linear(backward, x, [weight], [bias]) + _layernorm(backward, save, *shape)
-    tensor = shape[0] * shape[1] * shape[2]
-    if backward:
-        return total + Cost(
-            0, tensor if p else 0
-        )  # with dropout the product's gradient is another tensor
+    tensor, element = _size(residual), residual.element_size()
+    total = _linear(backward, x, [weight], [bias])
+    total += _layernorm(backward, save, x, ln_weight, element)
+    if backward:  # with dropout, or another dtype, the residual's gradient is not the product's
+        return total + Cost(0, tensor if p or element != x.element_size() else 0)
     return total + Cost(0, tensor + (tensor if save else 0))  # the residual; the sum before LN
 
 
 def _gelu_layernorm(backward, save, x, weight, bias, ln_weight, ln_bias, eps):
-    shape = (x.shape[0], weight.shape[0], x.element_size())
-    return _linear(backward, x, [weight], [bias]) + _layernorm(backward, save, *shape)
+    product = _linear(backward, x, [weight], [bias])
+    return product + _layernorm(backward, save, x, ln_weight, x.element_size())
 
 
 def _masked_cross_entropy(backward, save, x, weight, bias, labels, ignore_index, num_items):

@@ -1,7 +1,7 @@
 // The second stage of sums over rows (or over the splits of a product): `count` partial rows of
-// fp32 that a first kernel left in the workspace are added in their order and rounded once. A
-// block owns 256 16-byte groups of the result; where there are many partial rows, 8 groups of
-// threads take a run of them each, and the 8 sums are added in order.
+// fp32 that a first kernel left in the workspace are added in their order and rounded once, to the
+// launch's dtype or not at all. A block owns 256 16-byte groups of the result; where there are many
+// partial rows, 8 groups of threads take a run of them each, and the 8 sums are added in order.
 #pragma once
 #include "common/launch.cuh"
 #include "common/vector.cuh"
@@ -18,6 +18,7 @@ struct ColumnSum {
   int count;
   void* to;  // [size]
   long size;
+  bool fp32 = false;  // `to` is, whatever the launch's dtype
 };
 struct ColumnSums {
   ColumnSum sums[kMaxSums];
@@ -79,8 +80,12 @@ __global__ void __launch_bounds__(kSumThreads) add_columns(ColumnSums p) {
 #pragma unroll
       for (int e = 0; e < kGroup<T>; ++e) total[e] += runs[other][lane][e];
   }
-  if (left > 0)
-    store_group(static_cast<T*>(sum.to) + first, total, left, vector && left >= kGroup<T>);
+  if (left <= 0) return;
+  vector = vector && left >= kGroup<T>;
+  if (sum.fp32)
+    store_group(static_cast<float*>(sum.to) + first, total, left, vector);
+  else
+    store_group(static_cast<T*>(sum.to) + first, total, left, vector);
 }
 
 template <class T>

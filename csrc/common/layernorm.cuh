@@ -3,10 +3,11 @@
 //
 // A row of n elements belongs to one warp (n <= 1024) or to the whole block (n <= 8192); a thread
 // holds every 32nd or 256th of its 16-byte groups in fp32. Mean, then squared deviations: two
-// passes over registers. Backward, with x = (z - mean) rstd and g = dout weight:
-// dz = rstd (g - mean(g) - x mean(g x)); the columns' sums of dout x and of dout are kept in
-// registers over all rows of a block, added over its warps in their order and left in the workspace
-// for column_sums.cuh. Elements beyond n are zeros and are never stored.
+// passes over registers. T is the narrowest type of a row's tensors and cuts it into groups; R, T
+// or float, is LN's own: of its parameters and of what it gives. Backward, with x = (z - mean) rstd
+// and g = dout weight: dz = rstd (g - mean(g) - x mean(g x)); the columns' sums of dout x and of
+// dout are kept in registers over all rows of a block, added over its warps in their order and left
+// in the workspace for column_sums.cuh. Elements beyond n are zeros and are never stored.
 #pragma once
 #include <cstdint>
 
@@ -79,11 +80,12 @@ struct StoreAsIs {
 };
 
 // z holds a row; out = finish((z - mean) rstd weight + bias), finish(group, first feature) in
-// place. mean and rstd are written to where they are not null.
-template <class T, int warps, class Finish = StoreAsIs>
+// place. mean and rstd are written to where they are not null. What a lane stores of `out` depends
+// on what all lanes of the row have in z, so `out` may lie over memory that z was read from.
+template <class T, int warps, class R, class Finish = StoreAsIs>
 __device__ __forceinline__ void normalise(const Row<T, warps>& row,
-                                          const typename Row<T, warps>::Values& z, const T* weight,
-                                          const T* bias, float eps, T* out, float* mean_out,
+                                          const typename Row<T, warps>::Values& z, const R* weight,
+                                          const R* bias, float eps, R* out, float* mean_out,
                                           float* rstd_out, Finish finish = {}) {
   __shared__ float scratch[2][kRowWarps];
   float sum = 0, squares = 0;
@@ -130,7 +132,7 @@ __device__ __forceinline__ void drop(const TokenDropout& d, float (&v)[width], i
 struct LayernormBwd {
   const float* mean;   // [rows]
   const float* rstd;   // [rows]
-  const void* weight;  // [n]
+  const void* weight;  // [n], R
   float* sums;         // [blocks, 2, sums_stride]: of dout x, then of dout
   long sums_stride;
   int rows, n;
@@ -194,7 +196,7 @@ __device__ __forceinline__ void store_sums(const LayernormBwd& p, const Row<T, w
 // The whole backward of LN for the rows of a block. source(row) gives a functor (v, first, left,
 // vector) that fills in a group of what was normalised; gradient(row) the same of dout; target(row)
 // one that receives the group's dz.
-template <class T, int warps, class Source, class Gradient, class Target>
+template <class T, class R, int warps, class Source, class Gradient, class Target>
 __device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float* shared,
                                                    Source source, Gradient gradient,
                                                    Target target) {
@@ -202,7 +204,7 @@ __device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float*
   constexpr int kWidth = kGroup<T>;
   __shared__ float scratch[2][kRowWarps];
   const Part part{p.n, p.vector};
-  const T* weight = static_cast<const T*>(p.weight);
+  const R* weight = static_cast<const R*>(p.weight);
   typename Part::Values dweight = {}, dbias = {};
 #pragma unroll 1
   for (long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index(); row < p.rows;

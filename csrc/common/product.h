@@ -31,6 +31,7 @@ struct PartialSum {  // to[size] = the sum of `count` rows of `from`, `stride` a
   int count;
   void* to;
   long size;
+  DType dtype;  // of `to`: the product's or float32
 };
 
 struct LinearBwd {                  // gradients of LinearFwd without act

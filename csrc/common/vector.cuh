@@ -27,6 +27,18 @@
     }                                   \
   }
 
+// The same with R bound to the device type of LN_DTYPE, which is DTYPE or float32.
+#define BF_DISPATCH_CUDA_LN(DTYPE, T, LN_DTYPE, R, ...) \
+  BF_DISPATCH_CUDA(                                     \
+      DTYPE, T,                                         \
+      if (LN_DTYPE == ::bf::DType::kFloat32) {          \
+        using R = float;                                \
+        __VA_ARGS__;                                    \
+      } else {                                          \
+        using R = T;                                    \
+        __VA_ARGS__;                                    \
+      })
+
 namespace bf {
 namespace cuda {
 namespace {
@@ -59,31 +71,39 @@ struct alignas(16) Group {
   T values[kGroup<T>];
 };
 
-// kGroup<T> elements from p into v; `vector`: p is 16-byte aligned and all lie inside. Otherwise
-// `count` of them are read one by one (0 or less: none) and the rest are zeros.
-template <class T>
-__device__ __forceinline__ void load_group(float (&v)[kGroup<T>], const T* p, long count,
-                                           bool vector) {
+// `width` elements (of one 16-byte group or several) from p into v; `vector`: p is 16-byte aligned
+// and all lie inside. Otherwise `count` of them are read one by one (0 or less: none) and the rest
+// are zeros.
+template <class T, int width>
+__device__ __forceinline__ void load_group(float (&v)[width], const T* p, long count, bool vector) {
+  static_assert(width % kGroup<T> == 0, "whole groups");
   if (vector) {
-    const Group<T> group = *reinterpret_cast<const Group<T>*>(p);
 #pragma unroll
-    for (int i = 0; i < kGroup<T>; ++i) v[i] = to_float(group.values[i]);
+    for (int first = 0; first < width; first += kGroup<T>) {
+      const Group<T> group = *reinterpret_cast<const Group<T>*>(p + first);
+#pragma unroll
+      for (int i = 0; i < kGroup<T>; ++i) v[first + i] = to_float(group.values[i]);
+    }
   } else {
 #pragma unroll
-    for (int i = 0; i < kGroup<T>; ++i) v[i] = i < count ? to_float(p[i]) : 0.0f;
+    for (int i = 0; i < width; ++i) v[i] = i < count ? to_float(p[i]) : 0.0f;
   }
 }
-template <class T>
-__device__ __forceinline__ void store_group(T* p, const float (&v)[kGroup<T>], long count,
+template <class T, int width>
+__device__ __forceinline__ void store_group(T* p, const float (&v)[width], long count,
                                             bool vector) {
+  static_assert(width % kGroup<T> == 0, "whole groups");
   if (vector) {
-    Group<T> group;
 #pragma unroll
-    for (int i = 0; i < kGroup<T>; ++i) group.values[i] = from_float<T>(v[i]);
-    *reinterpret_cast<Group<T>*>(p) = group;
+    for (int first = 0; first < width; first += kGroup<T>) {
+      Group<T> group;
+#pragma unroll
+      for (int i = 0; i < kGroup<T>; ++i) group.values[i] = from_float<T>(v[first + i]);
+      *reinterpret_cast<Group<T>*>(p + first) = group;
+    }
   } else {
 #pragma unroll
-    for (int i = 0; i < kGroup<T>; ++i)
+    for (int i = 0; i < width; ++i)
       if (i < count) p[i] = from_float<T>(v[i]);
   }
 }

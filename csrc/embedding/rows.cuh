@@ -78,7 +78,7 @@ template <class T, int warps>
 __global__ void __launch_bounds__(kRowThreads)
     embedding_dz_kernel(const EmbeddingBwd p, const LayernormBwd norm, float* dz, long dz_stride) {
   extern __shared__ __align__(16) float shared[];
-  layernorm_backward<T, warps>(
+  layernorm_backward<T, T, warps>(
       norm, shared, [&](long token) { return TokenRows<T>(p, token); },
       [&](long token) {
         const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, token);

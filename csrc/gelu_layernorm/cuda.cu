@@ -1,10 +1,11 @@
-// Forward: pre = x weight^T + bias by cuda_product.cu, in the dtype (into `pre`, or `out` where
-// nothing is saved) or, where its sum is cut into parts, into the workspace in fp32; then one
-// kernel whose warp (or block, n > 1024) owns a row: GELU and LN. It reads a row before it writes
-// that row. Backward: one kernel for dy = gelu'(pre) dz, where dz is LN's gradient with respect to
-// gelu(pre), and the partial column sums for dln_weight and dln_bias (layernorm.cuh); the launch of
-// the products for dx, dweight and dbias; one that finishes all sums. Saved: pre, mean, rstd. What
-// must hold: n <= 8192; one dtype; all but x and (backward) weight is contiguous.
+// Forward: pre = x weight^T + bias by cuda_product.cu, in the dtype T (into `pre`, or where nothing
+// is saved into the beginning of each row of `out`) or, where its sum is cut into parts, into the
+// workspace in fp32; then one kernel whose warp (or block, n > 1024) owns a row: GELU and LN, the
+// latter in R, T or float. It reads a row before it writes that row. Backward: one kernel for dy =
+// gelu'(pre) dz, where dz is LN's gradient with respect to gelu(pre), and the partial column sums
+// for dln_weight and dln_bias (layernorm.cuh); the launch of the products for dx, dweight and
+// dbias; one that finishes all sums. Saved: pre, mean, rstd. What must hold: n <= 8192; all but x
+// and (backward) weight is contiguous.
 #include "common/check.h"
 #include "common/gelu.cuh"
 #include "common/layernorm.cuh"
@@ -19,11 +20,12 @@ struct RowsFwd {
   GeluLayernormFwd op;
   const float* partial;  // [splits, rows, n] without bias; null: `source` holds pre
   const void* source;
+  long source_stride;
   int splits;
   bool vector;
 };
 
-template <class T, int warps>
+template <class T, class R, int warps>
 __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
   using Part = Row<T, warps>;
   const GeluLayernormFwd& op = p.op;
@@ -31,6 +33,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
   const long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
   if (row >= op.rows) return;
   const long start = row * op.n;
+  const T* source = static_cast<const T*>(p.source) + row * p.source_stride;
   typename Part::Values z = {};
   part.for_each_group([&](int i, int at, int left, bool vector) {
     if (p.partial) {
@@ -38,13 +41,13 @@ __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
                    static_cast<const T*>(op.bias) + at, left, vector);
       if (op.pre) store_group(static_cast<T*>(op.pre) + start + at, z[i], left, vector);
     } else {
-      load_group(z[i], static_cast<const T*>(p.source) + start + at, left, vector);
+      load_group(z[i], source + at, left, vector);
     }
 #pragma unroll
     for (int e = 0; e < kGroup<T>; ++e) z[i][e] = gelu(z[i][e]);
   });
-  normalise(part, z, static_cast<const T*>(op.ln_weight), static_cast<const T*>(op.ln_bias), op.eps,
-            static_cast<T*>(op.out) + start, op.mean ? op.mean + row : nullptr,
+  normalise(part, z, static_cast<const R*>(op.ln_weight), static_cast<const R*>(op.ln_bias), op.eps,
+            static_cast<R*>(op.out) + start, op.mean ? op.mean + row : nullptr,
             op.rstd ? op.rstd + row : nullptr);
 }
 
@@ -55,7 +58,7 @@ struct RowsBwd {
   void* dy;
 };
 
-template <class T, int warps>
+template <class T, class R, int warps>
 __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
   extern __shared__ float sums[];
   const long n = p.layernorm.n;
@@ -68,7 +71,7 @@ __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
     };
   };
   const auto gradient = [&](long row) {
-    const T* dout = static_cast<const T*>(p.dout) + row * n;
+    const R* dout = static_cast<const R*>(p.dout) + row * n;
     return [=](float (&v)[kGroup<T>], int at, int left, bool vector) {
       load_group(v, dout + at, left, vector);
     };
@@ -84,7 +87,7 @@ __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
       store_group(dy + at, dz, left, vector);
     };
   };
-  layernorm_backward<T, warps>(p.layernorm, sums, source, gradient, target);
+  layernorm_backward<T, R, warps>(p.layernorm, sums, source, gradient, target);
 }
 
 // The parts of the workspace of backward; what follows them is the products'.
@@ -102,22 +105,22 @@ struct Workspace {
   }
 };
 
-template <class T>
+template <class T, class R>
 void launch_forward(const RowsFwd& p) {
   if (p.op.n <= kWarpRow)
-    BF_LAUNCH((normalise_rows<T, 1>), static_cast<unsigned>(ceil_div(p.op.rows, kRowWarps)),
+    BF_LAUNCH((normalise_rows<T, R, 1>), static_cast<unsigned>(ceil_div(p.op.rows, kRowWarps)),
               kRowThreads, 0, p.op.gpu, p);
   else
-    BF_LAUNCH((normalise_rows<T, kRowWarps>), static_cast<unsigned>(p.op.rows), kRowThreads, 0,
+    BF_LAUNCH((normalise_rows<T, R, kRowWarps>), static_cast<unsigned>(p.op.rows), kRowThreads, 0,
               p.op.gpu, p);
 }
-template <class T>
+template <class T, class R>
 void launch_backward(const RowsBwd& p, int blocks, const Gpu& gpu) {
   const std::size_t shared = layernorm_bwd_shared(p.layernorm.n);
   if (p.layernorm.n <= kWarpRow)
-    BF_LAUNCH((differentiate_rows<T, 1>), blocks, kRowThreads, shared, gpu, p);
+    BF_LAUNCH((differentiate_rows<T, R, 1>), blocks, kRowThreads, shared, gpu, p);
   else
-    BF_LAUNCH((differentiate_rows<T, kRowWarps>), blocks, kRowThreads, shared, gpu, p);
+    BF_LAUNCH((differentiate_rows<T, R, kRowWarps>), blocks, kRowThreads, shared, gpu, p);
 }
 
 }  // namespace
@@ -129,15 +132,16 @@ std::size_t gelu_layernorm_fwd_workspace(const GeluLayernormFwd& p) {
 
 void gelu_layernorm_fwd(const GeluLayernormFwd& p) {
   BF_CHECK(p.n <= kBlockRow, "gelu_layernorm on CUDA: at most 8192 features");
-  BF_CHECK(p.ln_dtype == p.dtype, "gelu_layernorm on CUDA: one dtype");
   if (p.rows == 0) return;
+  const int bytes = dtype_bytes(p.dtype);
   LinearFwd q = split_linear_fwd_of(p, p.pre ? p.pre : p.out);
+  if (!p.pre) q.out_stride = p.n * dtype_bytes(p.ln_dtype) / bytes;
   if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
   linear_fwd(q);
-  const bool vector = is_vector(p.out, p.n * dtype_bytes(p.dtype)) && is_vector(p.pre, 0) &&
+  const bool vector = is_vector(p.out, p.n * bytes) && is_vector(p.pre, 0) &&
                       is_vector(p.bias, 0) && is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
-  const RowsFwd rows{p, q.partial, q.out[0], q.splits, vector};
-  BF_DISPATCH_CUDA(p.dtype, T, launch_forward<T>(rows))
+  const RowsFwd rows{p, q.partial, q.out[0], q.out_stride, q.splits, vector};
+  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R, launch_forward<T, R>(rows))
 }
 
 std::size_t gelu_layernorm_bwd_workspace(const GeluLayernormBwd& p) {
@@ -146,7 +150,6 @@ std::size_t gelu_layernorm_bwd_workspace(const GeluLayernormBwd& p) {
 
 void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
   BF_CHECK(p.n <= kBlockRow, "gelu_layernorm on CUDA: at most 8192 features");
-  BF_CHECK(p.ln_dtype == p.dtype, "gelu_layernorm on CUDA: one dtype");
   const Workspace w(p, p.gpu.workspace);
   const bool vector = is_vector(p.dout, p.n * dtype_bytes(p.dtype)) && is_vector(p.pre, 0) &&
                       is_vector(p.ln_weight, 0);
@@ -159,10 +162,10 @@ void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
                                static_cast<int>(p.n),
                                vector};
   const RowsBwd rows{layernorm, p.dout, p.pre, w.dy};
-  BF_DISPATCH_CUDA(p.dtype, T, launch_backward<T>(rows, w.blocks, p.gpu))
+  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R, launch_backward<T, R>(rows, w.blocks, p.gpu))
   LinearBwd q = linear_bwd_of(p, w.dy);
-  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n};
-  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n};
+  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n, p.ln_dtype};
+  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n, p.ln_dtype};
   linear_bwd(q, w.arena.rest());
 }
 

@@ -1,10 +1,11 @@
-// Forward: y = x weight^T + bias by cuda_product.cu, into `out` in the dtype or, where its sum is
-// cut into parts, into the workspace in fp32; then one kernel whose warp (or block, n > 1024) owns
-// a row: z = residual + dropout(y), LN. It reads a row of `out` before it writes that row.
-// Backward: one kernel for dz (= dresidual), dy = dropout(dz) and the partial column sums for
-// dln_weight and dln_bias (layernorm.cuh), the launch of the products for dx, dweight and dbias,
-// and one that finishes all sums. Saved: z, mean, rstd; dropout is drawn again from the seed. What
-// must hold: n <= 8192; one dtype; residual's rows may lie apart; the rest is contiguous.
+// Forward: y = x weight^T + bias by cuda_product.cu, in the dtype T into the beginning of each row
+// of `out` or, where its sum is cut into parts, into the workspace in fp32; then one kernel whose
+// warp (or block, n > 1024) owns a row: z = residual + dropout(y), LN, in R, T or float. It reads a
+// row of `out` before it writes that row. Backward: one kernel for dz (= dresidual), dy =
+// dropout(dz) and the partial column sums for dln_weight and dln_bias (layernorm.cuh), the launch
+// of the products for dx, dweight and dbias, and one that finishes all sums. Saved: z, mean, rstd;
+// dropout is drawn again from the seed. What must hold: n <= 8192; residual's rows may lie apart;
+// the rest is contiguous.
 #include "common/check.h"
 #include "common/layernorm.cuh"
 #include "common/product.h"
@@ -21,7 +22,7 @@ struct RowsFwd {
   bool vector;
 };
 
-template <class T, int warps>
+template <class T, class R, int warps>
 __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
   using Part = Row<T, warps>;
   const LinearLayernormFwd& op = p.op;
@@ -29,8 +30,9 @@ __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
   const long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
   if (row >= op.rows) return;
   const long start = row * op.n;
-  const T* residual = static_cast<const T*>(op.residual) + row * op.residual_stride;
-  T* out = static_cast<T*>(op.out) + start;
+  const R* residual = static_cast<const R*>(op.residual) + row * op.residual_stride;
+  R* out = static_cast<R*>(op.out) + start;
+  const T* y = reinterpret_cast<const T*>(out);
   const TokenDropout dropout(op.dropout, op.cu_seqlens, op.sequences, row);
   typename Part::Values z = {};
   part.for_each_group([&](int i, int at, int left, bool vector) {
@@ -39,14 +41,14 @@ __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
       add_parts<T>(z[i], p.partial + start + at, op.rows * op.n, p.splits,
                    static_cast<const T*>(op.bias) + at, left, vector);
     else
-      load_group(z[i], out + at, left, vector);
+      load_group(z[i], y + at, left, vector);
     drop(dropout, z[i], at);
     load_group(r, residual + at, left, vector);
 #pragma unroll
     for (int e = 0; e < kGroup<T>; ++e) z[i][e] += r[e];
-    if (op.z) store_group(static_cast<T*>(op.z) + start + at, z[i], left, vector);
+    if (op.z) store_group(static_cast<R*>(op.z) + start + at, z[i], left, vector);
   });
-  normalise(part, z, static_cast<const T*>(op.ln_weight), static_cast<const T*>(op.ln_bias), op.eps,
+  normalise(part, z, static_cast<const R*>(op.ln_weight), static_cast<const R*>(op.ln_bias), op.eps,
             out, op.mean ? op.mean + row : nullptr, op.rstd ? op.rstd + row : nullptr);
 }
 
@@ -61,22 +63,22 @@ struct RowsBwd {
   Dropout dropout;
 };
 
-template <class T, int warps>
+template <class T, class R, int warps>
 __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
   extern __shared__ float sums[];
   const long n = p.layernorm.n;
   const auto rows_of = [n](const void* data) {
     return [=](long row) {
-      const T* from = static_cast<const T*>(data) + row * n;
+      const R* from = static_cast<const R*>(data) + row * n;
       return [=](float (&v)[kGroup<T>], int at, int left, bool vector) {
         load_group(v, from + at, left, vector);
       };
     };
   };
-  layernorm_backward<T, warps>(p.layernorm, sums, rows_of(p.z), rows_of(p.dout), [&](long row) {
+  layernorm_backward<T, R, warps>(p.layernorm, sums, rows_of(p.z), rows_of(p.dout), [&](long row) {
     const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, row);
     return [=](float (&dz)[kGroup<T>], int at, int left, bool vector) {
-      store_group(static_cast<T*>(p.dresidual) + row * n + at, dz, left, vector);
+      store_group(static_cast<R*>(p.dresidual) + row * n + at, dz, left, vector);
       if (!p.dy) return;
       drop(dropout, dz, at);
       store_group(static_cast<T*>(p.dy) + row * n + at, dz, left, vector);
@@ -96,26 +98,26 @@ struct Workspace {
       : arena(base), blocks(layernorm_bwd_blocks(p.rows, p.n)), stride(padded(p.n)) {
     sums = arena.take<float>(2L * blocks * stride);
     const long bytes = p.rows * p.n * dtype_bytes(p.dtype);
-    dy = p.dropout.seed ? arena.take<char>(bytes) : nullptr;
+    dy = p.dropout.seed || p.ln_dtype != p.dtype ? arena.take<char>(bytes) : nullptr;
   }
 };
 
-template <class T>
+template <class T, class R>
 void launch_forward(const RowsFwd& p) {
   if (p.op.n <= kWarpRow)
-    BF_LAUNCH((normalise_rows<T, 1>), static_cast<unsigned>(ceil_div(p.op.rows, kRowWarps)),
+    BF_LAUNCH((normalise_rows<T, R, 1>), static_cast<unsigned>(ceil_div(p.op.rows, kRowWarps)),
               kRowThreads, 0, p.op.gpu, p);
   else
-    BF_LAUNCH((normalise_rows<T, kRowWarps>), static_cast<unsigned>(p.op.rows), kRowThreads, 0,
+    BF_LAUNCH((normalise_rows<T, R, kRowWarps>), static_cast<unsigned>(p.op.rows), kRowThreads, 0,
               p.op.gpu, p);
 }
-template <class T>
+template <class T, class R>
 void launch_backward(const RowsBwd& p, int blocks, const Gpu& gpu) {
   const std::size_t shared = layernorm_bwd_shared(p.layernorm.n);
   if (p.layernorm.n <= kWarpRow)
-    BF_LAUNCH((differentiate_rows<T, 1>), blocks, kRowThreads, shared, gpu, p);
+    BF_LAUNCH((differentiate_rows<T, R, 1>), blocks, kRowThreads, shared, gpu, p);
   else
-    BF_LAUNCH((differentiate_rows<T, kRowWarps>), blocks, kRowThreads, shared, gpu, p);
+    BF_LAUNCH((differentiate_rows<T, R, kRowWarps>), blocks, kRowThreads, shared, gpu, p);
 }
 
 }  // namespace
@@ -127,17 +129,17 @@ std::size_t linear_layernorm_fwd_workspace(const LinearLayernormFwd& p) {
 
 void linear_layernorm_fwd(const LinearLayernormFwd& p) {
   BF_CHECK(p.n <= kBlockRow, "linear_layernorm on CUDA: at most 8192 features");
-  BF_CHECK(p.ln_dtype == p.dtype, "linear_layernorm on CUDA: one dtype");
   if (p.rows == 0) return;
+  const int bytes = dtype_bytes(p.ln_dtype);
   LinearFwd q = split_linear_fwd_of(p, p.out);
+  q.out_stride = p.n * bytes / dtype_bytes(p.dtype);
   if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
   linear_fwd(q);
-  const int bytes = dtype_bytes(p.dtype);
   const bool vector = is_vector(p.residual, p.residual_stride * bytes) &&
                       is_vector(p.out, p.n * bytes) && is_vector(p.z, 0) && is_vector(p.bias, 0) &&
                       is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
   const RowsFwd rows{p, q.partial, q.splits, vector};
-  BF_DISPATCH_CUDA(p.dtype, T, launch_forward<T>(rows))
+  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R, launch_forward<T, R>(rows))
 }
 
 std::size_t linear_layernorm_bwd_workspace(const LinearLayernormBwd& p) {
@@ -146,10 +148,8 @@ std::size_t linear_layernorm_bwd_workspace(const LinearLayernormBwd& p) {
 
 void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   BF_CHECK(p.n <= kBlockRow, "linear_layernorm on CUDA: at most 8192 features");
-  BF_CHECK(p.ln_dtype == p.dtype, "linear_layernorm on CUDA: one dtype");
   const Workspace w(p, p.gpu.workspace);
-  const int bytes = dtype_bytes(p.dtype);
-  const bool vector = is_vector(p.dout, p.n * bytes) && is_vector(p.z, 0) &&
+  const bool vector = is_vector(p.dout, p.n * dtype_bytes(p.dtype)) && is_vector(p.z, 0) &&
                       is_vector(p.dresidual, 0) && is_vector(p.ln_weight, 0);
   const LayernormBwd layernorm{p.mean,
                                p.rstd,
@@ -161,10 +161,10 @@ void linear_layernorm_bwd(const LinearLayernormBwd& p) {
                                vector};
   const RowsBwd rows{layernorm, p.dout,       p.z,         p.dresidual,
                      w.dy,      p.cu_seqlens, p.sequences, p.dropout};
-  BF_DISPATCH_CUDA(p.dtype, T, launch_backward<T>(rows, w.blocks, p.gpu))
+  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R, launch_backward<T, R>(rows, w.blocks, p.gpu))
   LinearBwd q = linear_bwd_of(p, w.dy ? w.dy : p.dresidual);
-  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n};
-  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n};
+  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n, p.ln_dtype};
+  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n, p.ln_dtype};
   linear_bwd(q, w.arena.rest());
 }
 

@@ -5,6 +5,7 @@ they and the CUDA kernels, whose PTX is every target's, move them.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,14 +30,18 @@ CASES = {
     "gelu_layernorm": Case("bytes", _LENGTHS, 256, 256),
     "masked_cross_entropy": Case("bytes", (128, 128), 256, 2048),
 }
+_MIXED = ("linear_layernorm", "gelu_layernorm")
+RUNS = [
+    *CASES.items(),
+    *((name, replace(CASES[name], name="mixed", mixed=True)) for name in _MIXED),
+]
 
 
 @pytest.mark.parametrize("form", ["triton", "cuda"])
-@pytest.mark.parametrize("operation", testing.OPERATIONS)
-def test_bytes(operation, form):
+@pytest.mark.parametrize(("operation", "case"), RUNS, ids=[f"{o}-{c.name}" for o, c in RUNS])
+def test_bytes(operation, case, form):
     if form == "cuda" and nvcc.absent():
         pytest.skip(nvcc.absent())
-    case = CASES[operation]
     inputs = testing.make_inputs(operation, case, torch.bfloat16)
     with running(form) as device:
         found = dict(launched(device, operation, case, torch.bfloat16, form))
@@ -44,7 +49,7 @@ def test_bytes(operation, form):
         label = f"{operation} {direction}, {form}"
         if form == "triton":
             _touch_little(label, sum(map(_touched, launches)), operation, direction, inputs)
-        _move_wide(label, launches, budgets.wide_share(form, operation, direction))
+        _move_wide(label, launches, budgets.wide_share(form, operation, direction, case.name))
 
 
 def _touch_little(label, touched, operation, direction, inputs):

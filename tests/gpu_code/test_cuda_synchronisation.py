@@ -38,6 +38,8 @@ RUNS = {
         ("linear_layernorm", Case("wide", (30, 22), 33, 1100, p=0.1)),
         ("gelu_layernorm", Case("sync", (350, 340), 272, 64)),
         ("gelu_layernorm", Case("wide", (30, 22), 33, 1100)),
+        *(("linear_layernorm", Case("mixed", (30, 22), 33, n, mixed=True)) for n in (64, 1100)),
+        *(("gelu_layernorm", Case("mixed", (30, 22), 33, n, mixed=True)) for n in (64, 1100)),
     ],
     "masked_cross_entropy": [
         ("masked_cross_entropy", Case("sync", (rows,), 272, 1304)) for rows in (420, 560, 600, 640)

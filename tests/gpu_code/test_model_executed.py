@@ -37,12 +37,13 @@ def _batch(lengths: tuple[int, ...]) -> dict:
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
 
 
-def _loss_and_gradients(dtype, batch, backend, device) -> dict[str, torch.Tensor]:
+def _loss_and_gradients(dtype, batch, backend, device, autocast=False) -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
     model = BertForMaskedLM(BertConfig(**CONFIG)).to(dtype).train()
     torch.manual_seed(4)  # of the dropout
     with device, dispatch.use_backend(backend):
-        loss = model(**batch).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(**batch).loss
         loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     return {"loss": loss.detach(), **gradients}
@@ -60,16 +61,18 @@ def form(request, monkeypatch):
 
 
 @pytest.mark.parametrize("lengths", [(17, 5, 1), (150, 33)], ids=["short", "long"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32", "autocast"])
 def test_model(form, dtype, lengths):
     batch, nothing = _batch(lengths), contextlib.nullcontext()
+    autocast = dtype == "autocast"
+    kept = torch.bfloat16 if dtype == "bf16" else torch.float32
     truth = _loss_and_gradients(torch.float64, batch, "reference", nothing)
-    torchs = _loss_and_gradients(dtype, batch, "reference", nothing)
+    torchs = _loss_and_gradients(kept, batch, "reference", nothing, autocast)
     with dispatch.record() as log:
-        found = _loss_and_gradients(dtype, batch, form, running(form))
+        found = _loss_and_gradients(kept, batch, form, running(form), autocast)
     assert {choice.form for choice in log} == {form}
     assert {choice.operation for choice in log} >= set(dispatch.operations()) - {"pack", "unpack"}
-    eps = torch.finfo(dtype).eps
+    eps = torch.finfo(torch.float32 if dtype == "fp32" else torch.bfloat16).eps
     for name, right in truth.items():
         # softmax does not feel the key's bias: its gradient is 0, what is found is rounding of the query's size
         size = truth[name.replace("key.bias", "query.bias")].abs().max()

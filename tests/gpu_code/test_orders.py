@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from bertfast.testing import Case
 from gpu_code import nvcc
 from gpu_code.forms import running
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CASES = {
     "embedding": Case("orders", (140, 0, 25), 64, 20, p=0.1),
     "qkv_projection": Case("orders", (140, 25), 96, 64, heads=2),
@@ -20,24 +23,32 @@ CASES = {
     "gelu_layernorm": Case("orders", (140, 25), 96, 72),
     "masked_cross_entropy": Case("orders", (140, 25), 96, 700),
 }
+_MIXED = ("linear_layernorm", "gelu_layernorm")
+RUNS = [
+    *((operation, dtype, CASES[operation]) for operation in testing.OPERATIONS for dtype in DTYPES),
+    *((name, "bf16", replace(CASES[name], name="mixed", mixed=True)) for name in _MIXED),
+]
 
 
 @pytest.mark.parametrize("form", ["triton", "cuda"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("operation", testing.OPERATIONS)
-def test_equal_bits_in_every_order(operation, dtype, form):
+@pytest.mark.parametrize(
+    ("operation", "dtype", "case"), RUNS, ids=[f"{o}-{d}-{c.name}" for o, d, c in RUNS]
+)
+def test_equal_bits_in_every_order(operation, dtype, case, form):
     if form == "cuda" and nvcc.absent():
         pytest.skip(nvcc.absent())
     if form == "triton":
         pytest.importorskip("triton", reason="triton is not installed")
     first, *others = (
-        _results(form, operation, dtype, order=order, seed=seed, multiprocessors=3)
+        _results(form, operation, case, DTYPES[dtype], order=order, seed=seed, multiprocessors=3)
         for order, seed in (("forward", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2))
     )
     for other in others:
         assert not testing.other_bits(first, other)
 
 
-def _results(form: str, operation: str, dtype: torch.dtype, **options) -> dict[str, Tensor]:
+def _results(
+    form: str, operation: str, case: Case, dtype: torch.dtype, **options
+) -> dict[str, Tensor]:
     with running(form, **options), dispatch.use_backend(form):
-        return testing.differentiate(operation, CASES[operation], dtype, testing.public(operation))
+        return testing.differentiate(operation, case, dtype, testing.public(operation))

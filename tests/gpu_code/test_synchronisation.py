@@ -6,6 +6,8 @@ run more than once. Removed together, the redundant ones still bring no fault.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,7 +28,13 @@ CASES = {
     "masked_cross_entropy": Case("sync", (300, 5), 640, 1300),
 }
 SHORT = Case("sync-short", (100, 3), outer=64, heads=2, p=0.1)  # attention's backward in one launch
-RUNS = [*CASES.items(), ("attention", SHORT)]
+MIXED = Case("sync-mixed", (400, 240), 64, 64, mixed=True)  # LN beside a small product
+RUNS = [
+    *CASES.items(),
+    ("attention", SHORT),
+    ("linear_layernorm", replace(MIXED, p=0.1)),
+    ("gelu_layernorm", MIXED),
+]
 
 _TWIN = (
     "at the head of a pipelined loop Triton waits for what the prologue, or the end of the iteration before, "

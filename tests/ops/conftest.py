@@ -23,7 +23,7 @@ WITH_MATMUL = ("qkv_projection", "linear_gelu", "linear_layernorm", "gelu_layern
 # Compiling is slow: in these dtypes the cases that a Triton kernel's code can tell apart.
 EXECUTED_CASES = {
     "bf16": None,
-    "fp16": ("odd", "base", "dropout", "embeds", "sharp"),
+    "fp16": ("odd", "base", "dropout", "embeds", "sharp", "mixed"),
     "fp32": ("tiny", "odd", "dropout"),
     TF32: ("odd", "base", "dropout"),
 }

@@ -369,7 +369,7 @@ def backward(
         word_rows = (inputs_embeds if word is None else word).shape[0]
         _add_runs(keys, dz, grads, word_rows, position.shape[0], segment.shape[0])
     dinputs = dz if inputs_embeds is not None else None
-    return grads[0], dinputs, grads[1], grads[2], *column_sums(partial, ln_weight.dtype)
+    return grads[0], dinputs, grads[1], grads[2], *column_sums(partial, 2 * [ln_weight.dtype])
 
 
 def _sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment):

@@ -12,17 +12,12 @@ from torch import Tensor
 
 from .. import _gemm_triton, _layernorm_triton, _triton
 from .._autograd import linear_gradients, thaw
-from .._checks import refuses_mixed
 
 
 def supports(direction: str, *args) -> str | None:
     """None where the Triton form computes this, else the reason."""
-    x, ln_weight = (args[1], args[6]) if direction == "backward" else (args[0], args[3])
-    return (
-        _triton.refuses(x, product=True)
-        or refuses_mixed("triton", x, ln_weight)
-        or _layernorm_triton.refuses(ln_weight.shape[0])
-    )
+    x, ln_weight = args[0], args[6 if direction == "backward" else 3]
+    return _triton.refuses(x, product=True) or _layernorm_triton.refuses(ln_weight.shape[0])
 
 
 def forward(
@@ -58,14 +53,14 @@ def _gemm_triton_gradients(dpre: Tensor, x: Tensor, weight: Tensor, needs: tuple
 
 
 def _backward(product, dout, x, weight, pre, mean, rstd, ln_weight, needs):
-    norm = _layernorm_triton.backward(dout, pre, mean, rstd, ln_weight, gelu=True)
+    norm = _layernorm_triton.backward(dout, pre, mean, rstd, ln_weight, x.dtype, gelu=True)
     dx, dweight, _ = product(norm.dproduct, x, thaw(weight), (needs[0], needs[1], False))
     return dx, dweight, norm.dbias, norm.dgain, norm.dshift
 
 
 def _normalized(pre, ln_weight, ln_bias, eps, save):
-    """(out, pre, mean, rstd) from the linear's result, which is written over unless `save`."""
-    out, mean, rstd = _layernorm_triton.forward(pre, ln_weight, ln_bias, eps, save, gelu=True)
+    """(out, pre, mean, rstd) from the linear's result, which may be written over unless `save`."""
+    out, _, mean, rstd = _layernorm_triton.forward(pre, ln_weight, ln_bias, eps, save, gelu=True)
     return out, pre if save else None, mean, rstd
 
 

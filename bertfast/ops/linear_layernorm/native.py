@@ -10,7 +10,6 @@ from torch import Tensor
 from ... import extension
 from ...extension import pointer
 from .._autograd import thaw
-from .._checks import refuses_mixed
 from .._philox import keep_scale, threshold
 from ..packed import buffer_of
 
@@ -20,9 +19,8 @@ def supports(direction: str, x: Tensor, *_) -> str | None:
     return extension.refuses(x)
 
 
-def _cuda_supports(direction: str, *args) -> str | None:
-    x, ln_weight = (args[1], args[6]) if direction == "backward" else (args[0], args[4])
-    return extension.refuses_cuda(x) or refuses_mixed("cuda", x, ln_weight)
+def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
+    return extension.refuses_cuda(x)
 
 
 def forward(

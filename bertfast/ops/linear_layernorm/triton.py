@@ -12,18 +12,13 @@ from torch.nn import functional as F
 
 from .. import _gemm_triton, _layernorm_triton, _triton
 from .._autograd import linear_gradients, thaw
-from .._checks import refuses_mixed
 from .._layernorm_triton import dense_rows, dropout_of
 
 
 def supports(direction: str, *args) -> str | None:
     """None where the Triton form computes this, else the reason."""
-    x, gain = (args[1], args[6]) if direction == "backward" else (args[0], args[4])
-    return (
-        _triton.refuses(x, product=True)
-        or refuses_mixed("triton", x, gain)
-        or _layernorm_triton.refuses(gain.shape[0])
-    )
+    x, gain = args[0], args[6 if direction == "backward" else 4]
+    return _triton.refuses(x, product=True) or _layernorm_triton.refuses(gain.shape[0])
 
 
 def forward(
@@ -41,19 +36,18 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.linear_layernorm`: gradients of x, weight, bias, residual, ln_weight, ln_bias."""
     dropout = dropout_of(p, seed, cu_seqlens)
-    norm = _layernorm_triton.backward(dout, z, mean, rstd, ln_weight, dropout=dropout)
+    norm = _layernorm_triton.backward(dout, z, mean, rstd, ln_weight, x.dtype, dropout=dropout)
     wanted = (needs[0], needs[1], False)
     dx, dweight, _ = _gemm_triton.linear_backward(norm.dproduct, x, [thaw(weight)], wanted)
     return dx, dweight, norm.dbias, norm.dz, norm.dgain, norm.dshift
 
 
 def _normalized(product, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save):
-    """(out, z, mean, rstd) from the linear's result, which is written over."""
-    out, mean, rstd = _layernorm_triton.forward(
+    """(out, z, mean, rstd) from the linear's result, which may be written over."""
+    return _layernorm_triton.forward(
         product, ln_weight, ln_bias, eps, save,
         residual=dense_rows(residual), dropout=dropout_of(p, seed, cu_seqlens),
     )  # fmt: skip
-    return out, product if save else None, mean, rstd
 
 
 def _matmul_forward(x, weight, bias, residual, *rest):
@@ -63,7 +57,7 @@ def _matmul_forward(x, weight, bias, residual, *rest):
 
 def _matmul_backward(dout, x, weight, z, mean, rstd, ln_weight, p, seed, cu_seqlens, needs):
     dropout = dropout_of(p, seed, cu_seqlens)
-    norm = _layernorm_triton.backward(dout, z, mean, rstd, ln_weight, dropout=dropout)
+    norm = _layernorm_triton.backward(dout, z, mean, rstd, ln_weight, x.dtype, dropout=dropout)
     wanted = (needs[0], needs[1], False)
     dx, dweight, _ = linear_gradients(norm.dproduct, x, thaw(weight), wanted)
     return dx, dweight, norm.dbias, norm.dz, norm.dgain, norm.dshift

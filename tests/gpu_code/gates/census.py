@@ -27,7 +27,7 @@ DTYPES = {
 }
 MULTIPROCESSORS = 108  # an A100's; tiles are chosen so that all have work
 _FEW, _SOME, _MANY = (16,), (128,) * 2, (128,) * 16
-_SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
+_SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]; "mixed": LN in float32
     "embedding": {
         "base": (_MANY, 768, 512, 1, 0.1),
         "wide": (_MANY, 2048, 512),
@@ -53,8 +53,16 @@ _SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
         "many": (_MANY, 3072, 768),
         "minilm": (_MANY, 384, 384, 1, 0.1),
         "wide": (_SOME, 768, 2048),
+        "mixed": (_MANY, 3072, 768, 1, 0.1),
+        "minilm-mixed": (_MANY, 384, 384, 1, 0.1),
+        "wide-mixed": (_SOME, 768, 2048),
     },
-    "gelu_layernorm": {"few": (_FEW, 768, 768), "minilm": (_MANY, 384, 384)},
+    "gelu_layernorm": {
+        "few": (_FEW, 768, 768),
+        "minilm": (_MANY, 384, 384),
+        "mixed": (_FEW, 768, 768),
+        "minilm-mixed": (_MANY, 384, 384),
+    },
     "masked_cross_entropy": {"few": (_FEW, 768, 8192), "many": (_MANY, 768, 8192)},
 }
 
@@ -138,7 +146,8 @@ def keys(arch: int) -> set[tuple[str, str]]:
 def _case(name: str, sizes: tuple) -> Case:
     lengths, inner, outer, *rest = sizes
     heads, p = (*rest, 1, 0.0)[:2] if len(rest) < 2 else rest
-    return Case(name, lengths, inner, outer, heads, p, eps=1e-12)
+    mixed = name.endswith("mixed")
+    return Case(name, lengths, inner, outer, heads, p, mixed=mixed, eps=1e-12)
 
 
 def _distinct(shipped: list[Shipped]) -> list[Shipped]:

@@ -31,9 +31,13 @@ SIZES = {
     "attention": [Case("heads", _SHORT, outer=size, p=0.1) for size in (32, 64, 128)],
     "linear_gelu": [Case("many", _LONG, 768, 3072), Case("few", _SHORT, 64, 64)],
     "linear_layernorm": [
-        Case("rows", _SHORT, 64, width, p=0.1) for width in (64, 768, 1024, 2048, 4096, 8192)
+        *(Case("rows", _SHORT, 64, width, p=0.1) for width in (64, 768, 1024, 2048, 4096, 8192)),
+        *(Case("mixed", _SHORT, 64, width, p=0.1, mixed=True) for width in (1024, 8192)),
     ],
-    "gelu_layernorm": [Case("rows", _SHORT, 64, width) for width in (64, 768, 1024, 2048, 4096)],
+    "gelu_layernorm": [
+        *(Case("rows", _SHORT, 64, width) for width in (64, 768, 1024, 2048, 4096)),
+        *(Case("mixed", _SHORT, 64, width, mixed=True) for width in (1024, 4096)),
+    ],
     "masked_cross_entropy": [Case("many", (128,), 64, 1000)],
 }
 
