@@ -5,10 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the package harness
 
 from benchmarks.gpu import TIMED, GpuRace, timed, write_table
 from benchmarks.race import CLOCK, RACES

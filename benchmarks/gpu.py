@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import torch
 
-from bertfast.testing import Case
-from bertfast.testing.costs import Cost
+from harness import Case
+from harness.costs import Cost
 
 from .plot import draw
 

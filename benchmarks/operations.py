@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertfast import dispatch, testing
+import harness
+from bertfast import dispatch
 from bertfast.ops import packed
-from bertfast.testing import formulas
+from harness import formulas
 
 from .race import RACES, Race, report
 
@@ -27,14 +28,14 @@ def parameters(operation: str) -> pytest.MarkDecorator:
     names = ["bertfast", "eager"] + (["sdpa"] if operation == "attention" else [])
     rows = [
         pytest.param(case, name, id=f"{case.name}-{name}")
-        for case in testing.timed_cases(operation)
+        for case in harness.timed_cases(operation)
         for name in names
     ]
     return pytest.mark.parametrize(("case", "name"), rows)
 
 
 def run(
-    benchmark, operation: str, case: testing.Case, name: str, flops: Callable[[testing.Case], float]
+    benchmark, operation: str, case: harness.Case, name: str, flops: Callable[[harness.Case], float]
 ) -> None:
     """The row of `name`; the first row of a case runs its race."""
     group = f"{operation} {case.name}"
@@ -46,13 +47,13 @@ def run(
     report(benchmark, RACES[group], name)
 
 
-def _run_race(race: Race, operation: str, case: testing.Case) -> None:
-    inputs = testing.make_inputs(operation, case, torch.float32)
+def _run_race(race: Race, operation: str, case: harness.Case) -> None:
+    inputs = harness.make_inputs(operation, case, torch.float32)
     cache = packed.Cache()
 
     def ours() -> Tensor:
         with cache.active():
-            return testing.public(operation)(**inputs)
+            return harness.public(operation)(**inputs)
 
     with dispatch.use_backend("cpu"):
         _compare(race.group, ours(), getattr(formulas, operation)(**inputs)[0])
@@ -67,7 +68,7 @@ def _compare(group: str, ours: Tensor, torchs: Tensor) -> None:
     )
 
 
-def peers(operation: str, case: testing.Case, inputs: dict) -> dict[str, Callable[[], Tensor]]:
+def peers(operation: str, case: harness.Case, inputs: dict) -> dict[str, Callable[[], Tensor]]:
     """transformers' arithmetic on the padded batch, by name."""
     if operation == "attention":
         return _attention_peers(case, inputs)
@@ -86,7 +87,7 @@ def peers(operation: str, case: testing.Case, inputs: dict) -> dict[str, Callabl
     return {"eager": lambda: formula(**wide)[0]}
 
 
-def _padded(case: testing.Case, inputs: dict) -> dict:
+def _padded(case: harness.Case, inputs: dict) -> dict:
     """The inputs with every per-token tensor spread over [B·S] rows; padding repeats row 0 (labels: -100)."""
     index = _padding_index(case)
     padded = {}
@@ -100,7 +101,7 @@ def _padded(case: testing.Case, inputs: dict) -> dict:
     return padded
 
 
-def _padding_index(case: testing.Case) -> Tensor:
+def _padding_index(case: harness.Case) -> Tensor:
     """For every cell of the padded batch its token, or -1."""
     longest, start = max(case.lengths), 0
     index = torch.full((len(case.lengths), longest), -1)
@@ -110,7 +111,7 @@ def _padding_index(case: testing.Case) -> Tensor:
     return index.flatten()
 
 
-def _attention_peers(case: testing.Case, inputs: dict) -> dict[str, Callable[[], Tensor]]:
+def _attention_peers(case: harness.Case, inputs: dict) -> dict[str, Callable[[], Tensor]]:
     index, rows = _padding_index(case), len(case.lengths)
     qkv = inputs["qkv"][index.clamp(min=0)].view(rows, -1, 3, *inputs["qkv"].shape[2:])
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B,h,S,d] each, strided as transformers' are

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bertfast import testing
-from bertfast.testing import costs
-from bertfast.testing.costs import Cost
+import harness
+from harness import costs
+from harness.costs import Cost
 
 from . import gpu
 
@@ -20,9 +20,9 @@ def rows() -> list[dict]:
     found = []
     for load in gpu.LOADS:
         for backward in (False, True):
-            parts = {name: cost(name, load, backward) for name in (*testing.OPERATIONS, *_LAYER)}
+            parts = {name: cost(name, load, backward) for name in (*harness.OPERATIONS, *_LAYER)}
             model = {"embedding": 1, **dict.fromkeys(_LAYER, LAYERS)}
-            found += [_row(name, load, backward, [parts[name]]) for name in testing.OPERATIONS]
+            found += [_row(name, load, backward, [parts[name]]) for name in harness.OPERATIONS]
             costs_of_model = [parts[name] for name, times in model.items() for _ in range(times)]
             found.append(_row("model", load, backward, costs_of_model))
     return found
@@ -33,7 +33,7 @@ def cost(name: str, load: str, backward: bool) -> Cost:
     case, operation = gpu.case(name, load), name
     if name == "attention_output":  # the other dense layer with a residual, as wide as the model
         operation = "linear_layernorm"
-    inputs = testing.make_inputs(operation, case, DTYPE)
+    inputs = harness.make_inputs(operation, case, DTYPE)
     total = costs.cost(operation, "forward", inputs, backward)
     return total + costs.cost(operation, "backward", inputs) if backward else total
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertfast import dispatch, testing
-from bertfast.testing import costs
+import harness
+from bertfast import dispatch
+from harness import costs
 
 from . import gpu, models, predictions
 from .gpu import LOADS, GpuRace
@@ -39,7 +40,7 @@ def test_predicted(benchmark):
 @pytest.mark.parametrize("name", OPERATION_NAMES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize("operation", testing.OPERATIONS)
+@pytest.mark.parametrize("operation", harness.OPERATIONS)
 def test_operation(benchmark, operation, load, backward, name):
     group = f"{operation} {load} {'forward + backward' if backward else 'forward'}"
     if group not in RACES:
@@ -50,17 +51,17 @@ def test_operation(benchmark, operation, load, backward, name):
 def _operation_race(group: str, operation: str, load: str, backward: bool) -> GpuRace:
     torch._dynamo.reset()  # or torch.compile's limit of recompiled variants makes later ones eager
     case = gpu.case(operation, load)
-    inputs = testing.make_inputs(operation, case, DTYPE, "cuda")
+    inputs = harness.make_inputs(operation, case, DTYPE, "cuda")
     cost = costs.cost(operation, "forward", inputs, backward)
     if backward:
         cost += costs.cost(operation, "backward", inputs)
     race = GpuRace(group, case.tokens, cost, "eager", gpu.QUEUED)
-    runners = {"bertfast": Peer(testing.public(operation), inputs)}
+    runners = {"bertfast": Peer(harness.public(operation), inputs)}
     for form in FORMS:
-        args = testing.arguments(operation, "forward", case, DTYPE, backward, "cuda")
+        args = harness.arguments(operation, "forward", case, DTYPE, backward, "cuda")
         reason = dispatch.reasons(operation, "forward", args).get(form, "no such form")
         if reason is None:
-            runners[form] = Peer(_named(form, testing.public(operation)), inputs)
+            runners[form] = Peer(_named(form, harness.public(operation)), inputs)
         else:
             race.skipped[form] = reason
     runners |= peers(operation, case, inputs, race.skipped)
@@ -81,7 +82,7 @@ def _named(form: str, function):
     return call
 
 
-def _call(case: testing.Case, peer: Peer, backward: bool):
+def _call(case: harness.Case, peer: Peer, backward: bool):
     """One sample's work, the function and its gradients where asked: returns them by name."""
     function, inputs, cells = peer
     if not backward:
@@ -106,17 +107,17 @@ def _call(case: testing.Case, peer: Peer, backward: bool):
     return both
 
 
-def _gradients(case: testing.Case, out, cells):
+def _gradients(case: harness.Case, out, cells):
     """The same incoming gradient for every contender: 1 for a loss, none for padding, parts for a result in parts."""
     if isinstance(out, tuple):
-        joined = testing.make_gradient(case, torch.stack(out, dim=1))
+        joined = harness.make_gradient(case, torch.stack(out, dim=1))
         return tuple(part.contiguous() for part in joined.unbind(1))
     if out.ndim == 0:
         return torch.ones_like(out)
     if cells is None:
-        return testing.make_gradient(case, out.flatten(1)).view_as(out)
+        return harness.make_gradient(case, out.flatten(1)).view_as(out)
     gradient = torch.zeros_like(out)
-    gradient[cells] = testing.make_gradient(case, out[cells])
+    gradient[cells] = harness.make_gradient(case, out[cells])
     return gradient
 
 

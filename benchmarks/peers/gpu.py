@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertfast.testing import Case
+from harness import Case
 
 
 class Peer(NamedTuple):

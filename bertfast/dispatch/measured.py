@@ -166,6 +166,6 @@ def _measure(key: Key, args: tuple, found: Mapping[str, forms.Form]) -> Decision
             continue
         if forms.refuses(name, form, key.direction, args, key.device.type) is None:
             ready[name] = form
-    judge = importlib.import_module("bertfast.testing.judge")  # by name: it stands above
+    judge = importlib.import_module("bertfast.accuracy.judge")  # by name: it stands above
     question = judge.Question(key.operation, key.direction, args, key.device)
     return judge.decide(question, ready, reference=found["reference"], plain=found["torch"])

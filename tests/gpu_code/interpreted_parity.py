@@ -14,13 +14,14 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from bertfast import dispatch, testing
+import harness
+from bertfast import dispatch
 from bertfast.ops import _triton
 from gpu_code.triton_driver import Memory
 
 ORDERS = ("forward", "reversed", "shuffled")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-_CASES = [(name, case) for name in testing.OPERATIONS for case in testing.cases(name)]
+_CASES = [(name, case) for name in harness.OPERATIONS for case in harness.cases(name)]
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def test_parity_and_bits(operation, case, dtype):
     """Forward and gradients by the two-error rule; equal bits in every order of the programs."""
     assert _triton.interpreted()
     for direction in ("forward", "backward"):
-        reason = testing.refusal(operation, direction, case, dtype, "triton")
+        reason = harness.refusal(operation, direction, case, dtype, "triton")
         if reason is not None:
             pytest.skip(reason)
     found = []
@@ -66,10 +67,10 @@ def test_parity_and_bits(operation, case, dtype):
         for order in ORDERS:
             with programs_in(order), Memory():
                 found.append(
-                    testing.differentiate(operation, case, dtype, testing.public(operation))
+                    harness.differentiate(operation, case, dtype, harness.public(operation))
                 )
     with Memory():
-        testing.check_forward(operation, case, dtype, "triton")
-    testing.compare_gradients(operation, case, dtype, found[0], f"{operation} {case}")
+        harness.check_forward(operation, case, dtype, "triton")
+    harness.compare_gradients(operation, case, dtype, found[0], f"{operation} {case}")
     for order, other in zip(ORDERS[1:], found[1:], strict=True):
-        assert not testing.other_bits(found[0], other), order
+        assert not harness.other_bits(found[0], other), order

@@ -1,4 +1,4 @@
-"""The distinct bytes that Triton's kernels touch, against the formula of the fused design (testing.costs), and how wide
+"""The distinct bytes that Triton's kernels touch, against the formula of the fused design (harness.costs), and how wide
 they and the CUDA kernels, whose PTX is every target's, move them.
 """
 
@@ -12,13 +12,14 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from bertfast import dispatch, testing
-from bertfast.testing import Case, costs
+import harness
+from bertfast import dispatch
 from gpu_code import nvcc
 from gpu_code.forms import running
 from gpu_code.gates import budgets
 from gpu_code.gates.census import launched
 from gpu_code.triton_driver import emulated
+from harness import Case, costs
 
 _LENGTHS = (128,) * 8
 CASES = {
@@ -42,7 +43,7 @@ RUNS = [
 def test_bytes(operation, case, form):
     if form == "cuda" and nvcc.absent():
         pytest.skip(nvcc.absent())
-    inputs = testing.make_inputs(operation, case, torch.bfloat16)
+    inputs = harness.make_inputs(operation, case, torch.bfloat16)
     with running(form) as device:
         found = dict(launched(device, operation, case, torch.bfloat16, form))
     for direction, launches in found.items():
@@ -79,9 +80,9 @@ def _touched(launch) -> int:
 def test_a_second_pass_is_over_budget():
     """What the budget is for: a forward that runs its kernels twice touches twice the bytes."""
     case = CASES["linear_gelu"]
-    inputs = testing.make_inputs("linear_gelu", case, torch.bfloat16)
+    inputs = harness.make_inputs("linear_gelu", case, torch.bfloat16)
     with emulated() as device, dispatch.use_backend("triton"), torch.no_grad():
         for _ in range(2):
-            testing.public("linear_gelu")(**inputs)
+            harness.public("linear_gelu")(**inputs)
     found = sum(map(_touched, device.launches))
     assert found > budgets.BYTES * costs.cost("linear_gelu", "forward", inputs).bytes

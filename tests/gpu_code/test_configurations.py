@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from bertfast import testing
+import harness
 from bertfast.ops import _triton
-from bertfast.testing import Case
 from gpu_code.forms import allowing_tf32
 from gpu_code.gates import census
 from gpu_code.triton_driver import emulated
+from harness import Case
 
 _FEW, _SOME, _MANY = 108, 16, 1  # multiprocessors: what they make of these sizes' tiles
 # (multiprocessors, form, case)
@@ -67,10 +67,10 @@ def test_every_entry(operation):
 
 
 def _check(operation, case, dtype, form, tf32, multiprocessors):
-    testing.expect(operation, case, dtype, tf32)  # outside the emulation
+    harness.expect(operation, case, dtype, tf32)  # outside the emulation
     with allowing_tf32(tf32), emulated(multiprocessors=multiprocessors):
-        testing.check_forward(operation, case, dtype, form, tf32=tf32)
-        testing.check_backward(operation, case, dtype, form, tf32=tf32)
+        harness.check_forward(operation, case, dtype, form, tf32=tf32)
+        harness.check_backward(operation, case, dtype, form, tf32=tf32)
 
 
 def _belongs(table: str, names: tuple[str, ...]) -> bool:

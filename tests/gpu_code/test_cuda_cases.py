@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import dispatch, testing
+import harness
+from bertfast import dispatch
 from gpu_code import cuda_driver, nvcc
 from gpu_code.forms import allowing_tf32
 
@@ -25,10 +26,10 @@ def test_every_kernel_is_compared():
     with cuda_driver.emulated(execute=False) as device, dispatch.use_backend("cuda"):
         for name, dtype in DTYPES.items():
             with allowing_tf32(name == "tf32"):
-                for operation in testing.OPERATIONS:
-                    for case in testing.cases(operation):
-                        if testing.refusal(operation, "forward", case, dtype, "cuda"):
+                for operation in harness.OPERATIONS:
+                    for case in harness.cases(operation):
+                        if harness.refusal(operation, "forward", case, dtype, "cuda"):
                             continue
-                        testing.differentiate(operation, case, dtype, testing.public(operation))
+                        harness.differentiate(operation, case, dtype, harness.public(operation))
     launched = {launch.name for launch in device.launches}
     assert not set(cuda_driver.entries()) - launched

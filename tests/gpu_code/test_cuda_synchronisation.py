@@ -10,10 +10,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import dispatch, testing
-from bertfast.testing import Case
+import harness
+from bertfast import dispatch
 from gpu_code import cuda_driver, mutate, nvcc
 from gpu_code.forms import allowing_tf32
+from harness import Case
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 
@@ -85,13 +86,13 @@ def _every_launch(device, kernel: str):
 
 
 def _forward_and_backward(operation: str, case: Case, dtype: torch.dtype) -> None:
-    inputs = testing.make_inputs(operation, case, dtype)
+    inputs = harness.make_inputs(operation, case, dtype)
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in inputs.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
     with dispatch.use_backend("cuda"):
-        out = testing.public(operation)(**{**inputs, **leaves})
-        gradient = testing.make_gradient(case, out)
+        out = harness.public(operation)(**{**inputs, **leaves})
+        gradient = harness.make_gradient(case, out)
         torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bertfast import testing
+import harness
 
 
-@pytest.mark.parametrize("operation", testing.OPERATIONS)
+@pytest.mark.parametrize("operation", harness.OPERATIONS)
 def test_interpreted(operation):
     pytest.importorskip("triton", reason="triton is not installed")
     file = Path(__file__).with_name("interpreted_parity.py")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bertfast import dispatch, testing
-from bertfast.testing import Case
+import harness
+from bertfast import dispatch
 from gpu_code import nvcc
 from gpu_code.forms import running
+from harness import Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CASES = {
@@ -25,7 +26,7 @@ CASES = {
 }
 _MIXED = ("linear_layernorm", "gelu_layernorm")
 RUNS = [
-    *((operation, dtype, CASES[operation]) for operation in testing.OPERATIONS for dtype in DTYPES),
+    *((operation, dtype, CASES[operation]) for operation in harness.OPERATIONS for dtype in DTYPES),
     *((name, "bf16", replace(CASES[name], name="mixed", mixed=True)) for name in _MIXED),
 ]
 
@@ -44,11 +45,11 @@ def test_equal_bits_in_every_order(operation, dtype, case, form):
         for order, seed in (("forward", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2))
     )
     for other in others:
-        assert not testing.other_bits(first, other)
+        assert not harness.other_bits(first, other)
 
 
 def _results(
     form: str, operation: str, case: Case, dtype: torch.dtype, **options
 ) -> dict[str, Tensor]:
     with running(form, **options), dispatch.use_backend(form):
-        return testing.differentiate(operation, case, dtype, testing.public(operation))
+        return harness.differentiate(operation, case, dtype, harness.public(operation))

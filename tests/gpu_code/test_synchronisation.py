@@ -13,10 +13,11 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from bertfast import dispatch, testing
-from bertfast.testing import Case
+import harness
+from bertfast import dispatch
 from gpu_code import mutate
 from gpu_code.triton_driver import emulated
+from harness import Case
 
 CASES = {
     "embedding": Case("sync", (40, 25), 64, 50, p=0.1),
@@ -72,13 +73,13 @@ def test_every_barrier_and_wait(operation, case):
 
 
 def _forward_and_backward(operation: str, case: Case) -> None:
-    inputs = testing.make_inputs(operation, case, torch.bfloat16)
+    inputs = harness.make_inputs(operation, case, torch.bfloat16)
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in inputs.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
     with dispatch.use_backend("triton"):
-        out = testing.public(operation)(**{**inputs, **leaves})
-        gradient = testing.make_gradient(case, out)
+        out = harness.public(operation)(**{**inputs, **leaves})
+        gradient = harness.make_gradient(case, out)
         torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)

@@ -5,6 +5,7 @@ Started by test_sanitizers.py, with the sanitizer's runtime loaded first.
 
 import importlib.machinery
 import importlib.util
+import pathlib
 import sys
 
 import torch
@@ -17,7 +18,10 @@ sys.modules["bertfast._cpu"] = module  # before anything of bertfast asks for it
 
 from bertfast import dispatch, extension  # noqa: E402
 from bertfast.ops import packed  # noqa: E402
-from bertfast.testing import CASES, make_gradient, make_inputs, public, refusal  # noqa: E402
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from harness import CASES, make_gradient, make_inputs, public, refusal  # noqa: E402
 
 assert extension.cpu is module
 torch.set_num_threads(2)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from bertfast import dispatch, extension, ops
-from bertfast.testing import CASES, OPERATIONS, make_gradient, make_inputs, public, refusal
+from harness import CASES, OPERATIONS, make_gradient, make_inputs, public, refusal
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 forks = pytest.mark.skipif(
@@ -38,7 +40,11 @@ def _threads():
 
 def in_fresh_process(program: str) -> str:
     command = [sys.executable, "-c", LINEAR + program]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }  # the package harness
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -132,7 +138,7 @@ assert torch.equal(run(), expected)  # the parent's threads are untouched
 def test_torch_computes_in_a_forked_child():
     """Its products share the pool of threads that the kernels made in the parent."""
     program = """
-from bertfast.testing import Case, make_inputs, public
+from harness import Case, make_inputs, public
 case = Case("base", (128,) * 4, 768, 768, heads=12)
 def layer():
     with dispatch.use_backend("cpu"), torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from bertfast import extension
 from bertfast.errors import UnsupportedError
 from bertfast.ops import packed
-from bertfast.testing import CASES, OPERATIONS, check_backward, check_forward, refusal
+from harness import CASES, OPERATIONS, check_backward, check_forward, refusal
 
 VARIANTS = extension.cpu.variants() if extension.cpu else []
 

@@ -12,7 +12,7 @@ import contextlib
 import pytest
 import torch
 
-from bertfast import testing
+import harness
 from gpu_code.forms import GPU_FORMS, allowing_tf32, running
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,7 +56,7 @@ def pytest_generate_tests(metafunc):
         return
     values = {
         "backend": {form: form for form in _forms(operation, on_gpu) if form != "torch"},
-        "mutation": dict(testing.mutations(operation)),
+        "mutation": dict(harness.mutations(operation)),
         "direction": {"forward": "forward", "backward": "backward"},
     }
     for name, choices in values.items():
@@ -80,7 +80,7 @@ def _pairs(operation: str, on_gpu: bool) -> list[tuple[str, str]]:
 
 def _parity_rows(operation: str, runs: list[tuple], on_gpu: bool):
     """(case, dtype, forms) of each parity test."""
-    for case in testing.cases(operation):
+    for case in harness.cases(operation):
         for dtype in (*DTYPES, TF32):
             for run in runs:
                 device_form = bool(set(run) & set(GPU_FORMS))
@@ -93,7 +93,7 @@ def _parity_rows(operation: str, runs: list[tuple], on_gpu: bool):
                 yield case, dtype, run
 
 
-def _executed(case: testing.Case, dtype: str, run: tuple) -> bool:
+def _executed(case: harness.Case, dtype: str, run: tuple) -> bool:
     """Whether a form of a GPU is executed in this test on a machine without one."""
     if run[0] in GPU_FORMS and run[-1] == "reference":
         return False  # what it saves is held to the rule by the forward's test
@@ -114,19 +114,19 @@ def _executed_form(request):
 
 @pytest.fixture
 def check_forward(request):
-    """testing.check_forward, or a skip where the form refuses."""
+    """harness.check_forward, or a skip where the form refuses."""
 
     def check(operation, case, dtype, backend):
         with _running(request, operation, case, dtype, backend) as options:
             _skip_where_refused(operation, "forward", case, backend, options)
-            testing.check_forward(operation, case, backend=backend, **options)
+            harness.check_forward(operation, case, backend=backend, **options)
 
     return check
 
 
 @pytest.fixture
 def check_backward(request):
-    """testing.check_backward for (form of the forward, form of the backward), or a skip where one
+    """harness.check_backward for (form of the forward, form of the backward), or a skip where one
     refuses.
     """
 
@@ -135,7 +135,7 @@ def check_backward(request):
             for direction, form in zip(("forward", "backward"), pair, strict=True):
                 _skip_where_refused(operation, direction, case, form, options)
             forward, backward = pair
-            testing.check_backward(operation, case, backend=backward, forward=forward, **options)
+            harness.check_backward(operation, case, backend=backward, forward=forward, **options)
 
     return check
 
@@ -145,7 +145,7 @@ def _running(request, operation, case, dtype, *forms):
     """Where the forms run; gives the options of testing's checks."""
     device = request.config.getoption("--device")
     options = {"dtype": DTYPES.get(dtype, torch.float32), "device": device, "tf32": dtype == TF32}
-    testing.expect(operation, case, options["dtype"], options["tf32"])  # outside the emulation
+    harness.expect(operation, case, options["dtype"], options["tf32"])  # outside the emulation
     with allowing_tf32(dtype == TF32), running(*forms, device=device):
         yield options
 
@@ -157,8 +157,8 @@ def check_mutation():
     """
 
     def check(operation, function):
-        for case in testing.cases(operation):
-            for check in (testing.check_function, testing.check_gradients):
+        for case in harness.cases(operation):
+            for check in (harness.check_function, harness.check_gradients):
                 try:
                     check(operation, case, torch.float32, function)
                 except AssertionError:
@@ -173,21 +173,21 @@ def check_op():
     """torch.library.opcheck of both ops, with and without dropout and saved tensors."""
 
     def check(operation, direction):
-        for case in testing.cases(operation):
+        for case in harness.cases(operation):
             if case.name not in ("odd", "dropout", "embeds", "no-bias", "mixed"):
                 continue
             dtype = torch.bfloat16 if case.mixed else torch.float32
             for save in (True, False):
-                args = testing.arguments(operation, direction, case, dtype, save)
+                args = harness.arguments(operation, direction, case, dtype, save)
                 if direction == "forward" and save:
                     args = tuple(_asks_for_gradient(value) for value in args)
-                torch.library.opcheck(testing.op(operation, direction), args)
+                torch.library.opcheck(harness.op(operation, direction), args)
 
     return check
 
 
 def _skip_where_refused(operation, direction, case, form, options):
-    reason = testing.refusal(operation, direction, case, options["dtype"], form, options["device"])
+    reason = harness.refusal(operation, direction, case, options["dtype"], form, options["device"])
     if reason is not None:
         pytest.skip(f"{operation}, {direction}, {form}: {reason}")
 

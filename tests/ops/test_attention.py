@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import dispatch, ops, testing
+import harness
+from bertfast import dispatch, ops
 from bertfast.errors import ArgumentError
 
 OPERATION = "attention"
@@ -32,7 +33,7 @@ def _starts(*starts):
 
 
 def _inputs():
-    return testing.make_inputs(OPERATION, testing.cases(OPERATION)[1], torch.float32)
+    return harness.make_inputs(OPERATION, harness.cases(OPERATION)[1], torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bertfast import dispatch, testing
+import harness
+from bertfast import dispatch
 from bertfast.dispatch import keys
 from gpu_code.forms import GPU_FORMS, running
 
@@ -22,12 +23,12 @@ either = pytest.mark.parametrize("operation", OPERATIONS)
 
 
 def mixed(operation):
-    return next(case for case in testing.cases(operation) if case.name == "mixed")
+    return next(case for case in harness.cases(operation) if case.name == "mixed")
 
 
 def inputs_of(operation, **dtypes):
     """The inputs of the mixed case in float32, but those that are named in another dtype."""
-    inputs = testing.make_inputs(operation, mixed(operation), WIDE)
+    inputs = harness.make_inputs(operation, mixed(operation), WIDE)
     return inputs | {name: inputs[name].to(dtype) for name, dtype in dtypes.items()}
 
 
@@ -39,8 +40,8 @@ def run(operation, inputs, autocast=None):
         if torch.is_tensor(value) and value.is_floating_point()
     }
     with torch.autocast("cpu", autocast, enabled=autocast is not None):
-        out = testing.public(operation)(**inputs | leaves)
-    gradient = testing.make_gradient(mixed(operation), out)
+        out = harness.public(operation)(**inputs | leaves)
+    gradient = harness.make_gradient(mixed(operation), out)
     gradients = torch.autograd.grad(out, list(leaves.values()), gradient)
     return out, dict(zip(leaves, gradients, strict=True))
 
@@ -53,14 +54,14 @@ def test_dtypes(operation, backend, p):
     case = replace(mixed(operation), p=p)
     saved = {"linear_layernorm": WIDE, "gelu_layernorm": HALF}[operation]  # z, the pre-activation
     forward, backward = (
-        testing.arguments(operation, direction, case, HALF) for direction in DIRECTIONS
+        harness.arguments(operation, direction, case, HALF) for direction in DIRECTIONS
     )
     with running(backend), dispatch.use_backend(backend):
         if reason := dispatch.reasons(operation, "forward", forward)[backend]:
             pytest.skip(reason)
-        results = testing.op(operation, "forward")(*forward)
+        results = harness.op(operation, "forward")(*forward)
         assert [result.dtype for result in results] == [WIDE, saved, WIDE, WIDE]
-        results = testing.op(operation, "backward")(*backward)
+        results = harness.op(operation, "backward")(*backward)
         beside = [WIDE] * (len(results) - len(PRODUCT))
         assert [result.dtype for result in results] == [HALF] * len(PRODUCT) + beside
 
@@ -71,9 +72,9 @@ def test_one_dtype_for_all_is_not_enough(operation):
 
     def narrow(**inputs):
         inputs = {k: v.to(HALF) if k in BESIDE else v for k, v in inputs.items()}
-        return getattr(testing.formulas, operation)(**inputs)[0].to(WIDE)
+        return getattr(harness.formulas, operation)(**inputs)[0].to(WIDE)
 
-    for check in (testing.check_function, testing.check_gradients):
+    for check in (harness.check_function, harness.check_gradients):
         with pytest.raises(AssertionError):
             check(operation, mixed(operation), HALF, narrow)
 
@@ -111,8 +112,8 @@ def test_autocast_takes_the_widest_dtype_beside_the_product(given, expected):
 @either
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_mixed_dtypes_are_measured_apart(operation, direction):
-    case = testing.cases(operation)[1]
-    args = testing.arguments(operation, direction, case, HALF)
+    case = harness.cases(operation)[1]
+    args = harness.arguments(operation, direction, case, HALF)
     beside = [
         value.to(WIDE) if name in BESIDE else value
         for name, value in zip(dispatch.names(operation, direction), args, strict=True)
@@ -128,7 +129,7 @@ def test_mixed_dtypes_are_measured_apart(operation, direction):
 def test_one_graph_under_autocast(operation):
     def function(**inputs):
         with torch.autocast("cpu", HALF):
-            return testing.public(operation)(**inputs)
+            return harness.public(operation)(**inputs)
 
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

@@ -9,17 +9,18 @@ import dataclasses
 import pytest
 import torch
 
-from bertfast import dispatch, ops, testing
+import harness
+from bertfast import dispatch, ops
 from bertfast.errors import UnsupportedError
 from bertfast.ops import packed
 
-SMALL = testing.Case("small", (3, 0, 2), inner=5, outer=6, heads=2, p=0.25)
+SMALL = harness.Case("small", (3, 0, 2), inner=5, outer=6, heads=2, p=0.25)
 EMPTY = dataclasses.replace(SMALL, name="empty", lengths=(0, 0), p=0.0)
-every_operation = pytest.mark.parametrize("operation", testing.OPERATIONS)
+every_operation = pytest.mark.parametrize("operation", harness.OPERATIONS)
 
 
 def _inputs(operation, case=SMALL, dtype=torch.float64):
-    inputs = testing.make_inputs(operation, case, dtype)
+    inputs = harness.make_inputs(operation, case, dtype)
     if operation == "embedding":
         inputs["padding_idx"] = -1  # its gradient is 0 by definition, not by calculus
         inputs |= {"position": inputs["position"][:9], "position_ids": inputs["position_ids"] % 9}
@@ -41,18 +42,18 @@ def test_gradients_by_finite_differences(operation):
     leaves = [inputs[name].clone().requires_grad_() for name in names]
 
     def function(*values):
-        return testing.public(operation)(**inputs | dict(zip(names, values, strict=True)))
+        return harness.public(operation)(**inputs | dict(zip(names, values, strict=True)))
 
     assert torch.autograd.gradcheck(function, leaves)
 
 
 @every_operation
 def test_float64_is_computed_in_float64(operation):
-    for case in testing.cases(operation)[:2]:
-        inputs = testing.make_inputs(operation, case, torch.float64)
-        expected = getattr(testing.formulas, operation)(**inputs)
-        saved = testing.op(operation, "forward")(
-            *testing.arguments(operation, "forward", case, torch.float64)
+    for case in harness.cases(operation)[:2]:
+        inputs = harness.make_inputs(operation, case, torch.float64)
+        expected = getattr(harness.formulas, operation)(**inputs)
+        saved = harness.op(operation, "forward")(
+            *harness.arguments(operation, "forward", case, torch.float64)
         )
         for result, value in zip(
             saved if isinstance(saved, tuple) else (saved,), expected, strict=True
@@ -69,16 +70,16 @@ def test_each_gradient_alone(operation):
 
     def gradients(wanted):
         leaves = {name: inputs[name].clone().requires_grad_() for name in wanted}
-        out = testing.public(operation)(**inputs | leaves)
+        out = harness.public(operation)(**inputs | leaves)
         return torch.autograd.grad(out.sum(), list(leaves.values()))
 
     together = dict(zip(names, gradients(names), strict=True))
     for name in names:
         assert torch.equal(gradients([name])[0], together[name])
     if len(names) > 1:
-        args = list(testing.arguments(operation, "backward", SMALL, torch.float64))
+        args = list(harness.arguments(operation, "backward", SMALL, torch.float64))
         args[-1] = [False] * len(args[-1])
-        assert all(gradient.numel() == 0 for gradient in testing.op(operation, "backward")(*args))
+        assert all(gradient.numel() == 0 for gradient in harness.op(operation, "backward")(*args))
 
 
 @every_operation
@@ -86,7 +87,7 @@ def test_double_backward_raises(operation):
     inputs = _inputs(operation)
     name = _floating(inputs)[0]
     leaf = inputs[name].clone().requires_grad_()
-    out = testing.public(operation)(**inputs | {name: leaf}).sum()
+    out = harness.public(operation)(**inputs | {name: leaf}).sum()
     (gradient,) = torch.autograd.grad(out, leaf, create_graph=True)
     with pytest.raises(UnsupportedError, match=f"{operation} cannot be differentiated twice"):
         torch.autograd.grad(gradient.square().sum(), leaf)
@@ -97,7 +98,7 @@ def test_a_tensor_changed_in_place_is_torchs_own_error(operation):
     inputs = _inputs(operation)
     name = "ln_weight" if operation == "embedding" else _floating(inputs)[0]
     changed = inputs[name].clone().requires_grad_()
-    out = testing.public(operation)(**inputs | {name: changed}).sum()
+    out = harness.public(operation)(**inputs | {name: changed}).sum()
     with torch.no_grad():
         changed.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -106,16 +107,16 @@ def test_a_tensor_changed_in_place_is_torchs_own_error(operation):
 
 @every_operation
 def test_nothing_saved_cannot_be_differentiated(operation):
-    schema = testing.op(operation, "forward")._schema
+    schema = harness.op(operation, "forward")._schema
     if schema.arguments[-1].name != "save":
         assert operation in ("qkv_projection", "masked_cross_entropy")
         return
-    args = list(testing.arguments(operation, "forward", SMALL, torch.float64, save=False))
+    args = list(harness.arguments(operation, "forward", SMALL, torch.float64, save=False))
     index = next(
         i for i, value in enumerate(args) if torch.is_tensor(value) and value.is_floating_point()
     )
     args[index] = args[index].clone().requires_grad_()
-    out, *saved = testing.op(operation, "forward")(*args)
+    out, *saved = harness.op(operation, "forward")(*args)
     assert all(tensor.numel() == 0 for tensor in saved)
     with pytest.raises(UnsupportedError, match="save=False"):
         out.sum().backward()
@@ -125,13 +126,13 @@ def test_nothing_saved_cannot_be_differentiated(operation):
 @pytest.mark.parametrize("backend", dispatch.ORDER)
 @pytest.mark.parametrize("grad", [False, True])
 def test_no_tokens(operation, backend, grad):
-    inputs = testing.make_inputs(operation, EMPTY, torch.float32)
-    reason = testing.refusal(operation, "forward", EMPTY, torch.float32, backend)
+    inputs = harness.make_inputs(operation, EMPTY, torch.float32)
+    reason = harness.refusal(operation, "forward", EMPTY, torch.float32, backend)
     if reason is not None:
         pytest.skip(reason)
     leaves = {name: inputs[name].clone().requires_grad_(grad) for name in _floating(inputs)}
     with dispatch.use_backend(backend):
-        out = testing.public(operation)(**inputs | leaves)
+        out = harness.public(operation)(**inputs | leaves)
     assert out.numel() == 0 or (operation == "masked_cross_entropy" and out.isnan())
     if grad:
         for gradient in torch.autograd.grad(out.sum(), list(leaves.values())):
@@ -143,11 +144,11 @@ def test_inference_calls_the_form_directly(operation, monkeypatch):
     """Without grad and without a trace no torch.ops call is made, and nothing is saved."""
     inputs = _inputs(operation, dtype=torch.float32)
     with torch.no_grad():
-        expected = testing.public(operation)(**inputs)
+        expected = harness.public(operation)(**inputs)
         monkeypatch.setattr(torch.ops.bertfast, f"{operation}_fwd", None)
-        assert torch.equal(testing.public(operation)(**inputs), expected)
+        assert torch.equal(harness.public(operation)(**inputs), expected)
     frozen = {name: inputs[name].requires_grad_(False) for name in _floating(inputs)}
-    assert torch.equal(testing.public(operation)(**inputs | frozen), expected)
+    assert torch.equal(harness.public(operation)(**inputs | frozen), expected)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])  # frozen models live on CPUs
@@ -155,18 +156,18 @@ def test_inference_calls_the_form_directly(operation, monkeypatch):
     "operation", ["qkv_projection", "linear_gelu", "linear_layernorm", "gelu_layernorm"]
 )
 def test_frozen_weights(operation, backend):
-    case = testing.cases(operation)[1]
-    reason = testing.refusal(operation, "forward", case, torch.float32, "cpu")
+    case = harness.cases(operation)[1]
+    reason = harness.refusal(operation, "forward", case, torch.float32, "cpu")
     if reason is not None:
         pytest.skip(reason)
-    inputs = testing.make_inputs(operation, case, torch.float32)
+    inputs = harness.make_inputs(operation, case, torch.float32)
     names = [name for name in ("weight", "wq", "wk", "wv") if name in inputs]
     frozen = inputs | {name: packed.freeze(inputs[name]) for name in names}
     with dispatch.use_backend(backend):
-        assert torch.equal(testing.public(operation)(**frozen), testing.public(operation)(**inputs))
+        assert torch.equal(harness.public(operation)(**frozen), harness.public(operation)(**inputs))
     x = inputs["x"].clone().requires_grad_()
     with pytest.raises(UnsupportedError, match="frozen"):
-        testing.public(operation)(**frozen | {"x": x})
+        harness.public(operation)(**frozen | {"x": x})
 
 
 def test_modes_that_watch_torch_see_the_operations():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import ops, testing
+import harness
+from bertfast import ops
 from bertfast.errors import ArgumentError
 
 OPERATION = "embedding"
@@ -69,14 +70,14 @@ def _ids(*values):
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_bad_arguments(change, message, grad):
-    inputs = testing.make_inputs(OPERATION, testing.cases(OPERATION)[1], torch.float32) | change
+    inputs = harness.make_inputs(OPERATION, harness.cases(OPERATION)[1], torch.float32) | change
     inputs["ln_bias"] = inputs["ln_bias"].clone().requires_grad_(grad)
     with pytest.raises(ArgumentError, match=message):
         ops.embedding(**inputs)
 
 
 def test_padding_row_gets_no_gradient():
-    inputs = testing.make_inputs(OPERATION, testing.cases(OPERATION)[1], torch.float32)
+    inputs = harness.make_inputs(OPERATION, harness.cases(OPERATION)[1], torch.float32)
     word = inputs["word"].clone().requires_grad_()
     for padding_idx, rows in ((0, 1), (-1, 0)):
         (dword,) = torch.autograd.grad(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import ops, testing
+import harness
+from bertfast import ops
 from bertfast.errors import ArgumentError
 
 OPERATION = "gelu_layernorm"
@@ -45,6 +46,6 @@ def test_op(check_op, direction):
     ],
 )
 def test_bad_arguments(change, message):
-    inputs = testing.make_inputs(OPERATION, testing.cases(OPERATION)[1], torch.float32)
+    inputs = harness.make_inputs(OPERATION, harness.cases(OPERATION)[1], torch.float32)
     with pytest.raises(ArgumentError, match=message):
         ops.gelu_layernorm(**(inputs | change))

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bertfast import dispatch, testing
-from bertfast.testing import judge
+import harness
+from bertfast import dispatch
+from bertfast.accuracy import judge
 
 CPU = torch.device("cpu")
 
@@ -33,11 +34,11 @@ def _quick(monkeypatch):
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("operation", testing.OPERATIONS)
+@pytest.mark.parametrize("operation", harness.OPERATIONS)
 def test_right_forms_are_not_struck_off(operation, direction, dtype):
     """Every shared case, of which some rows are judged, whichever rows."""
-    for case in testing.cases(operation):
-        args = testing.arguments(operation, direction, case, dtype)
+    for case in harness.cases(operation):
+        args = harness.arguments(operation, direction, case, dtype)
         for name in ("cpu", "torch"):
             form = dispatch._FORMS[operation][name]
             if form.supports(direction, *args) is None:
@@ -46,16 +47,16 @@ def test_right_forms_are_not_struck_off(operation, direction, dtype):
 
 
 @pytest.mark.usefixtures("_quick")
-@pytest.mark.parametrize("operation", testing.OPERATIONS)
+@pytest.mark.parametrize("operation", harness.OPERATIONS)
 def test_wrong_variants_are_struck_off(operation):
     """Each mutation of the formula, in some case (but those of the gradient alone)."""
     given = dispatch.names(operation, "forward")
-    for name, mutated in testing.mutations(operation):
+    for name, mutated in harness.mutations(operation):
         if name.startswith("gradient"):
             continue
         reasons = []
-        for case in testing.cases(operation):
-            args = testing.arguments(operation, "forward", case, torch.float32, save=False)
+        for case in harness.cases(operation):
+            args = harness.arguments(operation, "forward", case, torch.float32, save=False)
 
             def forward(*args, mutated=mutated):
                 named = dict(zip(given, args, strict=True))
@@ -71,11 +72,11 @@ def test_wrong_variants_are_struck_off(operation):
 
 
 @pytest.mark.usefixtures("_quick")
-@pytest.mark.parametrize("operation", testing.OPERATIONS)
+@pytest.mark.parametrize("operation", harness.OPERATIONS)
 def test_each_gradient_is_judged(operation):
     """A gradient that is off by a hundredth, or is nan in one place, strikes off."""
-    case = testing.cases(operation)[1]
-    args = testing.arguments(operation, "backward", case, torch.float32)
+    case = harness.cases(operation)[1]
+    args = harness.arguments(operation, "backward", case, torch.float32)
     backward = dispatch._FORMS[operation]["reference"].backward
     right = backward(*args)
     count = len(right) if isinstance(right, tuple) else 1

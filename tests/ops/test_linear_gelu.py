@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import dispatch, ops, testing
+import harness
+from bertfast import dispatch, ops
 from bertfast.errors import ArgumentError
 
 OPERATION = "linear_gelu"
@@ -28,7 +29,7 @@ def test_op(check_op, direction):
 
 
 def _inputs():
-    return testing.make_inputs(OPERATION, testing.cases(OPERATION)[1], torch.float32)
+    return harness.make_inputs(OPERATION, harness.cases(OPERATION)[1], torch.float32)
 
 
 @pytest.mark.parametrize(

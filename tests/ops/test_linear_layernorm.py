@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import ops, testing
+import harness
+from bertfast import ops
 from bertfast.errors import ArgumentError
 
 OPERATION = "linear_layernorm"
@@ -58,7 +59,7 @@ def test_op(check_op, direction):
     ],
 )
 def test_bad_arguments(change, message):
-    inputs = testing.make_inputs(OPERATION, testing.cases(OPERATION)[1], torch.float32)
+    inputs = harness.make_inputs(OPERATION, harness.cases(OPERATION)[1], torch.float32)
     with pytest.raises(ArgumentError, match=message):
         ops.linear_layernorm(**(inputs | change))
 
@@ -84,7 +85,7 @@ def test_bad_arguments(change, message):
     ],
 )
 def test_bad_arguments_of_mixed_dtypes(change, message):
-    case = next(case for case in testing.cases(OPERATION) if case.name == "mixed")
-    inputs = testing.make_inputs(OPERATION, case, torch.bfloat16)
+    case = next(case for case in harness.cases(OPERATION) if case.name == "mixed")
+    inputs = harness.make_inputs(OPERATION, case, torch.bfloat16)
     with pytest.raises(ArgumentError, match=message):
         ops.linear_layernorm(**(inputs | change))

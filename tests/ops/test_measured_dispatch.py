@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bertfast import dispatch, ops
+from bertfast.accuracy import judge
 from bertfast.dispatch import forms, measured, table
-from bertfast.testing import judge
 
 ARGS = (torch.randn(5, 3), torch.randn(4, 3), torch.randn(4))
 

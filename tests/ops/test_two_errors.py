@@ -1,11 +1,11 @@
-"""The two-error rule of bertfast.testing itself: what it lets pass and what it does not."""
+"""The two-error rule of bertfast.accuracy itself: what it lets pass and what it does not."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from bertfast import testing
+import harness
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -14,7 +14,7 @@ def _expected(rows: int, used: int, torch_error: float = 0.0):
     """A [rows,8] table of ones of which `used` rows have terms, and torch's values of it."""
     size = torch.zeros(rows, 8, dtype=torch.float64)
     size[:used] = 1.0
-    return testing.Expected(size, (size * (1 + torch_error)).float(), size)
+    return harness.Expected(size, (size * (1 + torch_error)).float(), size)
 
 
 def _off(expected, error: float):
@@ -25,16 +25,16 @@ def _off(expected, error: float):
 def test_rows_without_terms_do_not_count(rows):
     """Neither in the errors nor in n: the rule says the same of a table that is mostly unused."""
     expected = _expected(rows, used=4)
-    testing.compare("table", _off(expected, EPS), expected)
+    harness.compare("table", _off(expected, EPS), expected)
     with pytest.raises(AssertionError, match="RMS"):
-        testing.compare("table", _off(expected, 3 * EPS), expected)
+        harness.compare("table", _off(expected, 3 * EPS), expected)
 
 
 def test_errors_are_held_to_those_of_torch():
     expected = _expected(400, used=400, torch_error=64 * EPS)
-    testing.compare("result", _off(expected, 80 * EPS), expected)
+    harness.compare("result", _off(expected, 80 * EPS), expected)
     with pytest.raises(AssertionError, match="RMS"):
-        testing.compare("result", _off(expected, 110 * EPS), expected)
+        harness.compare("result", _off(expected, 110 * EPS), expected)
 
 
 def test_one_element_is_held_to_its_row():
@@ -42,7 +42,7 @@ def test_one_element_is_held_to_its_row():
     got = expected.truth.clone()
     got[7, 3] += 9 * EPS
     with pytest.raises(AssertionError, match=r"\[7, 3\]"):
-        testing.compare("result", got, expected)
+        harness.compare("result", got, expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -51,4 +51,4 @@ def test_no_number_is_no_result(value):
     got = expected.truth.clone()
     got[300, 0] = value
     with pytest.raises(AssertionError, match=r"\[300, 0\]"):
-        testing.compare("result", got, expected)
+        harness.compare("result", got, expected)

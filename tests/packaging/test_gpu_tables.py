@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the package benchmarks
 
 from benchmarks import gpu
-from bertfast.testing.costs import Cost
+from harness.costs import Cost
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ LAYERS = {
     "bertfast.encoder": 7,
     "bertfast.explain": 7,
     "bertfast.data": 6,
-    "bertfast.testing": 5,
+    "bertfast.accuracy": 5,
     "bertfast.models": 5,
     "bertfast.checkpoint": 4,
     "bertfast.core": 4,
@@ -78,7 +78,7 @@ def test_one_noun_four_trees():
 
 def test_operations_export_one_contract():
     from bertfast import dispatch, ops
-    from bertfast.testing import CASES
+    from harness import CASES
 
     assert set(ops.__all__) == set(dispatch.operations()) == set(CASES) == OPERATIONS
     for name in OPERATIONS:

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import torch
 
-from bertfast import dispatch, testing
+import harness
+from bertfast import dispatch
 from bertfast.ops import _triton
-from bertfast.testing import Case
 from gpu_code.forms import allowing_tf32
 from gpu_code.triton_driver import Launch, emulated
+from harness import Case
 
-OPERATIONS = testing.OPERATIONS
+OPERATIONS = harness.OPERATIONS
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -105,7 +106,7 @@ def launched(
     device, operation: str, case: Case, dtype: torch.dtype, form: str = "triton"
 ) -> Iterator[tuple[str, list]]:
     """("forward", its launches), then ("backward", its launches) of a form of an operation."""
-    inputs = testing.make_inputs(operation, case, dtype)
+    inputs = harness.make_inputs(operation, case, dtype)
     leaves = {
         name: value.detach().requires_grad_()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
@@ -114,7 +115,7 @@ def launched(
     }
     with dispatch.use_backend(form):
         before = len(device.launches)
-        out = testing.public(operation)(**leaves)
+        out = harness.public(operation)(**leaves)
         middle = len(device.launches)
         out.backward(torch.ones_like(out))
     yield "forward", device.launches[before:middle]

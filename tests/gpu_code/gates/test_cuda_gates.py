@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 
-from bertfast.testing import Case
 from gpu_code import cuda_driver, nvcc
 from gpu_code.forms import allowing_tf32
 from gpu_code.gates import budgets, census, cubins
 from gpu_code.gates.cards import CARDS, resident_blocks
+from harness import Case
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 QUICK = (80, 90, 120)

@@ -1,24 +1,17 @@
-"""The parity harness that tests and benchmarks share: one list of cases an operation, one rule.
-
-Two-error rule. Against the same formula in float64, a form may err at most twice as much as plain
-torch does in the same dtype (its largest error over the tensor) + 8 eps S in every element, where S
-is the largest size of the element's row (the formula on absolute values, `bounds`), and 1.5 times
-torch's root mean square error over the n elements that have terms at all (S > 0: not the rows of a
-table that no token looks up). The latter has an allowance of 8 eps rms(S) / √n: torch may be exact
-by luck where there are few.
-"""
+"""The parity harness that tests and benchmarks share: one list of cases an operation; the rule is `bertfast.accuracy`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import dispatch, ops
-from . import bounds, formulas
+from bertfast import dispatch, ops
+from bertfast.accuracy import RESULTS, Expected, bounds, compare
+
+from . import formulas
 from .cases import CASES, Case, make_gradient, make_inputs, timed_cases
 from .mutations import mutations
 
@@ -26,6 +19,7 @@ __all__ = [
     "CASES",
     "OPERATIONS",
     "Case",
+    "Expected",
     "arguments",
     "cases",
     "check_backward",
@@ -47,23 +41,6 @@ __all__ = [
 ]
 
 OPERATIONS = tuple(CASES)
-_RESULTS = {
-    "embedding": ("out", "mean", "rstd"),
-    "qkv_projection": ("qkv",),
-    "attention": ("out", "lse"),
-    "linear_gelu": ("out", "pre"),
-    "linear_layernorm": ("out", "z", "mean", "rstd"),
-    "gelu_layernorm": ("out", "pre", "mean", "rstd"),
-    "masked_cross_entropy": ("loss", "lse"),
-}
-
-
-class Expected(NamedTuple):
-    """One tensor in float64, plain torch's in the dtype under test, and the size of its terms."""
-
-    truth: Tensor
-    torch: Tensor
-    size: Tensor
 
 
 def cases(operation: str) -> list[Case]:
@@ -74,38 +51,6 @@ def cases(operation: str) -> list[Case]:
 def public(operation: str) -> Callable[..., Tensor]:
     """The public function of an operation."""
     return getattr(ops, operation)
-
-
-def compare(label: str, got: Tensor, expected: Expected) -> None:
-    """Apply the two-error rule; raises AssertionError with the largest error, its index and both
-    values.
-    """
-    truth, baseline, size = expected
-    assert got.shape == truth.shape, (
-        f"{label}: shape {list(got.shape)}, expected {list(truth.shape)}"
-    )
-    if truth.numel() == 0:
-        return
-    eps = torch.finfo(baseline.dtype).eps
-    got = got.to(truth.device, torch.float64)
-    error, torch_error = (got - truth).abs(), (baseline.double() - truth).abs()
-    error = error.nan_to_num(nan=torch.inf)
-    rows = size.reshape(-1, size.shape[-1]) if size.ndim else size.reshape(1, 1)
-    allowed = (
-        (2 * torch_error.max() + 8 * eps * rows.amax(1, keepdim=True))
-        .expand_as(rows)
-        .reshape(truth.shape)
-    )
-    place = int((error - allowed).argmax())
-    index = list(torch.unravel_index(torch.tensor(place), truth.shape)) if truth.ndim else []
-    where = f"{[int(i) for i in index]}: got {got.flatten()[place]:.9g}, expected {truth.flatten()[place]:.9g}"
-    n = (size > 0).sum().clamp(min=1)  # elsewhere S and the error of torch are 0
-    rms, torch_rms, rms_size = ((t.square().sum() / n).sqrt() for t in (error, torch_error, size))
-    limit = 1.5 * torch_rms + 8 * eps * rms_size / n.sqrt()
-    found = f"error {error.flatten()[place]:.3g} at {where}; {allowed.flatten()[place]:.3g} is allowed there"
-    found += f" (torch's largest {torch_error.max():.3g}). RMS error {rms:.3g}, allowed {limit:.3g}"
-    assert (error <= allowed).all(), f"{label}: {found}"
-    assert rms <= limit, f"{label}: RMS: {found}"
 
 
 def check_forward(
@@ -125,9 +70,9 @@ def check_forward(
     expected = _expected(operation, case, dtype, tf32)[0]
     label = f"{operation} {case} {dtype} {backend}"
     with dispatch.use_backend(backend), torch.no_grad():
-        compare(f"{label}: {_RESULTS[operation][0]}", public(operation)(**inputs), expected[0])
+        compare(f"{label}: {RESULTS[operation][0]}", public(operation)(**inputs), expected[0])
         results = _forward_op(operation, inputs)
-    for name, result, wanted in zip(_RESULTS[operation], results, expected, strict=True):
+    for name, result, wanted in zip(RESULTS[operation], results, expected, strict=True):
         compare(f"{label}, saving: {name}", result, wanted)
 
 
@@ -246,8 +191,8 @@ def arguments(
     if direction == "backward":
         with dispatch.use_backend("reference"):
             results = _forward_op(operation, make_inputs(operation, case, dtype, device))
-        named |= dict(zip(_RESULTS[operation], results, strict=True))
-        named |= {f"d{_RESULTS[operation][0]}": make_gradient(case, results[0])}
+        named |= dict(zip(RESULTS[operation], results, strict=True))
+        named |= {f"d{RESULTS[operation][0]}": make_gradient(case, results[0])}
         named |= {"needs": [True] * len(op(operation, direction)._schema.returns)}
     return tuple(named[argument.name] for argument in op(operation, direction)._schema.arguments)
 

@@ -23,7 +23,7 @@ from ..dispatch.keys import names
 from ..dispatch.table import Decision
 from ..ops._autograd import GRADIENTS, thaw
 from ..ops._philox import dropout, hidden_keep
-from . import _RESULTS, Expected, bounds, compare
+from . import RESULTS, Expected, bounds, compare
 
 ROWS = {"cpu": 64, "cuda": 256}  # judged, at least; whole sequences where sequences matter
 LONGEST = 1024  # tokens of a sequence that is judged
@@ -57,7 +57,7 @@ class Question(NamedTuple):
     def results(self) -> tuple[str, ...]:
         """The names of what a form returns."""
         backward = self.direction == "backward"
-        return GRADIENTS[self.operation] if backward else _RESULTS[self.operation]
+        return GRADIENTS[self.operation] if backward else RESULTS[self.operation]
 
 
 def decide(question: Question, ready: Mapping[str, Form], reference: Form, plain: Form) -> Decision:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops._philox import attention_keep, dropout, hidden_keep
+from bertfast.accuracy.bounds import statistics
+from bertfast.ops._philox import attention_keep, dropout, hidden_keep
 
 
 def embedding(
@@ -82,8 +82,3 @@ def masked_cross_entropy(x, weight, bias, labels, ignore_index, num_items):
             F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / num_items
         )
     return loss, logits.logsumexp(-1) * (labels != ignore_index)
-
-
-def statistics(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(mean, 1 / √(var + eps)) of each row."""
-    return z.mean(-1), (z.var(-1, unbiased=False) + eps).rsqrt()
