@@ -1,4 +1,4 @@
-"""The parity harness that tests and benchmarks share: one list of cases an operation; the rule is `bertfast.accuracy`."""
+"""The parity harness that tests and benchmarks share: one list of cases an operation. The rule: `bertfast.accuracy`."""
 
 from __future__ import annotations
 
