@@ -140,7 +140,8 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     check = model if given.get("check_finite") else None
     first_only = first_only and wanted is None
     look = wanted is not None or check is not None
-    with _kept_weights(model, weights):
+    gradient = torch.no_grad() if _is_frozen(weights) else contextlib.nullcontext()
+    with gradient, kept_copies(model):
         observe = _observer(batch, wanted, states, check) if look else None
         rows = encode_packed(weights, batch, first_only=first_only, observe=observe)
         pooled = _pooled(weights, rows, batch, first_only)
@@ -219,9 +220,7 @@ def _reason_of_moment() -> str | None:
     return None
 
 
-def theirs(
-    model: nn.Module, kind: type[nn.Module], reason: str, given: dict[str, Any], **own: Any
-) -> Any:
+def theirs(model: nn.Module, kind: type[nn.Module], reason: str, given: dict[str, Any]) -> Any:
     """transformers' own forward, recorded and said once."""
     if not torch.compiler.is_compiling():
         name = type(model).__name__
@@ -234,7 +233,7 @@ def theirs(
             f"cu_seq_lens_q: a batch packed by the caller runs in bertfast's own forward only, and here {reason}. "
             "Give input_ids and attention_mask [batch, length]."
         )
-    return kind.forward(model, **{k: v for k, v in given.items() if k not in _OWN}, **own)
+    return kind.forward(model, **{k: v for k, v in given.items() if k not in _OWN})
 
 
 def returns_dict(model: nn.Module, given: Mapping[str, Any]) -> bool:
@@ -253,16 +252,13 @@ def finish(model: nn.Module, kind: type, given: Mapping[str, Any], **fields: Any
 
 
 @contextlib.contextmanager
-def _kept_weights(model: nn.Module, weights: BertWeights) -> Iterator[None]:
-    """Around the layers of one forward: packed copies are kept in eval mode without grad; frozen weights give none."""
+def kept_copies(model: nn.Module) -> Iterator[None]:
+    """Inside the block packed copies of a `BertModel`'s weights are kept, in eval mode without grad."""
     if torch.compiler.is_compiling():
         yield
     elif model.training:
         _CACHES.pop(model, None)
         yield
-    elif _is_frozen(weights):
-        with torch.no_grad():
-            yield
     elif torch.is_grad_enabled():
         yield
     else:

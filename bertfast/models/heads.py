@@ -20,7 +20,7 @@ from ..core.weights import MaskedLMWeights
 from ..ops import _philox
 from . import fusion
 from .bert import BertModel, switch
-from .engine import Encoded, arguments, encode, finish, signed_as, theirs
+from .engine import Encoded, arguments, encode, finish, kept_copies, signed_as, theirs
 from .frozen import Freezable
 from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
@@ -249,7 +249,8 @@ class MaskedLMHead(Head):
         labels, count = take(labels, batch), _items(given, encoded.rows)
         if scores is not None:
             return heads.cross_entropy(*heads.labelled(scores, labels), count), labels
-        return heads.masked_lm_loss(self._words(), encoded.rows, labels, count), labels
+        with kept_copies(self.bert):
+            return heads.masked_lm_loss(self._words(), encoded.rows, labels, count), labels
 
 
 class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):

@@ -72,7 +72,7 @@ def known(model: nn.Module) -> BertWeights | None:
         return None
     if snapshot.holds():
         return snapshot.weights
-    del _SNAPSHOTS[model]
+    _SNAPSHOTS.pop(model, None)
     return None
 
 
