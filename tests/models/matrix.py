@@ -14,6 +14,10 @@ from bertfast import dispatch
 
 WAYS = ("fused", "modules", "transformers")
 HEAD = (
+    "# What works with bertfast's models, and which way it takes\n\n"
+    "Made by `make ecosystem`: each row is a test that passed, in which bertfast's class gave what transformers'\n"
+    "class gives (fp32 to 1e-5 unless the test says otherwise). Ways: *fused*; *modules*, fused around modules that\n"
+    "stand in the place of a Linear; *transformers*, its own forward. The README tells when each is taken.\n\n"
     "| tool | the same as transformers' class | way |\n"
     "|---|---|---|\n"
 )  # fmt: skip
