@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 
@@ -29,7 +30,8 @@ try:
     CUDA_REASON: str | None = None
 except ImportError as error:  # an installation without CUDA kernels
     cuda = None
-    CUDA_REASON = f"CUDA kernels not built: {error}"
+    absent = importlib.util.find_spec("bertfast._cuda") is None
+    CUDA_REASON = "CUDA kernels not built" + ("" if absent else f": {error}")
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -81,7 +81,8 @@ def verify(
     plain = run(theirs, inputs, train)
     ours = _ours(theirs)
     by_layer(ours, inputs, truth, plain)
-    click.echo(f"\n{'form':<16}{'hidden':>9}" + f"{'gradients':>11}" * train + f"{'forward':>12}")
+    heads = f"{'gradients':>11}" * train + f"{'forward':>12}" + f"{'+ backward':>12}" * train
+    click.echo(f"\n{'form':<16}{'hidden':>9}{heads}")
     wrong = [
         form
         for form in ("auto", *dispatch.NAMES)
