@@ -205,8 +205,14 @@ bool unchanged(const py::list& modules, const py::list& dicts, const py::list& c
   Py_ssize_t part = 0;
   for (std::size_t i = 0; i < modules.size(); ++i) {
     PyObject* held = PyList_GET_ITEM(dicts.ptr(), i);
-    PyObject* kind = reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(modules.ptr(), i)));
+    PyObject* module = PyList_GET_ITEM(modules.ptr(), i);
+    PyObject* kind = reinterpret_cast<PyObject*>(Py_TYPE(module));
     if (kind != PyList_GET_ITEM(classes.ptr(), i) || !PyDict_Check(held)) return false;
+    const auto now = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
+    if (now.ptr() != held) {  // another __dict__ was assigned
+      PyErr_Clear();
+      return false;
+    }
     for (PyObject* name : hooks) {
       PyObject* found = find(held, name);
       if (!found || !PyDict_Check(found) || PyDict_Size(found) != 0) return false;

@@ -13,7 +13,7 @@ from ..core.encode import encode_layer
 from ..core.weights import BertWeights
 from ..errors import UnsupportedError
 from . import fusion
-from .engine import arguments, change_class, encode, finish, signed_as, theirs
+from .engine import TRANSFORMERS_4, arguments, change_class, encode, finish, signed_as, theirs
 from .frozen import Freezable
 from .loading import CheckedLoading
 
@@ -80,12 +80,15 @@ class BertModel(Freezable, CheckedLoading, modeling_bert.BertModel):
         states = encoded.hidden_states
         last = None if states is None else states[-1]
         last = unpack(encoded.rows, encoded.batch) if last is None else last
-        return finish(
+        output = finish(
             *(self, BaseModelOutputWithPoolingAndCrossAttentions, given),
             last_hidden_state=last,
             pooler_output=encoded.pooled,
             hidden_states=states,
         )
+        if TRANSFORMERS_4 and isinstance(output, tuple) and encoded.pooled is None:
+            return (output[0], None, *output[1:])  # 4 keeps the pooler's place
+        return output
 
     def view(self) -> BertWeights | str:
         """The weights as the core reads them now, or the reason why only transformers' own forward can run."""

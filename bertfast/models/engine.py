@@ -25,13 +25,14 @@ from ..core.heads import pool
 from ..core.weights import BertWeights, Linear
 from ..errors import UnsupportedError
 from ..ops.packed import Cache, FrozenParameter
-from . import fusion
+from . import fusion, snapshot
 from .inputs import INPUTS, STARTS, make_batch
 
 try:
     from transformers.utils import output_capturing
 except ImportError:  # transformers 4
     output_capturing = None
+TRANSFORMERS_4 = output_capturing is None
 _RECORDED = getattr(output_capturing, "_CAN_RECORD_REGISTRY", None)
 _CHOOSES_STATES = hasattr(output_capturing, "selected_hidden_states")
 
@@ -233,7 +234,11 @@ def theirs(model: nn.Module, kind: type[nn.Module], reason: str, given: dict[str
             f"cu_seq_lens_q: a batch packed by the caller runs in bertfast's own forward only, and here {reason}. "
             "Give input_ids and attention_mask [batch, length]."
         )
-    return kind.forward(model, **{k: v for k, v in given.items() if k not in _OWN})
+    output = kind.forward(model, **{k: v for k, v in given.items() if k not in _OWN})
+    if given.get("check_finite"):
+        named = isinstance(output, Mapping)
+        check_results(model, output if named else {f"output {i}": t for i, t in enumerate(output)})
+    return output
 
 
 def returns_dict(model: nn.Module, given: Mapping[str, Any]) -> bool:
@@ -249,6 +254,12 @@ def finish(model: nn.Module, kind: type, given: Mapping[str, Any], **fields: Any
         check_results(model, fields)
     output = kind(**fields)
     return output if returns_dict(model, given) else output.to_tuple()
+
+
+def forget(model: nn.Module) -> None:
+    """Let go of what is held of a `BertModel`'s weights between calls."""
+    _CACHES.pop(model, None)
+    snapshot.forget(model)
 
 
 @contextlib.contextmanager

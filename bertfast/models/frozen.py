@@ -6,7 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from ..core.weights import Linear
+from ..errors import UnsupportedError
 from ..ops import packed
+from . import fusion
+from .engine import forget
 
 
 class Freezable:
@@ -24,19 +28,30 @@ class Freezable:
         """
         self.unfreeze()
         self.eval()
+        held: dict[
+            int, packed.FrozenParameter
+        ] = {}  # a weight that several products share is packed once
         try:
             for linear in _freezable(self):
-                _freeze(linear)
+                weight = linear.weight
+                if id(weight) not in held:
+                    held[id(weight)] = packed.freeze(weight)
+                _freeze(linear, held[id(weight)])
         except BaseException:
             self.unfreeze()
             raise
+        forget(self.base_model)
         return self
 
     def unfreeze(self) -> Any:
         """Bring back plain weights, exactly as they were; does nothing to a model that is not frozen."""
+        plain: dict[int, nn.Parameter] = {}
         for module in self.modules():
-            if isinstance(module._parameters.get("weight"), packed.FrozenParameter):
-                _unfreeze(module)
+            weight = module._parameters.get("weight")
+            if isinstance(weight, packed.FrozenParameter):
+                module._parameters["weight"] = plain.setdefault(id(weight), _plain(weight))
+        if plain:
+            forget(self.base_model)
         return self
 
     @property
@@ -56,29 +71,32 @@ class Freezable:
 
 
 def _freezable(model: nn.Module) -> list[nn.Linear]:
-    """The products that only fused operations read: not one whose activation torch computes."""
-    found = []
+    """The products that only fused operations read: no stand-in, and not one whose activation torch computes."""
+    found: dict[int, nn.Linear] = {}
     for layer in model.base_model.encoder.layer:
-        linears = [m for m in layer.modules() if type(m) is nn.Linear]
-        if getattr(model.config, "hidden_act", "gelu") != "gelu":
-            linears.remove(layer.intermediate.dense)
-        found += linears
-    return found
+        try:
+            weights = fusion.layer_view(layer)
+        except fusion.Unfit as unfit:
+            raise UnsupportedError(f"freeze: {unfit}.") from None
+        for place, part in zip(fusion.PLACES, weights, strict=False):
+            read_by_torch = place == "intermediate.dense" and weights.activation is not None
+            if isinstance(part, Linear) and not read_by_torch:
+                linear = layer.get_submodule(place)
+                found[id(linear)] = linear
+    return list(found.values())
 
 
-def _freeze(linear: nn.Linear) -> None:
+def _freeze(linear: nn.Linear, frozen: packed.FrozenParameter) -> None:
     if (
         _written not in linear._state_dict_hooks.values()
     ):  # they stay, and do nothing to plain weights
         linear._register_state_dict_hook(_written)
         linear.register_load_state_dict_pre_hook(_read)
-    linear._parameters["weight"] = packed.freeze(linear.weight)
+    linear._parameters["weight"] = frozen
 
 
-def _unfreeze(linear: nn.Module) -> None:
-    frozen = linear._parameters["weight"]
-    weight = nn.Parameter(frozen.unpack(), requires_grad=frozen.wanted_grad)
-    linear._parameters["weight"] = weight
+def _plain(frozen: packed.FrozenParameter) -> nn.Parameter:
+    return nn.Parameter(frozen.unpack(), requires_grad=frozen.wanted_grad)
 
 
 def _written(module: nn.Module, state_dict: dict, prefix: str, metadata: Any) -> None:
@@ -88,5 +106,6 @@ def _written(module: nn.Module, state_dict: dict, prefix: str, metadata: Any) ->
 
 
 def _read(module: nn.Module, *arguments: Any) -> None:
-    if isinstance(module._parameters.get("weight"), packed.FrozenParameter):
-        _unfreeze(module)
+    weight = module._parameters.get("weight")
+    if isinstance(weight, packed.FrozenParameter):
+        module._parameters["weight"] = _plain(weight)

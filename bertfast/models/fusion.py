@@ -9,12 +9,13 @@ patched forward, another class, a tensor of an unknown kind) is a reason.
 from __future__ import annotations
 
 import functools
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -46,14 +47,31 @@ _ROW_BY_ROW = frozenset(
         "torchao",
     }
 )
+_ROWS = frozenset(  # modules of torch and transformers that may stand inside such a layer
+    (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.Identity, nn.Tanh, theirs.BertPooler)
+) | {nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
 _WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)  # they make a weight of others
 _SELF_ATTENTION = (theirs.BertSelfAttention, getattr(theirs, "BertSdpaSelfAttention", None))
 _ELEMENTWISE = ("transformers.activations", "torch.nn.modules.activation")
+_NOT_ELEMENTWISE = (  # of that module; PReLU may hold a number a feature
+    *(nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU, nn.MultiheadAttention),
+    nn.PReLU,
+)
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
+_FORWARDS = {  # what fused operations stand in for, as it was when this module was imported
+    kind: kind.forward
+    for kind in (
+        *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.Tanh, activations.GELUActivation),
+        *(theirs.BertEmbeddings, theirs.BertEncoder, theirs.BertPooler, theirs.BertAttention),
+        *(theirs.BertSelfOutput, theirs.BertIntermediate, theirs.BertOutput, theirs.BertLayer),
+        *(theirs.BertPredictionHeadTransform, theirs.BertLMPredictionHead),
+        *(kind for kind in _SELF_ATTENTION if kind is not None),
+    )
+}
 _PARTS = ("attention.self", "attention.output", "intermediate")
-_PLACES = (  # of the first fields of LayerWeights
+PLACES = (  # of the first fields of LayerWeights
     *("attention.self.query", "attention.self.key", "attention.self.value"),
     *("attention.output.dense", "attention.output.LayerNorm", "intermediate.dense"),
     *("output.dense", "output.LayerNorm"),
@@ -98,7 +116,7 @@ def tell(weights: BertWeights) -> None:
     parts = {"embeddings.word_embeddings": weights.embeddings.word, "pooler": weights.pooler}
     for index, layer in enumerate(weights.layers):
         if isinstance(layer, LayerWeights):
-            parts |= {f"encoder.layer.{index}.{n}": p for n, p in zip(_PLACES, layer, strict=False)}
+            parts |= {f"encoder.layer.{index}.{n}": p for n, p in zip(PLACES, layer, strict=False)}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             reason = f"it is a {_full_name(type(part))}"
@@ -191,7 +209,8 @@ def activation(module: Any, name: str) -> Any:
     if isinstance(module, nn.Module):
         if reason := reason_of(module, name):
             raise Unfit(reason)
-        if not fused and not kind.__module__.startswith(_ELEMENTWISE):
+        known = kind.__module__.startswith(_ELEMENTWISE) and kind not in _NOT_ELEMENTWISE
+        if not fused and not known:
             raise Unfit(f"{name} is a {kind.__name__}")
     elif not fused:
         raise Unfit(f"{name} is a function")
@@ -243,6 +262,9 @@ def _check_surroundings(model: nn.Module) -> None:
     """The configuration, and what holds for all modules."""
     if reason := reason_of_all():
         raise Unfit(reason)
+    for kind, forward in _FORWARDS.items():
+        if kind.forward is not forward:
+            raise Unfit(f"{kind.__name__}.forward was patched")
     held = model.config.__dict__
     if held.get("is_decoder") or held.get("add_cross_attention"):
         raise Unfit("it is a decoder")
@@ -266,6 +288,8 @@ def _embeddings(module: nn.Module) -> EmbeddingWeights:
         tables.append(weight)
     if tables[0].is_meta:
         raise Unfit("the model is on the meta device")
+    if not snapshot.has_default_buffers(module):
+        raise Unfit(f"{name}position_ids or token_type_ids were changed")
     dtype = tables[0].dtype
     words, padding = modules.get("word_embeddings"), -1
     if type(words) is nn.Embedding and _is_plain(words.__dict__) and not _looks_up_oddly(words):
@@ -296,7 +320,10 @@ def _layer(
     inside, after, before = (f"{where}{part}." for part in _PARTS)
     heads, size = attend.num_attention_heads, attend.attention_head_size
     query = linear(attend, "query", dtype, inside, kinds)
-    rows = query.weight.shape[0] if isinstance(query, Linear) else query.out_features
+    if getattr(attend, "scaling", size**-0.5) != size**-0.5:
+        raise Unfit(f"{inside}scaling is {attend.scaling}")
+    fused = isinstance(query, Linear)
+    rows = query.weight.shape[0] if fused else getattr(query, "out_features", None)
     if rows != heads * size:
         raise Unfit(f"{inside}query has {rows} outputs for {heads} heads of {size}")
     return LayerWeights(
@@ -365,7 +392,9 @@ def _stand_in(
     own = found.forward is kind.forward if isinstance(module, kind) else False
     if not own and not _from_row_by_row_library(found):
         raise Unfit(f"{name} is a {found.__name__}")
-    for inner in module.modules():
+    for inner in _inside(module):
+        if not (type(inner) in _ROWS or inner is module or _from_row_by_row_library(type(inner))):
+            raise Unfit(f"{name} holds a {type(inner).__name__}")
         held = inner.__dict__
         hooks = [hook for part in _HOOKS for hook in held[part].values()]
         if "forward" in held or not all(map(_may_see_rows, hooks)):
@@ -374,6 +403,14 @@ def _stand_in(
         if type(tensor) not in kinds and not _from_row_by_row_library(type(tensor)):
             raise Unfit(f"{name}.weight is a {type(tensor).__name__}")
     return module
+
+
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and those in it that see its rows; parametrizations see weights."""
+    yield module
+    for child in module.children():
+        if not isinstance(child, parametrize.ParametrizationList):
+            yield from _inside(child)
 
 
 @functools.cache

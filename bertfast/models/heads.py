@@ -20,7 +20,16 @@ from ..core.weights import MaskedLMWeights
 from ..ops import _philox
 from . import fusion
 from .bert import BertModel, switch
-from .engine import Encoded, arguments, encode, finish, kept_copies, signed_as, theirs
+from .engine import (
+    TRANSFORMERS_4,
+    Encoded,
+    arguments,
+    encode,
+    finish,
+    kept_copies,
+    signed_as,
+    theirs,
+)
 from .frozen import Freezable
 from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
@@ -159,6 +168,8 @@ class BertForNextSentencePrediction(PooledHead, modeling_bert.BertForNextSentenc
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         scores, loss = self.cls(encoded.pooled), None
+        if TRANSFORMERS_4 and "next_sentence_label" in given:  # its old name, which 4 still takes
+            given["labels"] = given["next_sentence_label"]
         if "labels" in given:
             labels = _next_labels("labels", given["labels"], scores)
             loss = heads.cross_entropy(scores, labels, _items(given, scores))
@@ -171,6 +182,12 @@ class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification)
     """BERT with a classifier on every token; logits [B,S,labels] are zeros at padding."""
 
     _theirs = modeling_bert.BertForTokenClassification
+
+    def _check(self, name: str, module: nn.Module) -> None:
+        """The classifier gets the rows of all texts at once, so it has to work row by row."""
+        super()._check(name, module)
+        fusion.linear(self, "classifier", None, "")
+        fusion.dropout(self._modules.get("dropout"), "dropout")
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         batch, loss = encoded.batch, None
@@ -187,6 +204,10 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
     """BERT with two scores a token: the answer starts, or ends, here; the lowest value at padding."""
 
     _theirs = modeling_bert.BertForQuestionAnswering
+
+    def _check(self, name: str, module: nn.Module) -> None:
+        super()._check(name, module)
+        fusion.linear(self, "qa_outputs", None, "")
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         scores, loss = self.qa_outputs(encoded.rows[None])[0], None  # [T,2]
@@ -217,11 +238,13 @@ class MaskedLMHead(Head):
 
     def _words(self) -> MaskedLMWeights:
         """The head's weights. Raises Unfit."""
+        kinds = (modeling_bert.BertOnlyMLMHead, modeling_bert.BertPreTrainingHeads)
         predictions = fusion.exact(
-            self.cls.predictions, modeling_bert.BertLMPredictionHead, "cls.predictions"
+            *(fusion.exact(self.cls, kinds, "cls")._modules.get("predictions"),),
+            *(modeling_bert.BertLMPredictionHead, "cls.predictions"),
         )
         transform = fusion.exact(
-            *(predictions.transform, modeling_bert.BertPredictionHeadTransform),
+            *(predictions._modules.get("transform"), modeling_bert.BertPredictionHeadTransform),
             "cls.predictions.transform",
         )
         where = "cls.predictions.transform."
@@ -315,8 +338,8 @@ def _next_labels(name: str, labels: Tensor, scores: Tensor) -> Tensor:
 
 
 def _drop(module: nn.Module, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Dropout of rows with the bits of the fused operations; a hooked or replaced module is called."""
-    if type(module) is not nn.Dropout or module._forward_hooks or module._forward_pre_hooks:
+    """Dropout of rows with the bits of the fused operations; an observed or replaced module is called."""
+    if type(module) is not nn.Dropout or fusion.reason_of(module, "dropout"):
         return module(rows)
     if module.p == 0 or not module.training:
         return rows

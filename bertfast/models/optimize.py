@@ -11,7 +11,7 @@ from transformers.models.bert import modeling_bert
 from ..errors import ArgumentError
 from . import heads
 from .bert import BertLayer, BertModel
-from .engine import change_class
+from .engine import change_class, forget
 
 CLASSES = {  # transformers' class -> ours
     modeling_bert.BertModel: BertModel,
@@ -76,6 +76,7 @@ def _switch(model: Any, classes: dict[type, type]) -> Switched:
     for name, module in _modules(model):
         kind = type(module)
         if kind in classes:
+            forget(module)
             change_class(module, classes[kind])
             if classes[kind] not in (BertLayer, modeling_bert.BertLayer):
                 switched.append((name, _full_name(classes[kind])))

@@ -21,10 +21,14 @@ _dtype = operator.attrgetter("dtype")
 _checkpointed = operator.attrgetter("gradient_checkpointing")
 _NUMBERS = (
     *("p", "eps", "padding_idx", "max_norm", "sparse", "scale_grad_by_freq"),
-    *("num_attention_heads", "attention_head_size", "position_embedding_type"),
+    *("num_attention_heads", "attention_head_size", "position_embedding_type", "scaling"),
     *("approximate", "act", "intermediate_act_fn"),
 )
 _SNAPSHOTS: weakref.WeakKeyDictionary[nn.Module, Snapshot] = weakref.WeakKeyDictionary()
+
+_DEFAULTS: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], bool]]
+_DEFAULTS = weakref.WeakKeyDictionary()
+_BUFFERS = ("position_ids", "token_type_ids")
 
 
 class Snapshot:
@@ -48,6 +52,8 @@ class Snapshot:
         self.dtypes = list(map(_dtype, self.tensors))
         self.numbers = self._numbers()
         self.layers = list(model.encoder.layer)
+        self.embeddings = model.embeddings
+        self.buffers = _buffers(model.embeddings)
 
     def _numbers(self) -> list[Any]:
         return list(map(operator.getitem, self.owners, self.names))
@@ -59,6 +65,7 @@ class Snapshot:
             and list(self.top.values()) == self.children
             and list(map(_dtype, self.tensors)) == self.dtypes
             and self._numbers() == self.numbers
+            and _buffers(self.embeddings) == self.buffers
             and not any(map(_checkpointed, self.layers))
         )
 
@@ -77,9 +84,45 @@ def known(model: nn.Module) -> BertWeights | None:
 
 
 def keep(model: nn.Module, weights: BertWeights) -> None:
-    """Keep a view for `known`, if every part of it is a tensor of the model."""
+    """Keep a view for `known`, if every part of it is a parameter of the model.
+
+    What torch.func.functional_call lends for one call would be held, with its graph, until the next.
+    """
     if not torch.compiler.is_compiling() and extension.cpu is not None and _is_plain(weights):
-        _SNAPSHOTS[model] = Snapshot(model, weights)
+        snapshot = Snapshot(model, weights)
+        if all(isinstance(tensor, nn.Parameter) for tensor in snapshot.tensors):
+            _SNAPSHOTS[model] = snapshot
+
+
+def forget(model: nn.Module) -> None:
+    """Let go of the tensors of the last look."""
+    _SNAPSHOTS.pop(model, None)
+
+
+def has_default_buffers(embeddings: nn.Module) -> bool:
+    """Whether positions count from 0 and segments are 0 where a call gives none; values are read once a change."""
+    if torch.compiler.is_compiling():
+        return True
+    now = _buffers(embeddings)
+    known = _DEFAULTS.get(embeddings)
+    if known is not None and known[0] == now:
+        return known[1]
+    positions, segments = (embeddings._buffers.get(name) for name in _BUFFERS)
+    default = positions is None or bool(
+        (positions == torch.arange(positions.shape[-1], device=positions.device)).all()
+    )
+    default = default and (segments is None or not segments.any())
+    _DEFAULTS[embeddings] = (now, default)
+    return default
+
+
+def _buffers(embeddings: nn.Module) -> tuple[object, ...]:
+    """What changes when the buffers do."""
+    held = (embeddings._buffers.get(name) for name in _BUFFERS)
+    return tuple(
+        None if b is None else (id(b), b.data_ptr(), 0 if b.is_inference() else b._version)
+        for b in held
+    )
 
 
 def _is_plain(weights: BertWeights) -> bool:

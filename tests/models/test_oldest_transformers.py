@@ -12,7 +12,10 @@ import pytest
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / ".venv" / "transformers-oldest"
 # Numbers, heads, losses and ways; the rest asks tools that this release is too old for, or waits for compilers.
-FILES = ("test_model.py", "test_heads.py", "test_heads_losses.py", "test_ways.py")
+FILES = (
+    *("test_model.py", "test_heads.py", "test_heads_losses.py", "test_ways.py"),
+    "test_never_silently.py",
+)
 
 
 def test_oldest_transformers(request):
