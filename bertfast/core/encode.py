@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import ops
 from ..dispatch import note
 from ..ops import _philox
+from ..ops._seed import draw_seed
 from .batch import PackedBatch, first_rows, one_row_each
 from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
 
@@ -156,7 +157,7 @@ def draw_seeds(weights: BertWeights, device: torch.device) -> list[tuple[Tensor 
     count = len(weights.layers) + 1
     if not weights.drops:
         return [(None, None, None)] * count
-    seeds = iter(_philox.draw_seed(device, 3 * count).split(1))
+    seeds = iter(draw_seed(device, 3 * count).split(1))
     return list(zip(seeds, seeds, seeds, strict=True))
 
 

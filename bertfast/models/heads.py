@@ -17,7 +17,7 @@ from ..core import heads
 from ..core.batch import one_row_each, row_a_sequence, take, unpack
 from ..core.encode import dropout
 from ..core.weights import MaskedLMWeights
-from ..ops import _philox
+from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
 from .engine import (
@@ -343,4 +343,4 @@ def _drop(module: nn.Module, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
         return module(rows)
     if module.p == 0 or not module.training:
         return rows
-    return dropout(rows, module.p, _philox.draw_seed(rows.device), cu_seqlens)
+    return dropout(rows, module.p, draw_seed(rows.device), cu_seqlens)

@@ -1,4 +1,4 @@
-"""The matrix products of the Triton forms: x · Wᵀ + b with its epilogues, and all its gradients in one launch.
+"""The matrix products of the Triton backends: x · Wᵀ + b with its epilogues, and all its gradients in one launch.
 
 A weight is [N,K] as it is stored. One launch serves one weight, or three that read the same x: the output's columns
 are those of the weights side by side, and a block picks its weight by its column. Sums are fp32, in one fixed order.

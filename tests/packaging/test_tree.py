@@ -27,26 +27,26 @@ LAYERS = {
     "bertfast.encoder": 7,
     "bertfast.explain": 7,
     "bertfast.data": 6,
-    "bertfast.accuracy": 5,
+    "bertfast.tuning": 6,
     "bertfast.models": 5,
     "bertfast.checkpoint": 4,
     "bertfast.core": 4,
     "bertfast.ops.packed": 1,
     "bertfast.ops._": 1,
     "bertfast.ops": 3,
-    "bertfast.dispatch": 0,  # imports forms by name only, when an operation registers them
+    "bertfast.dispatch": 0,  # imports backends by name only, when an operation registers them
     "bertfast.extension": 0,
     "bertfast._cpu": 0,
     "bertfast.errors": -1,
     "bertfast.": 4,
 }
-# bertfast.ops.<operation>.<form>, and its parts _<form>_*: below the operation
-FORMS = ("reference", "native", "triton")
+# bertfast.ops.<operation>.<backend>, and its parts _<backend>_*: below the operation
+BACKENDS = ("reference", "native", "triton")
 
 
 def layer(module: str) -> int:
     last = module.rsplit(".", 1)[-1]
-    if module.startswith("bertfast.ops.") and (last in FORMS or last.startswith("_triton_")):
+    if module.startswith("bertfast.ops.") and (last in BACKENDS or last.startswith("_triton_")):
         return 1
     return next(rank for prefix, rank in LAYERS.items() if module.startswith(prefix))
 
@@ -94,7 +94,7 @@ def test_imports_run_one_way(module):
 def test_nothing_but_dispatch_and_its_operation_imports_a_form():
     for module in MODULES:
         for name in imports(module):
-            if name.startswith("bertfast.ops.") and name.rsplit(".", 1)[-1] in FORMS:
+            if name.startswith("bertfast.ops.") and name.rsplit(".", 1)[-1] in BACKENDS:
                 assert module.startswith("bertfast.ops."), f"{module} imports {name}"
 
 

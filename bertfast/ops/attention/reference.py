@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from .._autograd import gradients, statistics_dtype, upcast
+from .._formulas import gradients, statistics_dtype, upcast
 from .._philox import attention_keep, dropout
 
 
@@ -35,7 +35,7 @@ def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
     return dqkv.to(qkv.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None
 
 

@@ -1,4 +1,4 @@
-"""Launcher of the Triton form."""
+"""Launcher of the Triton backend."""
 
 from __future__ import annotations
 
@@ -103,12 +103,10 @@ BACKWARD_WHOLE = Table(
 )
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the Triton form computes this, else the reason."""
-    qkv = args[0 if direction == "forward" else 1]
-    reason = _triton.refuses(qkv, product=True)
-    if reason is None and qkv.shape[3] > LARGEST_HEAD:
-        return f"head size {qkv.shape[3]}; the triton form computes up to {LARGEST_HEAD}"
+def supports(call) -> str | None:
+    reason, size = _triton.refuses(call.qkv, product=True), call.qkv.shape[3]
+    if reason is None and size > LARGEST_HEAD:
+        return f"head size {size}; the triton backend computes up to {LARGEST_HEAD}"
     return reason
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._autograd import layer_norm, layer_norm_gradients, rounded, statistics_dtype, upcast
+from .._formulas import layer_norm, layer_norm_gradients, rounded, statistics_dtype, upcast
 from .._philox import dropout, hidden_keep
 
 
@@ -64,7 +64,7 @@ def backward(
     )
 
 
-def supports(direction, *args):
+def supports(call):
     return None
 
 

@@ -1,4 +1,4 @@
-"""Launcher of the Triton form: three gathers, their sum, LN and dropout in one kernel.
+"""Launcher of the Triton backend: three gathers, their sum, LN and dropout in one kernel.
 
 The gradients of the tables need no dense one-hot and no atomics: the indices of all tables are sorted together, and
 the sorted list is cut into chunks of equal length. A chunk adds up the runs of equal indices that lie in it and writes
@@ -309,10 +309,8 @@ def _embedding_long_runs_kernel(
         )
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the Triton form computes this, else the reason."""
-    position = args[5 if direction == "backward" else 4]
-    return _triton.refuses(position) or refuses(position.shape[1])
+def supports(call) -> str | None:
+    return _triton.refuses(call.position) or refuses(call.position.shape[1])
 
 
 def forward(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.nn import functional as F
 
-from .._autograd import (
+from .._formulas import (
     gradients,
     layer_norm,
     layer_norm_gradients,
@@ -30,5 +30,5 @@ def backward(dout, x, weight, pre, mean, rstd, ln_weight, needs):
     return *rounded(products, x.dtype), *rounded(dln, ln_weight.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
-from .._autograd import thaw
+from .._formulas import thaw
 from .._philox import keep_scale, threshold
 from ..packed import buffer_of
 

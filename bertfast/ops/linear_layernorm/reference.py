@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.nn import functional as F
 
-from .._autograd import layer_norm, layer_norm_gradients, linear_gradients, rounded, upcast
+from .._formulas import layer_norm, layer_norm_gradients, linear_gradients, rounded, upcast
 from .._philox import dropout, hidden_keep
 
 
@@ -26,5 +26,5 @@ def backward(dout, x, weight, z, mean, rstd, ln_weight, p, seed, cu_seqlens, nee
     return *rounded(products, x.dtype), *rounded((dz, dln_weight, dln_bias), z.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None

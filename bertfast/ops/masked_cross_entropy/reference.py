@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .._autograd import linear_gradients, rounded, statistics_dtype, upcast
+from .._formulas import linear_gradients, rounded, statistics_dtype, upcast
 
 
 def forward(x, weight, bias, labels, ignore_index, num_items):
@@ -30,7 +30,7 @@ def backward(dloss, x, weight, bias, labels, lse, ignore_index, num_items, needs
     return rounded((dx, dweight, dbias), x.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None
 
 

@@ -1,4 +1,4 @@
-"""Launcher of the Triton form: labelled rows only, the vocabulary in pieces, never a [T, vocabulary] matrix.
+"""Launcher of the Triton backend: labelled rows only, the vocabulary in pieces, never a [T, vocabulary] matrix.
 
 How many rows have a label is known on the device alone. A first kernel lists them; the grids are sized for T rows, and
 blocks beyond the list exit. Forward: a block walks a span of the vocabulary for its rows with an online log-sum-exp;
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _triton
-from .._autograd import thaw
+from .._formulas import thaw
 from .._layernorm_triton import dense_rows
 from .._triton import Config, Table, cdiv, precision
 from ._triton_backward import (
@@ -59,9 +59,8 @@ _SMALL = {"num_warps": 4, "num_stages": 1}  # of the kernels that hold no produc
 _LISTING = {"num_warps": 8, "num_stages": 1}  # of the one that lists rows
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the Triton form computes this, else the reason."""
-    return _triton.refuses(args[1 if direction == "backward" else 0], product=True)
+def supports(call) -> str | None:
+    return _triton.refuses(call.x, product=True)
 
 
 def forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .._autograd import linear_gradients, rounded, upcast
+from .._formulas import linear_gradients, rounded, upcast
 
 
 def forward(x, wq, wk, wv, bq, bk, bv, num_heads):
@@ -24,5 +24,5 @@ def backward(dqkv, x, wq, wk, wv, needs):
     return rounded((dx, *(part[1] for part in parts), *(part[2] for part in parts)), dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None

@@ -1,6 +1,6 @@
-"""The accuracy check of a form: the rule that tests hold forms to, and that measuring asks first.
+"""The accuracy check of a backend: the rule that tests hold backends to, and that measuring asks first.
 
-Two-error rule. Against the same formula in float64, a form may err at most twice as much as plain
+Accuracy check. Against the same formula in float64, a backend may err at most twice as much as plain
 torch does in the same dtype (its largest error over the tensor) + 8 eps S in every element, where S
 is the largest size of the element's row (the formula on absolute values, `bounds`), and 1.5 times
 torch's root mean square error over the n elements that have terms at all (S > 0: not the rows of a
@@ -15,16 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RESULTS = {
-    "embedding": ("out", "mean", "rstd"),
-    "qkv_projection": ("qkv",),
-    "attention": ("out", "lse"),
-    "linear_gelu": ("out", "pre"),
-    "linear_layernorm": ("out", "z", "mean", "rstd"),
-    "gelu_layernorm": ("out", "pre", "mean", "rstd"),
-    "masked_cross_entropy": ("loss", "lse"),
-}
-
 
 class Expected(NamedTuple):
     """One tensor in float64, plain torch's in the dtype under test, and the size of its terms."""
@@ -35,7 +25,7 @@ class Expected(NamedTuple):
 
 
 def compare(label: str, got: Tensor, expected: Expected) -> None:
-    """Apply the two-error rule; raises AssertionError with the largest error, its index and both
+    """Apply the accuracy check; raises AssertionError with the largest error, its index and both
     values.
     """
     truth, baseline, size = expected

@@ -1,4 +1,4 @@
-"""The two-error rule of bertfast.accuracy itself: what it lets pass and what it does not."""
+"""The accuracy check of bertfast.accuracy itself: what it lets pass and what it does not."""
 
 from __future__ import annotations
 
