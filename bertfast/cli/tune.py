@@ -49,12 +49,7 @@ def tune(
 ) -> None:
     """Measure which backend of each operation is the fastest for MODEL on a GPU."""
     counts = _counts(tokens)
-    place = torch.device(device or "cuda", None if device else 0)
-    if place.type != "cuda" or not torch.cuda.is_available():
-        got = str(place) if place.type != "cuda" else "no GPU that torch sees"
-        advice = "On a CPU the backend cpu serves every size; bertfast verify compares the others."
-        raise ArgumentError("--device", "a CUDA GPU", got, advice)
-    folder = resolve(model)
+    folder, place = resolve(model), place_of(device)
     weights = load_bert(folder / read_recipe(folder).transformer, dtype, place)
     length = min(length or 128, weights.max_positions)
     found: dict[Key, Decision] = {}
@@ -68,6 +63,16 @@ def tune(
     click.echo(report(found))
     path = write(place, found)
     click.echo(f"\nkept in {path}" if path else "\nnot kept: there is no home folder")
+
+
+def place_of(device: str | None) -> torch.device:
+    """The GPU to measure. Raises ArgumentError where there is none."""
+    place = torch.device(device or "cuda:0")
+    if place.type == "cuda" and torch.cuda.is_available():
+        return place
+    got = str(place) if place.type != "cuda" else "no GPU that torch sees"
+    advice = "On a CPU the backend cpu serves every size; bertfast verify compares the others."
+    raise ArgumentError("--device", "a CUDA GPU", got, advice)
 
 
 def measure(

@@ -141,7 +141,7 @@ def _decision(line: object) -> Decision | None:
     if not isinstance(times, dict) or not isinstance(rejected, dict):
         return None
     numbers = all(isinstance(value, int | float) for value in times.values())
-    if not numbers or line["backend"] in rejected:
+    if not numbers or line["backend"] in rejected or line["backend"] not in times:
         return None
     seconds = {name: value / 1e6 for name, value in times.items()}
     return Decision(line["backend"], seconds, {k: str(v) for k, v in rejected.items()})

@@ -4,7 +4,7 @@ Nothing below this package measures. Shapes come from the model, inputs from `in
 a user's own need not.
 """
 
-from .autotune import CANDIDATES, autotune, workload
+from .measuring import CANDIDATES, autotune, workload
 from .table import share, write
 
 __all__ = ["CANDIDATES", "autotune", "share", "workload", "write"]

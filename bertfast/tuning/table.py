@@ -28,7 +28,7 @@ def write(device: torch.device, found: Mapping[Key, Decision]) -> Path | None:
         return None
     filelock = require("filelock", "Writing a tuning table")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock"), timeout=_LOCK_S):
+    with filelock.FileLock(path.with_suffix(".lock"), timeout=_LOCK_S, poll_interval=0.01):
         lines = decisions.read(path, identity) | {key.text(): found[key] for key in found}
         content = {"format": FORMAT, "identity": identity, "decisions": lines_of(lines)}
         with atomic_write(path, "w") as file:

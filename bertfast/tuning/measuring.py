@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,8 +23,6 @@ CANDIDATES = ("cuda", "triton", "triton:torch", "eager")  # of a GPU; of equals 
 MARGIN = 1.05  # how much faster than the one before it a backend must be
 SAMPLES = 5
 BUDGET_S = 0.3  # of timing a call, beyond the least number of samples
-
-Stopwatch = Callable[[Callable[[], object], torch.device], float]
 
 
 def workload(
@@ -62,8 +60,6 @@ def autotune(
     dtype: torch.dtype,
     device: torch.device,
     save: bool = False,
-    candidates: Sequence[str] = CANDIDATES,
-    stopwatch: Stopwatch | None = None,
 ) -> tuple[Key, Decision | None]:
     """Check and time the backends that support a call of that size; the first stays unless another is clearly faster.
 
@@ -74,7 +70,7 @@ def autotune(
         call, expected = expectation(operation, direction, case, dtype, device, save)
         rejected: dict[str, str] = {}
         runs: dict[str, Callable[[], object]] = {}
-        for name in candidates:
+        for name in CANDIDATES:
             backend = dispatch.backends_of(operation)[name]
             product = name.partition(":")[2]
             other = not product or product in getattr(backend, "PRODUCTS", ())
@@ -86,7 +82,7 @@ def autotune(
             except Exception as error:  # whatever a kernel that does not compile here raises
                 rejected[name] = _words(error)
                 del runs[name]
-        seconds = race(runs, device, rejected, stopwatch or _stopwatch)
+        seconds = race(runs, device, rejected)
     key = key_of(call)
     return key, Decision(winner(seconds), seconds, rejected) if seconds else None
 
@@ -159,7 +155,6 @@ def race(
     runs: Mapping[str, Callable[[], object]],
     device: torch.device,
     rejected: dict[str, str],
-    stopwatch: Stopwatch,
 ) -> dict[str, float]:
     """The least seconds of each run, taken in turn; those that raise are rejected."""
     least: dict[str, float] = {}
@@ -176,7 +171,7 @@ def race(
     return {name: seconds for name, seconds in least.items() if name not in rejected}
 
 
-def _stopwatch(run: Callable[[], object], device: torch.device) -> float:
+def stopwatch(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one run on a GPU, the mean of five in a row."""
     with torch.cuda.device(device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
