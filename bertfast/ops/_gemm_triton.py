@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import dispatch
 from ..extension import gradients, with_dense_rows
 from ._dot_triton import dot
 from ._gelu_triton import gelu, gelu_slope
@@ -283,6 +284,8 @@ def _pick_config(
     """
     if x.dtype == torch.float32 and not interpreted():
         return table.pick(precision(x))
+    if dispatch.is_batch_invariant():
+        return table.pick(sizes[0])
     for key in sizes[:-1]:
         config = table.pick(key)
         tiles = [_tiles(config, m, n) for m, n in results]

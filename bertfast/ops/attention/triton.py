@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ... import dispatch
 from .. import _triton
 from .._philox import keep_scale, threshold
 from .._triton import Config, Table
@@ -183,13 +184,13 @@ def _whole_config(qkv: Tensor, max_seqlen: int) -> Config | None:
     """Of a kernel whose blocks hold the longest sequence, where there is one."""
     key = _key(qkv)
     entry = BACKWARD_WHOLE.configs(_triton.arch()).get(key)
-    if entry is None or max_seqlen > entry.blocks["BLOCK_N"]:
+    if entry is None or max_seqlen > entry.blocks["BLOCK_N"] or dispatch.is_batch_invariant():
         return None
     return BACKWARD_WHOLE.pick(key)
 
 
 def _length_class(max_seqlen: int) -> str:
-    return "short" if max_seqlen <= SHORT else "long"
+    return "short" if max_seqlen <= SHORT and not dispatch.is_batch_invariant() else "long"
 
 
 def _shape(qkv: Tensor) -> dict:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import dispatch
 from .. import _triton
 from .._formulas import thaw
 from .._layernorm_triton import dense_rows
@@ -157,4 +158,5 @@ def _pick(table: Table, x: Tensor) -> Config:
     """By precision for float32, else by how many tokens there are."""
     if x.dtype == torch.float32:
         return table.pick("tf32" if precision(x) == "tf32" else "fp32")
-    return table.pick("many" if x.shape[0] > _MANY else "few")
+    many = x.shape[0] > _MANY or dispatch.is_batch_invariant()
+    return table.pick("many" if many else "few")
