@@ -1,7 +1,7 @@
 """`bertfast verify`: ours beside transformers' on the user's own checkpoint and texts.
 
-Truth is transformers' model in float64. Ours may err twice as much as transformers' does in the model's dtype, and some
-roundings: in its largest error on hidden states, in its RMS error on each gradient.
+Exact is what transformers' model gives in float64. Ours may err twice as much as transformers' does in the model's
+dtype, and some roundings: in its largest error on hidden states, in its RMS error on each gradient.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def verify(
     theirs = _load(folder, device, dtype)
     kind, tokens = next(theirs.parameters()).dtype, int(inputs["attention_mask"].sum())
     click.echo(f"{len(inputs['input_ids'])} texts, {tokens} tokens, {kind}, {theirs.device}\n")
-    truth = run(copy.deepcopy(theirs).double(), inputs, train)
+    exact = run(copy.deepcopy(theirs).double(), inputs, train)
     plain = run(theirs, inputs, train)
     ours = _ours(theirs)
-    click.echo(by_layer(ours, inputs, truth, plain))
+    click.echo(by_layer(ours, inputs, exact, plain))
     heads = ("backend", "hidden", *(["gradients"] * train), "forward", *(["+ backward"] * train))
     rows, wrong = [(*heads, "")], []
     for name in ("auto", *dispatch.NAMES):
-        cells, remark, right = _row(name, ours, inputs, truth, plain, train, rounds)
+        cells, remark, right = _row(name, ours, inputs, exact, plain, train, rounds)
         rows.append((name, *(cells or [""] * (len(heads) - 1)), remark))
         wrong += [] if right else [name]
     peers = _times(theirs, inputs, train, rounds)
@@ -130,36 +130,36 @@ def run(model: nn.Module, inputs: Inputs, train: bool) -> Result:
     return Result([state.detach() for state in states], gradients)
 
 
-def by_layer(model: nn.Module, inputs: Inputs, truth: Result, theirs: Result) -> str:
+def by_layer(model: nn.Module, inputs: Inputs, exact: Result, theirs: Result) -> str:
     """The largest errors of the hidden states, layer by layer."""
     try:
         ours = run(model, inputs, False)
     except Exception:  # the table of the backends tells which one it is
         return ""
     rows = [("largest error after", "transformers", "bertfast")]
-    for index, states in enumerate(zip(truth.states, theirs.states, ours.states, strict=True)):
+    for index, states in enumerate(zip(exact.states, theirs.states, ours.states, strict=True)):
         name = f"encoder.layer.{index - 1}" if index else "embeddings"
         errors = [float((found.double() - states[0]).abs().max()) for found in states[1:]]
         rows.append((name, *(f"{error:.1e}" for error in errors)))
     return table(rows, right=(1, 2))
 
 
-def hidden_share(found: Result, truth: Result, plain: Result) -> float:
+def hidden_share(found: Result, exact: Result, plain: Result) -> float:
     """The largest error of the last hidden states, relative to what is allowed."""
-    true, last = truth.states[-1], found.states[-1]
+    true, last = exact.states[-1], found.states[-1]
     errors = [(states.double() - true).abs().max() for states in (last, plain.states[-1])]
     return _share(*errors, true.abs().max(), last.dtype)
 
 
-def gradient_share(found: Result, truth: Result, plain: Result) -> float:
+def gradient_share(found: Result, exact: Result, plain: Result) -> float:
     """The largest RMS error of a parameter's gradient, relative to what is allowed.
 
     RMS: after a whole model the largest of a million rounding errors is as much luck as size. A gradient may be 0 by
     calculus (a key's bias): then a rounding is one of a typical gradient.
     """
-    typical = _rms(torch.cat([gradient.flatten() for gradient in truth.gradients.values()]))
+    typical = _rms(torch.cat([gradient.flatten() for gradient in exact.gradients.values()]))
     shares = []
-    for name, true in truth.gradients.items():
+    for name, true in exact.gradients.items():
         pair = (found.gradients[name], plain.gradients[name])
         errors = [_rms(gradient.double() - true) for gradient in pair]
         size = torch.maximum(_rms(true), typical)
@@ -183,7 +183,7 @@ def _row(
     name: str,
     model: nn.Module,
     inputs: Inputs,
-    truth: Result,
+    exact: Result,
     plain: Result,
     train: bool,
     rounds: int,
@@ -192,9 +192,9 @@ def _row(
     try:
         with dispatch.use_backend(name):
             found = run(model, inputs, train)
-            shares = [hidden_share(found, truth, plain)]
+            shares = [hidden_share(found, exact, plain)]
             if train:
-                shares.append(gradient_share(found, truth, plain))
+                shares.append(gradient_share(found, exact, plain))
             times = _times(model, inputs, train, rounds)
     except UnsupportedError as error:
         return [], str(error).partition(". Take")[0], True

@@ -158,8 +158,8 @@ def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     return keep.flatten().nonzero().squeeze(1), cu_seqlens
 
 
-def _unpack(x: Tensor, indices: Tensor, places: int) -> Tensor:
-    return x.new_zeros(places, x.shape[1]).index_copy(0, indices, x)
+def _unpack(x: Tensor, indices: Tensor, size: int) -> Tensor:
+    return x.new_zeros(size, x.shape[1]).index_copy(0, indices, x)
 
 
 def _first_rows(x: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -200,13 +200,13 @@ def _(mask):
 _unpack_op = torch.library.custom_op(
     "bertfast::unpack",
     mutates_args=(),
-    schema="(Tensor x, Tensor indices, SymInt places) -> Tensor",
+    schema="(Tensor x, Tensor indices, SymInt size) -> Tensor",
 )(_unpack)
 
 
 @_unpack_op.register_fake
-def _(x, indices, places):
-    return x.new_empty(places, x.shape[1])
+def _(x, indices, size):
+    return x.new_empty(size, x.shape[1])
 
 
 def _unpack_setup(ctx, inputs, output):

@@ -72,21 +72,21 @@ def cross_entropy(
 ) -> Tensor:
     """Mean of -log softmax(scores [N,C])[label] where there is a label (nan if nowhere), or its sum / num_items."""
     reduction = "mean" if num_items is None else "sum"
-    loss = F.cross_entropy(wide(scores), labels, ignore_index=ignored, reduction=reduction)
+    loss = F.cross_entropy(fp32(scores), labels, ignore_index=ignored, reduction=reduction)
     return _divided(loss, num_items)
 
 
 def regression(scores: Tensor, targets: Tensor, num_items: Items = None) -> Tensor:
     """Mean squared error of scores [B,C], or its sum / num_items."""
     reduction = "mean" if num_items is None else "sum"
-    loss = F.mse_loss(wide(scores), targets.to(wide(scores).dtype), reduction=reduction)
+    loss = F.mse_loss(fp32(scores), targets.to(fp32(scores).dtype), reduction=reduction)
     return _divided(loss, num_items)
 
 
 def several_labels(scores: Tensor, targets: Tensor, num_items: Items = None) -> Tensor:
     """Binary cross entropy of scores [B,C] with targets from 0 to 1: its mean, or its sum / num_items."""
     reduction = "mean" if num_items is None else "sum"
-    scores = wide(scores)
+    scores = fp32(scores)
     loss = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction=reduction)
     return _divided(loss, num_items)
 
@@ -115,7 +115,7 @@ def span_loss(
     return cross_entropy(columns, positions, num_items, ignored=length)
 
 
-def wide(x: Tensor) -> Tensor:
+def fp32(x: Tensor) -> Tensor:
     """x in the dtype of losses: fp32, float64 for float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-_WIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("bertfast_wide", default=True)
+_UPCAST: contextvars.ContextVar[bool] = contextvars.ContextVar("bertfast_upcast", default=True)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -70,16 +70,16 @@ def _beside(z: Tensor, *rows: Tensor) -> list[Tensor]:
 @contextlib.contextmanager
 def in_own_dtype() -> Iterator[None]:
     """Reference formulas in the block compute in their tensors' own dtype, as plain torch would."""
-    token = _WIDE.set(False)
+    token = _UPCAST.set(False)
     try:
         yield
     finally:
-        _WIDE.reset(token)
+        _UPCAST.reset(token)
 
 
 def upcast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in the dtype of sums (inside `in_own_dtype`: as they are); a frozen weight is unpacked first."""
-    if not _WIDE.get():
+    if not _UPCAST.get():
         return [None if t is None else thaw(t) for t in tensors]
     return [None if t is None else thaw(t).to(statistics_dtype(t.dtype)) for t in tensors]
 

@@ -35,8 +35,8 @@ def workload(
     hidden, layer = weights.hidden_size, weights.layers[0] if weights.layers else None
     lengths = (length,) * (tokens // length) + (tokens % length,) * (tokens % length > 0)
     sizes = {"lengths": lengths, "eps": 1e-12, "p": 0.1 if training else 0.0}
-    words = len(weights.embeddings.word)
-    yield "embedding", Case("", inner=hidden, outer=words, **sizes)
+    vocab_size = len(weights.embeddings.word)
+    yield "embedding", Case("", inner=hidden, outer=vocab_size, **sizes)
     if layer is not None:
         features, inner, heads = (
             layer.query.weight.shape[0],
@@ -50,7 +50,7 @@ def workload(
         yield "linear_layernorm", Case("", inner=inner, outer=hidden, **sizes)
     if training:
         yield "gelu_layernorm", Case("", inner=hidden, outer=hidden, **sizes)
-        yield "masked_cross_entropy", Case("", inner=hidden, outer=words, **sizes)
+        yield "masked_cross_entropy", Case("", inner=hidden, outer=vocab_size, **sizes)
 
 
 def autotune(
@@ -100,7 +100,7 @@ def expectation(
 ) -> tuple[Any, dict[str, Expected]]:
     """A call of that size, and what is expected of each of its results, by name.
 
-    Truth is the reference in float64; its peer is eager torch in the dtype of the product.
+    Exact is the reference in float64, allowed is what eager torch in the dtype of the product errs, and some.
     """
     contract, backends = CONTRACTS[operation], dispatch.backends_of(operation)
     inputs = make_inputs(operation, case, dtype, device)
@@ -117,15 +117,15 @@ def expectation(
         named |= {f"d{contract.results[0]}": like, "needs": [True] * len(contract.gradients)}
         call = contract.backward(*(named[name] for name in contract.backward._fields))
         names = contract.gradients
-    wide = {name: _cast(value, torch.float64) for name, value in inputs.items()}
-    truth = _several(
+    fp64 = {name: _cast(value, torch.float64) for name, value in inputs.items()}
+    exact = _several(
         getattr(backends["reference"], direction)(*(_cast(v, torch.float64) for v in call))
     )
     half = torch.float16 if key_of(call).dtype == "tf32" else None
     peer = _several(getattr(backends["eager"], direction)(*(_cast(v, half) for v in call)))
-    sizes, gradients = getattr(bounds, operation)(_cast(like, torch.float64), **wide)
+    sizes, gradients = getattr(bounds, operation)(_cast(like, torch.float64), **fp64)
     size = gradients if direction == "backward" else dict(zip(contract.results, sizes, strict=True))
-    found = zip(names, truth, peer, strict=False)  # what is saved may not be asked for
+    found = zip(names, exact, peer, strict=False)  # what is saved may not be asked for
     return call, {
         name: Expected(true, plain if half is None else plain.to(half), size[name])
         for name, true, plain in found

@@ -257,17 +257,15 @@ def _expected(
 ) -> tuple[list[Expected], dict[str, Expected]]:
     """What to expect of each result and of each gradient."""
     results, gradients = _plain(operation, case, dtype, torch.float64)
-    yardstick = torch.float16 if tf32 else dtype
-    torch_results, torch_gradients = _plain(operation, case, dtype, yardstick)
-    torch_results = (
-        tuple(result.to(yardstick) for result in torch_results) if tf32 else torch_results
-    )
-    dout = make_gradient(case, torch_results[0].to(case.ln_dtype(dtype))).double()
+    peer = torch.float16 if tf32 else dtype
+    eager_results, eager_gradients = _plain(operation, case, dtype, peer)
+    eager_results = tuple(result.to(peer) for result in eager_results) if tf32 else eager_results
+    dout = make_gradient(case, eager_results[0].to(case.ln_dtype(dtype))).double()
     sizes, gradient_sizes = getattr(bounds, operation)(
         dout, **_cast(make_inputs(operation, case, dtype), torch.float64)
     )
-    triples = [Expected(*item) for item in zip(results, torch_results, sizes, strict=True)]
+    triples = [Expected(*item) for item in zip(results, eager_results, sizes, strict=True)]
     return triples, {
-        name: Expected(truth, torch_gradients[name], gradient_sizes[name])
-        for name, truth in gradients.items()
+        name: Expected(exact, eager_gradients[name], gradient_sizes[name])
+        for name, exact in gradients.items()
     }

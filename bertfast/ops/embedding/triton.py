@@ -119,8 +119,8 @@ def _embedding_fwd_kernel(
     gain, shift = load_row(gain_ptr, columns, features), load_row(shift_ptr, columns, features)
     out = normal * gain + shift
     out = drop(out, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS)
-    places = token.to(tl.int64) * features + columns
-    tl.store(out_ptr + places, out.to(out_ptr.dtype.element_ty), mask=inside)
+    offsets = token.to(tl.int64) * features + columns
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -181,8 +181,8 @@ def _embedding_bwd_kernel(
         rstd = tl.load(rstd_ptr + token, mask=live, other=0.0)
         normal = tl.where(inside, (z - mean) * rstd, 0.0)
         dz = normalize_gradient(dout, normal, rstd, gain, inside, features)
-        places = token.to(tl.int64) * features + columns
-        tl.store(dz_ptr + places, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        offsets = token.to(tl.int64) * features + columns
+        tl.store(dz_ptr + offsets, dz.to(dz_ptr.dtype.element_ty), mask=inside)
         dgain += dout * normal
         dshift += dout
     store_sums(partial_ptr, dgain, 0, chunk, chunks, columns, features)
@@ -290,8 +290,8 @@ def _embedding_long_runs_kernel(
         for start in range(chunk + 1, last + 1, BLOCK_CHUNKS):
             among = start + tl.arange(0, BLOCK_CHUNKS)[:, None]
             inside = (among <= last) & (columns < features)[None, :]
-            places = among.to(tl.int64) * features + columns[None, :]
-            total += tl.load(head_ptr + places, mask=inside, other=0.0)
+            offsets = among.to(tl.int64) * features + columns[None, :]
+            total += tl.load(head_ptr + offsets, mask=inside, other=0.0)
         tail = tl.load(
             tail_ptr + chunk.to(tl.int64) * features + columns, mask=columns < features, other=0.0
         )

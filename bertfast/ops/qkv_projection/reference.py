@@ -9,8 +9,8 @@ from .._formulas import linear_gradients, rounded, upcast
 
 
 def forward(x, wq, wk, wv, bq, bk, bv, num_heads):
-    wide, *weights = upcast(x, wq, wk, wv, bq, bk, bv)
-    parts = [F.linear(wide, weights[i], weights[i + 3]).to(x.dtype) for i in range(3)]
+    x_fp32, *weights = upcast(x, wq, wk, wv, bq, bk, bv)
+    parts = [F.linear(x_fp32, weights[i], weights[i + 3]).to(x.dtype) for i in range(3)]
     return torch.stack(parts, dim=1).unflatten(2, (num_heads, -1))
 
 
