@@ -20,8 +20,9 @@ from ..core.encode import encode_packed
 from ..core.heads import masked_lm_loss
 from ..core.weights import example_weights
 from ..data.pooling import RECIPE_FILES, Recipe, read_recipe
-from ..dispatch import backends, decisions
+from ..dispatch import decisions
 from ..errors import UnsupportedError
+from ..ops._loading import triton_cannot_run
 
 DIRECTIONS = ("forward", "backward")
 
@@ -95,7 +96,7 @@ def _installation() -> Iterator[tuple[str, str]]:
         ("openmp", found["openmp"]),
         ("cuda kernels", cuda_kernels()),
         *(("gpu", line) for line in gpus()),
-        ("triton", backends.triton_cannot_run() or decisions.version("triton")),
+        ("triton", triton_cannot_run() or decisions.version("triton")),
         ("backend", dispatch.backend()),
     ):
         if value:

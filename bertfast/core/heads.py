@@ -1,6 +1,7 @@
 """What the task heads compute, as functions of a packed batch's rows: scores, and losses on labels that were checked.
 
-T tokens, B sequences, H hidden, C classes, V words. Losses are computed and returned in fp32 (float64 for float64).
+T tokens, B sequences, H hidden, C classes, V vocabulary entries. Losses are computed and returned in fp32 (float64 for
+float64).
 Where `num_items` is given, the sum of a loss is divided by it, so that gradients accumulated over parts of a batch are
 those of the whole batch.
 """
@@ -31,7 +32,7 @@ def pool(pooler: Linear | Call, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def masked_lm_scores(head: MaskedLMWeights, rows: Tensor) -> Tensor:
-    """Scores of every word: [N,H] -> [N,V]."""
+    """Scores of every vocabulary entry: [N,H] -> [N,V]."""
     return called(head.decoder, masked_lm_transform(head, rows))
 
 
@@ -92,7 +93,7 @@ def several_labels(scores: Tensor, targets: Tensor, num_items: Items = None) -> 
 
 
 def span_scores(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
-    """Scores [T,2] as [B,S,2] with the lowest value at padding, and which places [B,S] are real (None: all)."""
+    """Scores [T,2] as [B,S,2] with the lowest value at padding, and which positions [B,S] are real (None: all)."""
     columns = unpack(scores, batch)
     if batch.indices is None:
         return columns, None
@@ -103,9 +104,9 @@ def span_scores(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor | No
 def span_loss(
     columns: Tensor, real: Tensor | None, positions: Tensor, num_items: Items = None
 ) -> Tensor:
-    """Cross entropy of the place [B] that is right among the columns [B,S].
+    """Cross entropy of the position [B] that is right among the columns [B,S].
 
-    A place outside the row or at padding (`real` [B,S] is False) is ignored, a negative one counts as 0.
+    A position outside the row or at padding (`real` [B,S] is False) is ignored, a negative one counts as 0.
     """
     length = columns.shape[1]
     positions = positions.clamp(0, length)

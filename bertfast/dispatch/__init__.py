@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, UnsupportedError
-from .backends import NAMES, Backend, Backends, order, product_of, refuses
+from .backends import NAMES, Backend, order, product_of
 
 __all__ = [
     "NAMES",
@@ -34,7 +34,6 @@ __all__ = [
     "product",
     "reasons",
     "record",
-    "refuses",
     "register",
     "run",
     "scope",
@@ -76,9 +75,9 @@ _NOTHING = Scope()
 _SCOPE: contextvars.ContextVar[Scope] = contextvars.ContextVar("bertfast_scope", default=_NOTHING)
 
 
-def register(operation: str, package: str) -> None:
-    """Announce the backends of `operation`, the modules of its package."""
-    _BACKENDS[operation] = Backends(package)
+def register(operation: str, backends: Mapping[str, Backend]) -> None:
+    """Announce the backends of `operation` by name."""
+    _BACKENDS[operation] = backends
 
 
 def operations() -> tuple[str, ...]:
@@ -181,7 +180,7 @@ def inside(outer: Scope) -> Iterator[None]:
 def reasons(call: Any) -> dict[str, str | None]:
     """What each backend says to a call: None where it would run, else why not."""
     found = _BACKENDS[call.operation]
-    return {name: refuses(name, backend, call) for name, backend in found.items()}
+    return {name: backend.supports(call) for name, backend in found.items()}
 
 
 def run(call: Any) -> Any:
@@ -235,7 +234,7 @@ def _first(
     for name in names:
         reason = rejected.get(name)
         if reason is None and name in found:
-            reason = refuses(name, found[name], call)
+            reason = found[name].supports(call)
             if reason is None:
                 if _SCOPE.get().logs:
                     note(call.operation, call.direction, name, {**rejected, **slower, **refused})

@@ -223,7 +223,9 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
             loss = (losses[0] + losses[1]) / 2
         start, end = heads.span_scores(scores, encoded.batch)[0].unbind(-1)
         return self._finish(
-            *(outputs.QuestionAnsweringModelOutput, encoded, given),
+            outputs.QuestionAnsweringModelOutput,
+            encoded,
+            given,
             loss=loss,
             start_logits=start,
             end_logits=end,
@@ -239,12 +241,13 @@ class MaskedLMHead(Head):
     def _masked_lm(self) -> MaskedLMWeights:
         """The head's weights. Raises Unfit."""
         kinds = (modeling_bert.BertOnlyMLMHead, modeling_bert.BertPreTrainingHeads)
+        cls = fusion.exact(self.cls, kinds, "cls")
         predictions = fusion.exact(
-            *(fusion.exact(self.cls, kinds, "cls")._modules.get("predictions"),),
-            *(modeling_bert.BertLMPredictionHead, "cls.predictions"),
+            cls._modules.get("predictions"), modeling_bert.BertLMPredictionHead, "cls.predictions"
         )
         transform = fusion.exact(
-            *(predictions._modules.get("transform"), modeling_bert.BertPredictionHeadTransform),
+            predictions._modules.get("transform"),
+            modeling_bert.BertPredictionHeadTransform,
             "cls.predictions.transform",
         )
         where = "cls.predictions.transform."
@@ -313,7 +316,9 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
             loss, labels = self._masked_lm_loss(encoded, scores, given)
             loss = loss + self._pairs_loss(related, labels, given)
         return self._finish(
-            *(modeling_bert.BertForPreTrainingOutput, encoded, given),
+            modeling_bert.BertForPreTrainingOutput,
+            encoded,
+            given,
             loss=loss,
             prediction_logits=unpack(scores, encoded.batch) if wanted else None,
             seq_relationship_logits=related,

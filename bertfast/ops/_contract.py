@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..errors import ArgumentError, UnsupportedError
+from ._loading import Backends
 
 _LIBRARY = torch.library.Library("bertfast", "FRAGMENT")
 CONTRACTS: dict[str, Contract] = {}
@@ -103,7 +104,7 @@ class Contract:
             (False, fields.index(item)) if item in fields else (True, results.index(item))
             for item in saved
         ]
-        dispatch.register(name, __name__.rpartition(".")[0] + f".{name}")
+        dispatch.register(name, Backends(name))
         self.forward_op = define(
             f"{name}_fwd({arguments}) -> {_tensors(len(results))}", self._forward, self._fake
         )

@@ -6,8 +6,7 @@ The reference's formulas without their fp32 in between; statistics stay fp32, as
 from __future__ import annotations
 
 import functools
-import importlib
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ from ._formulas import in_own_dtype
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def backend(operation: str) -> SimpleNamespace:
+def of(reference: ModuleType) -> SimpleNamespace:
     """The backend of one operation, made of its reference."""
-    reference = importlib.import_module(f"{__package__}.{operation}.reference")
     forward, backward = map(_own, (reference.forward, reference.backward))
     return SimpleNamespace(forward=forward, backward=backward, supports=_supports)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
+import shutil
 import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from .. import extension
 
+logger = logging.getLogger("bertfast")
 # Of releases executed under the parity tests, 3.2 alone made code with a race (in strict float32 products).
 LEAST_TRITON = (3, 3)
 
@@ -163,7 +166,7 @@ def refuses(x: Tensor, product: bool = False) -> str | None:
     Args:
         product: the operation holds a matrix product, for which Triton needs tensor cores of sm_80 and newer.
     """
-    reason = _no_device()
+    reason = _cannot_run(x)
     if reason is not None:
         return reason
     here = device_properties()
@@ -176,7 +179,39 @@ def refuses(x: Tensor, product: bool = False) -> str | None:
     return None
 
 
-def _no_device() -> str | None:
+@functools.cache
+def cannot_run() -> str | None:
+    """Why kernels cannot run on a GPU of this machine, or None; tried once a process."""
+    reason = None if interpreted() else _no_compiler()
+    try:
+        reason or device_properties()
+    except Exception as error:  # the driver's module is compiled here
+        reason = "triton's driver does not start: " + " ".join(str(error).split())
+    return reason
+
+
+def _no_compiler() -> str | None:
+    """Triton compiles its launchers in C when it first runs: the search it makes then, made before anything fails."""
+    if getattr(getattr(knobs, "build", None), "impl", None) is not None:
+        return None
+    wanted = os.environ.get("CC")
+    if wanted is not None:
+        found = shutil.which(wanted)
+        return None if found else f"triton needs a C compiler, and CC is {wanted!r}: no program"
+    if any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return None
+    return "triton needs a C compiler: there is no gcc and no clang, and CC is not set"
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.warning("the backend triton does not run, others serve the GPU: %s", reason)
+
+
+def _cannot_run(x: Tensor) -> str | None:
+    if x.device.type == "cuda" and (reason := cannot_run()):
+        _say_once(reason)
+        return reason
     try:
         device_properties()
     except Exception as error:  # RuntimeError without a GPU, else what its driver raised

@@ -74,7 +74,7 @@ def autotune(
             backend = dispatch.backends_of(operation)[name]
             product = name.partition(":")[2]
             other = not product or product in getattr(backend, "PRODUCTS", ())
-            if other and dispatch.refuses(name, backend, call) is None:
+            if other and backend.supports(call) is None:
                 runs[name] = _named(name, call)
         for name, run in list(runs.items()):
             try:

@@ -15,6 +15,7 @@ import torch
 from bertfast import dispatch, ops
 from bertfast.errors import ArgumentError, UnsupportedError
 from bertfast.ops._contract import CONTRACTS
+from bertfast.ops._loading import Backends
 
 
 def _backend(reason=None):
@@ -184,7 +185,7 @@ print(log[0].backend, log[0].reasons["cpu"])
 def test_absent_module_refuses_with_its_error(monkeypatch):
     monkeypatch.setitem(dispatch._BACKENDS, "linear_gelu", {})
     monkeypatch.setitem(sys.modules, "bertfast.ops.linear_gelu.native", None)
-    dispatch.register("linear_gelu", "bertfast.ops.linear_gelu")
+    dispatch.register("linear_gelu", Backends("linear_gelu"))
     found = dispatch.reasons(CALL)
     assert found["cpu"].startswith("native extension not built: ")
 
@@ -212,7 +213,6 @@ TELL = """
 import logging, sys, torch, types
 logging.basicConfig(stream=sys.stdout, format="LOGGED %(message)s")
 from bertfast import UnsupportedError, dispatch, ops
-from bertfast.dispatch import backends
 from bertfast.ops._contract import CONTRACTS
 args = torch.ones(2, 3), torch.ones(3, 3), torch.ones(3)
 with dispatch.record() as log:
@@ -226,8 +226,9 @@ except UnsupportedError as error:
 for operation in ("linear_gelu", "linear_gelu", "gelu_layernorm"):
     call = CONTRACTS[operation].forward
     call = call(*args, *(None,) * (len(call._fields) - 3))
-    call = type("On", (call.__class__,), {"lead": types.SimpleNamespace(device=torch.device("cuda"))})(*call)
-    print("GPU", backends.refuses("triton", dispatch.backends_of(operation)["triton"], call))
+    lead = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    call = type("OnGpu", (call.__class__,), {"lead": lead})(*call)
+    print("GPU", dispatch.backends_of(operation)["triton"].supports(call))
 """
 
 

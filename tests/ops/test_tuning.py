@@ -304,7 +304,6 @@ class OnGpu:
             for name in dispatch.NAMES
         }
         monkeypatch.setitem(dispatch._BACKENDS, "linear_gelu", made)
-        monkeypatch.setattr("bertfast.dispatch.backends.triton_cannot_run", lambda: None)
         self.patch = monkeypatch
 
     def call(self, tokens=8, dtype=torch.bfloat16):

@@ -105,7 +105,7 @@ BACKWARD_WHOLE = Table(
 
 
 def supports(call) -> str | None:
-    reason, size = _triton.refuses(call.qkv, product=True), call.qkv.shape[3]
+    reason, size = _triton.refuses(call.lead, product=True), call.qkv.shape[3]
     if reason is None and size > LARGEST_HEAD:
         return f"head size {size}; the triton backend computes up to {LARGEST_HEAD}"
     return reason

@@ -48,9 +48,9 @@ def embedding(
     UnsupportedError (a backend asked for by name refuses).
     """
     return _CONTRACT(
-        *(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
-        *(ln_weight, ln_bias, eps, p, seed, cu_seqlens, padding_idx),
-    )
+        input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, ln_weight, ln_bias, eps, p,
+        seed, cu_seqlens, padding_idx,
+    )  # fmt: skip
 
 
 def _check(a):
@@ -103,8 +103,20 @@ _CONTRACT = Contract(
     results=("out", "mean", "rstd"),
     shapes=_shapes,
     saved=(
-        *("input_ids", "word", "inputs_embeds", "position_ids", "position", "token_type_ids"),
-        *("segment", "ln_weight", "mean", "rstd", "p", "seed", "cu_seqlens", "padding_idx"),
+        "input_ids",
+        "word",
+        "inputs_embeds",
+        "position_ids",
+        "position",
+        "token_type_ids",
+        "segment",
+        "ln_weight",
+        "mean",
+        "rstd",
+        "p",
+        "seed",
+        "cu_seqlens",
+        "padding_idx",
     ),
     gradients={
         "word": None,

@@ -310,7 +310,7 @@ def _embedding_long_runs_kernel(
 
 
 def supports(call) -> str | None:
-    return _triton.refuses(call.position) or refuses(call.position.shape[1])
+    return _triton.refuses(call.lead) or refuses(call.position.shape[1])
 
 
 def forward(

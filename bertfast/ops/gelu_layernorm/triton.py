@@ -11,7 +11,7 @@ __all__ = ["PRODUCTS", "backward", "forward", "supports"]
 
 
 def supports(call) -> str | None:
-    reason = _triton.refuses(call.x, product=True)
+    reason = _triton.refuses(call.lead, product=True)
     return reason or _layernorm_triton.refuses(call.ln_weight.shape[0])
 
 

@@ -61,7 +61,7 @@ _LISTING = {"num_warps": 8, "num_stages": 1}  # of the one that lists rows
 
 
 def supports(call) -> str | None:
-    return _triton.refuses(call.x, product=True)
+    return _triton.refuses(call.lead, product=True)
 
 
 def forward(

@@ -11,7 +11,7 @@ __all__ = ["PRODUCTS", "backward", "forward", "supports"]
 
 
 def supports(call) -> str | None:
-    return refuses(call.x, product=True)
+    return refuses(call.lead, product=True)
 
 
 def forward(
