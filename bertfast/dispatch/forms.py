@@ -32,8 +32,8 @@ class Source(NamedTuple):
 
 
 SOURCES = {  # best first
-    "cpu": Source("native", None, order=("cpu",), tried=("cpu",)),
-    "cuda": Source("native", "cuda", order=("cuda",), tried=("cuda",)),
+    "cpu": Source("cpu", None, order=("cpu",), tried=("cpu",)),
+    "cuda": Source("cuda", None, order=("cuda",), tried=("cuda",)),
     "triton": Source("triton", None, order=("cuda",), tried=("cuda",)),
     "triton_matmul": Source("triton", "matmul", order=(), tried=("cuda",)),
     "torch": Source("reference", None, order=("cuda",), tried=("cpu", "cuda")),
@@ -91,7 +91,7 @@ def _load(package: str, name: str) -> Form:
             raise
         lacks = (
             "native extension not built"
-            if source.module == "native"
+            if source.module in ("cpu", "cuda")
             else f"{name} cannot be imported"
         )
         return _absent(f"{lacks}: {error}")

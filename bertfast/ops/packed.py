@@ -30,7 +30,7 @@ dispatch.depends_on(lambda: _ACTIVE.get() is not None)  # a kept copy saves the 
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight [n, k] in the layout of one variant of the C++ kernels (csrc/common/gemm.h)."""
+    """A weight [n, k] in the layout of one variant of the C++ kernels (csrc/product/gemm.h)."""
 
     buffer: Tensor
     n: int

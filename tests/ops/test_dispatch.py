@@ -190,7 +190,7 @@ print(log[0].form, log[0].reasons["cpu"])
 
 def test_absent_module_refuses_with_its_error(monkeypatch):
     monkeypatch.setitem(dispatch._FORMS, "linear_gelu", {})
-    monkeypatch.setitem(sys.modules, "bertfast.ops.linear_gelu.native", None)
+    monkeypatch.setitem(sys.modules, "bertfast.ops.linear_gelu.cpu", None)
     dispatch.register("linear_gelu", "bertfast.ops.linear_gelu")
     found = dispatch.reasons("linear_gelu", "forward", (*ARGS, False))
     assert found["cpu"].startswith("native extension not built: ")
@@ -205,7 +205,7 @@ loaded = lambda: {n for n in sys.modules if n == "triton" or n.startswith("bertf
 assert loaded() == set(), loaded()
 bertfast.dispatch.set_measuring(False)
 ops.linear_gelu(torch.ones(2, 3), torch.ones(3, 3), torch.ones(3))
-assert loaded() == {"bertfast.ops.linear_gelu.native"}, loaded()
+assert loaded() == {"bertfast.ops.linear_gelu.cpu"}, loaded()
 """
     _run(program)
 
