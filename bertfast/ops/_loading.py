@@ -44,8 +44,7 @@ def _load(package: str, name: str) -> Backend:
         return _eager.of(importlib.import_module(f"{package}.reference"))
     try:
         if module in ("cpu", "cuda"):  # SHIM
-            native = importlib.import_module(f"{package}.native")
-            part = native if module == "cpu" else native.cuda
+            part = importlib.import_module(f"{package}.{module}")
             return SimpleNamespace(
                 forward=part.forward,
                 backward=part.backward,

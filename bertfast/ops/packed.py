@@ -29,7 +29,7 @@ _SCRATCH = threading.local()
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight [n, k] in the layout of one variant of the C++ kernels (csrc/common/gemm.h)."""
+    """A weight [n, k] in the layout of one variant of the C++ kernels (csrc/product/gemm.h)."""
 
     buffer: Tensor
     n: int

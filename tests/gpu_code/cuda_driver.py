@@ -290,10 +290,10 @@ def _noting_addresses(device: Device) -> Iterator[None]:
 def _forgetting(device: Device, launch: Callable) -> Callable:
     """`extension.launch`; raises the fault that a kernel met, and forgets the call's addresses."""
 
-    def run(*args):
+    def run(*args, **fields):
         device.fault = None
         try:
-            launch(*args)
+            launch(*args, **fields)
         except RuntimeError:
             if device.fault is None:
                 raise

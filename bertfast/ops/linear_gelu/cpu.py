@@ -1,8 +1,6 @@
-"""Launcher of the native forms, C++ and CUDA."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -14,12 +12,8 @@ from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ form computes this, else the reason."""
+    """None where the C++ backend computes this, else the reason."""
     return extension.refuses(x)
-
-
-def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
-    return extension.refuses_cuda(x)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -30,8 +24,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor
     pre = torch.empty_like(out) if save else None
     packed = buffer_of(weight)
     extension.launch(
-        "linear_gelu_fwd", x,
-        x.data_ptr(), packed.data_ptr(), bias.data_ptr(), out.data_ptr(), pointer(pre), rows, n, k, x.stride(0),
+        "linear_gelu_fwd", x, x=x.data_ptr(), packed=packed.data_ptr(), bias=bias.data_ptr(), out=out.data_ptr(),
+        pre=pointer(pre), rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return out, pre
 
@@ -45,11 +39,8 @@ def backward(
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = grads = extension.gradients(x, ((rows, k), (n, k), (n,)), needs)
     extension.launch(
-        "linear_gelu_bwd", x,
-        dout.data_ptr(), x.data_ptr(), weight.data_ptr(), pre.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias),
-        rows, n, k, x.stride(0), weight.stride(0),
+        "linear_gelu_bwd", x, dout=dout.data_ptr(), x=x.data_ptr(), weight=weight.data_ptr(), pre=pre.data_ptr(),
+        dx=pointer(dx), dweight=pointer(dweight), dbias=pointer(dbias), rows=rows, n=n, k=k, x_stride=x.stride(0),
+        weight_stride=weight.stride(0),
     )  # fmt: skip
     return grads
-
-
-cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

@@ -1,8 +1,6 @@
-"""Launcher of the native forms, C++ and CUDA."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -14,12 +12,8 @@ from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ form computes this, else the reason."""
+    """None where the C++ backend computes this, else the reason."""
     return extension.refuses(x)
-
-
-def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
-    return extension.refuses_cuda(x)
 
 
 def forward(
@@ -40,10 +34,10 @@ def forward(
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
     packed = buffer_of(weight)
     extension.launch(
-        "gelu_layernorm_fwd", x,
-        x.data_ptr(), packed.data_ptr(), bias.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(), out.data_ptr(),
-        pointer(pre), pointer(mean), pointer(rstd), rows, n, k, x.stride(0), eps,
-        extension.DTYPE_CODES[ln_weight.dtype],
+        "gelu_layernorm_fwd", x, x=x.data_ptr(), packed=packed.data_ptr(), bias=bias.data_ptr(),
+        ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(), pre=pointer(pre),
+        mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0), eps=eps,
+        ln_dtype=extension.DTYPE_CODES[ln_weight.dtype],
     )  # fmt: skip
     return out, pre, mean, rstd
 
@@ -65,12 +59,10 @@ def backward(
     dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
     dln_weight, dln_bias = torch.empty_like(ln_weight), torch.empty_like(ln_weight)
     extension.launch(
-        "gelu_layernorm_bwd", x,
-        dout.data_ptr(), x.data_ptr(), weight.data_ptr(), pre.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
-        ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dln_weight.data_ptr(), dln_bias.data_ptr(),
-        rows, n, k, x.stride(0), weight.stride(0), extension.DTYPE_CODES[ln_weight.dtype],
+        "gelu_layernorm_bwd", x, dout=dout.data_ptr(), x=x.data_ptr(), weight=weight.data_ptr(), pre=pre.data_ptr(),
+        mean=mean.data_ptr(), rstd=rstd.data_ptr(), ln_weight=ln_weight.data_ptr(), dx=pointer(dx),
+        dweight=pointer(dweight), dbias=pointer(dbias), dln_weight=dln_weight.data_ptr(), dln_bias=dln_bias.data_ptr(),
+        rows=rows, n=n, k=k, x_stride=x.stride(0), weight_stride=weight.stride(0),
+        ln_dtype=extension.DTYPE_CODES[ln_weight.dtype],
     )  # fmt: skip
     return dx, dweight, dbias, dln_weight, dln_bias
-
-
-cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

@@ -1,4 +1,4 @@
-"""What setup.py and cuda_toolkit.py share: the compiler, its flags, and the text of a build.ninja."""
+"""What native_modules.py and cuda_toolkit.py share: the compiler, its flags, and the text of a build.ninja."""
 
 import os
 import shlex

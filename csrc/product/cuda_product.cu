@@ -16,8 +16,8 @@
 #include "common/check.h"
 #include "common/column_sums.cuh"
 #include "common/gelu.cuh"
-#include "common/gemm.cuh"
-#include "common/product.h"
+#include "product/gemm.cuh"
+#include "product/product.h"
 
 namespace bf {
 namespace cuda {

@@ -1,7 +1,7 @@
 // Packing of a row-major matrix into panels: dst[panel][k][kNR] from src[row][k], rows past `rows`
 // as zeros.
 #pragma once
-#include "common/gemm.h"
+#include "product/gemm.h"
 
 namespace bf {
 namespace BF_ISA {

@@ -1,28 +1,17 @@
-"""Launcher of the native forms, C++ and CUDA."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
-from .._philox import keep_scale, threshold
-
-MOST_HEAD_SIZE = 128
+from .._native import dropout
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ form computes this, else the reason."""
+    """None where the C++ backend computes this, else the reason."""
     return extension.refuses(x)
-
-
-def _cuda_supports(direction: str, x: Tensor, *args) -> str | None:
-    qkv = x if direction == "forward" else args[0]
-    if qkv.shape[3] > MOST_HEAD_SIZE:
-        return f"heads of size {qkv.shape[3]}; the cuda form computes sizes up to {MOST_HEAD_SIZE}"
-    return extension.refuses_cuda(qkv)
 
 
 def forward(
@@ -42,9 +31,9 @@ def forward(
     out = qkv.new_empty(tokens, heads * d)
     lse = extension.statistics(qkv, (heads, tokens), save)
     extension.launch(
-        "attention_fwd", qkv,
-        qkv.data_ptr(), cu_seqlens.data_ptr(), out.data_ptr(), pointer(lse), tokens, cu_seqlens.numel() - 1, heads, d,
-        qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p),
+        "attention_fwd", qkv, qkv=qkv.data_ptr(), cu_seqlens=cu_seqlens.data_ptr(), out=out.data_ptr(),
+        lse=pointer(lse), tokens=tokens, sequences=cu_seqlens.numel() - 1, heads=heads, head_size=d,
+        qkv_stride=qkv.stride(0), scale=scale, dropout=dropout(p, seed),
     )  # fmt: skip
     return out, lse
 
@@ -62,11 +51,8 @@ def backward(
     if not extension.on_gpu(qkv):  # there the kernel does it, as nothing is read from the device
         dqkv[int(cu_seqlens[-1]) :] = 0  # rows of no sequence
     extension.launch(
-        "attention_bwd", qkv,
-        dout.data_ptr(), qkv.data_ptr(), out.data_ptr(), lse.data_ptr(), cu_seqlens.data_ptr(), dqkv.data_ptr(), tokens,
-        cu_seqlens.numel() - 1, heads, d, qkv.stride(0), scale, pointer(seed), threshold(p), keep_scale(p),
+        "attention_bwd", qkv, dout=dout.data_ptr(), qkv=qkv.data_ptr(), out=out.data_ptr(), lse=lse.data_ptr(),
+        cu_seqlens=cu_seqlens.data_ptr(), dqkv=dqkv.data_ptr(), tokens=tokens, sequences=cu_seqlens.numel() - 1,
+        heads=heads, head_size=d, qkv_stride=qkv.stride(0), scale=scale, dropout=dropout(p, seed),
     )  # fmt: skip
     return dqkv
-
-
-cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

@@ -1,4 +1,4 @@
-"""How setup.py builds _cuda: which nvcc, for which GPUs, by which commands. No GPU and no driver is looked at."""
+"""How _cuda is built: which nvcc, for which GPUs, by which commands. No GPU and no driver is looked at."""
 
 import os
 import re
@@ -107,7 +107,7 @@ def cuda_script(objects, module, nvcc):
     flags = (
         f"-DBF_CUDA '-DBF_CUDA_TARGETS=\"{','.join(kept)}{'+PTX' * with_ptx}\"' -isystem {include}"
     )
-    sources = [ROOT / "csrc/bindings.cpp", *sorted(ROOT.glob("csrc/common/cuda_*.cpp"))]
+    sources = [ROOT / "csrc/bindings.cpp", *sorted(ROOT.glob("csrc/*/cuda_*.cpp"))]
     builds = [
         ("compile", path.relative_to(ROOT), f"{path.stem}.o",
          f"{flags} {bindings_flags() if path.name == 'bindings.cpp' else ''}")

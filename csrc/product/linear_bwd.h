@@ -3,7 +3,7 @@
 // operand of each product is packed in fp32; dweight reads dy column by column, from a copy of a
 // block of columns that stays in L2. Sums over tokens run in order of the tokens.
 #pragma once
-#include "common/pack.h"
+#include "product/pack.h"
 
 namespace bf {
 namespace BF_ISA {

@@ -1,8 +1,6 @@
-"""Launcher of the native forms, C++ and CUDA."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -12,15 +10,8 @@ from ...extension import pointer
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ form computes this, else the reason."""
+    """None where the C++ backend computes this, else the reason."""
     return extension.refuses(x)
-
-
-def _cuda_supports(direction: str, *args) -> str | None:
-    x, weight = args[:2] if direction == "forward" else args[1:3]
-    if weight.numel() == 0:
-        return "an empty weight"
-    return extension.refuses_cuda(x)
 
 
 def forward(
@@ -39,9 +30,10 @@ def forward(
     row_lse = x.new_empty(rows.numel(), dtype=torch.float32)
     logit = torch.empty_like(row_lse)
     extension.launch(
-        "masked_cross_entropy_fwd", x,
-        x.data_ptr(), weight.data_ptr(), pointer(bias), rows.data_ptr(), targets.data_ptr(), row_lse.data_ptr(),
-        logit.data_ptr(), rows.numel(), weight.shape[0], x.shape[1], x.stride(0), weight.stride(0), pointer(count),
+        "masked_cross_entropy_fwd", x, x=x.data_ptr(), weight=weight.data_ptr(), bias=pointer(bias),
+        rows=rows.data_ptr(), labels=targets.data_ptr(), lse=row_lse.data_ptr(), logit=logit.data_ptr(),
+        labelled=rows.numel(), vocabulary=weight.shape[0], k=x.shape[1], x_stride=x.stride(0),
+        weight_stride=weight.stride(0), count=pointer(count),
     )  # fmt: skip
     lse = x.new_zeros(x.shape[0], dtype=torch.float32)
     lse[rows] = row_lse
@@ -65,10 +57,10 @@ def backward(
     dweight = new(vocabulary, k) if needs[1] else None
     dbias = new(vocabulary) if needs[2] and bias is not None else None
     extension.launch(
-        "masked_cross_entropy_bwd", x,
-        x.data_ptr(), weight.data_ptr(), pointer(bias), rows.data_ptr(), targets.data_ptr(), row_lse.data_ptr(),
-        scale.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), rows.numel(), vocabulary, k, x.stride(0),
-        weight.stride(0), pointer(count),
+        "masked_cross_entropy_bwd", x, x=x.data_ptr(), weight=weight.data_ptr(), bias=pointer(bias),
+        rows=rows.data_ptr(), labels=targets.data_ptr(), lse=row_lse.data_ptr(), scale=scale.data_ptr(), dx=pointer(dx),
+        dweight=pointer(dweight), dbias=pointer(dbias), labelled=rows.numel(), vocabulary=vocabulary, k=k,
+        x_stride=x.stride(0), weight_stride=weight.stride(0), count=pointer(count),
     )  # fmt: skip
     return dx, dweight, dbias
 
@@ -86,6 +78,3 @@ def _divisor(rows: Tensor, count: Tensor | None, num_items: int | None) -> int |
     if num_items is not None:
         return num_items
     return rows.numel() if count is None else count.squeeze(0)
-
-
-cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

@@ -1,7 +1,7 @@
 #include <time.h>
 
-#include "common/pack.h"
-#include "common/weights.h"
+#include "product/pack.h"
+#include "product/weights.h"
 
 namespace bf {
 namespace BF_ISA {

@@ -1,8 +1,6 @@
-"""Launcher of the native forms, C++ and CUDA."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -10,17 +8,13 @@ from torch import Tensor
 from ... import extension
 from ...extension import pointer
 from .._formulas import thaw
-from .._philox import keep_scale, threshold
+from .._native import dropout, sequences
 from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ form computes this, else the reason."""
+    """None where the C++ backend computes this, else the reason."""
     return extension.refuses(x)
-
-
-def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
-    return extension.refuses_cuda(x)
 
 
 def forward(
@@ -34,14 +28,14 @@ def forward(
     out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
-    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     packed = buffer_of(weight)
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
-        "linear_layernorm_fwd", x,
-        x.data_ptr(), packed.data_ptr(), bias.data_ptr(), residual.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(),
-        out.data_ptr(), pointer(z), pointer(mean), pointer(rstd), pointer(cu_seqlens), rows, n, k, x.stride(0),
-        residual.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, eps, pointer(seed), threshold(p),
-        keep_scale(p), extension.DTYPE_CODES[residual.dtype],
+        "linear_layernorm_fwd", x, x=x.data_ptr(), packed=packed.data_ptr(), bias=bias.data_ptr(),
+        residual=residual.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
+        z=pointer(z), mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0),
+        residual_stride=residual.stride(0), eps=eps, ln_dtype=extension.DTYPE_CODES[residual.dtype],
+        cu_seqlens=pointer(cu_seqlens), sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
     )  # fmt: skip
     return out, z, mean, rstd
 
@@ -55,21 +49,15 @@ def backward(
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
-    dresidual, dln_weight, dln_bias = (
-        torch.empty_like(z),
-        torch.empty_like(ln_weight),
-        torch.empty_like(ln_weight),
-    )
+    dresidual, dln_weight = torch.empty_like(z), torch.empty_like(ln_weight)
+    dln_bias = torch.empty_like(ln_weight)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
-        "linear_layernorm_bwd", x,
-        dout.data_ptr(), x.data_ptr(), weight.data_ptr(), z.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
-        ln_weight.data_ptr(), pointer(dx), pointer(dweight), pointer(dbias), dresidual.data_ptr(),
-        dln_weight.data_ptr(), dln_bias.data_ptr(), pointer(cu_seqlens), rows, n, k, x.stride(0), weight.stride(0),
-        0 if cu_seqlens is None else cu_seqlens.numel() - 1, pointer(seed), threshold(p), keep_scale(p),
-        extension.DTYPE_CODES[z.dtype],
+        "linear_layernorm_bwd", x, dout=dout.data_ptr(), x=x.data_ptr(), weight=weight.data_ptr(), z=z.data_ptr(),
+        mean=mean.data_ptr(), rstd=rstd.data_ptr(), ln_weight=ln_weight.data_ptr(), dx=pointer(dx),
+        dweight=pointer(dweight), dbias=pointer(dbias), dresidual=dresidual.data_ptr(),
+        dln_weight=dln_weight.data_ptr(), dln_bias=dln_bias.data_ptr(), rows=rows, n=n, k=k, x_stride=x.stride(0),
+        weight_stride=weight.stride(0), ln_dtype=extension.DTYPE_CODES[z.dtype], cu_seqlens=pointer(cu_seqlens),
+        sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
     )  # fmt: skip
     return dx, dweight, dbias, dresidual, dln_weight, dln_bias
-
-
-cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

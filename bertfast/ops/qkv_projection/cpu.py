@@ -1,24 +1,18 @@
-"""Launcher of the native forms, C++ and CUDA."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 from torch import Tensor
 
 from ... import extension
-from ...extension import pointer
+from ...extension import pointer, pointers
 from .._formulas import thaw
 from ..packed import buffer_of
 
 
 def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ form computes this, else the reason."""
+    """None where the C++ backend computes this, else the reason."""
     return extension.refuses(x)
-
-
-def _cuda_supports(direction: str, x: Tensor, *_) -> str | None:
-    return extension.refuses_cuda(x)
 
 
 def forward(
@@ -38,9 +32,8 @@ def forward(
     biases = [bias.contiguous() for bias in (bq, bk, bv)]
     out = x.new_empty(rows, 3, num_heads, n // num_heads)
     extension.launch(
-        "qkv_projection_fwd", x,
-        x.data_ptr(), *(p.data_ptr() for p in packed), *(b.data_ptr() for b in biases), out.data_ptr(), rows, n, k,
-        x.stride(0),
+        "qkv_projection_fwd", x, x=x.data_ptr(), packed=pointers(packed), bias=pointers(biases), out=out.data_ptr(),
+        rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return out
 
@@ -54,13 +47,9 @@ def backward(
     weights = [extension.with_dense_rows(thaw(weight)) for weight in (wq, wk, wv)]
     (rows, k), n = x.shape, wq.shape[0]
     grads = extension.gradients(x, ((rows, k), *((n, k),) * 3, *((n,),) * 3), needs)
-    addresses = [pointer(grad) for grad in grads]
     extension.launch(
-        "qkv_projection_bwd", x,
-        dqkv.data_ptr(), x.data_ptr(), [w.data_ptr() for w in weights], [w.stride(0) for w in weights], addresses[0],
-        addresses[1:4], addresses[4:], rows, n, k, x.stride(0),
+        "qkv_projection_bwd", x, dqkv=dqkv.data_ptr(), x=x.data_ptr(), weight=pointers(weights),
+        weight_stride=[w.stride(0) for w in weights], dx=pointer(grads[0]), dweight=pointers(grads[1:4]),
+        dbias=pointers(grads[4:]), rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return grads
-
-
-cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)

@@ -1,35 +1,24 @@
-"""Launcher of the native forms, C++ and CUDA."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
-from .._philox import keep_scale, threshold
-
-MOST_FEATURES = 8192
+from .._native import dropout, sequences
 
 
 def supports(direction: str, *args) -> str | None:
-    """None where the C++ form computes this, else the reason."""
-    return extension.refuses(_first(direction, args))
+    """None where the C++ backend computes this, else the reason."""
+    return extension.refuses(source_of(direction, args))
 
 
-def _first(direction: str, args: tuple) -> Tensor:
+def source_of(direction: str, args: tuple) -> Tensor:
     """The word table, or the rows in its place."""
     first = 1 if direction == "forward" else 2
     return args[first] if args[first] is not None else args[first + 1]
-
-
-def _cuda_supports(direction: str, *args) -> str | None:
-    source = _first(direction, args)
-    if source.shape[1] > MOST_FEATURES:
-        return f"{source.shape[1]} features; the cuda form holds rows of at most {MOST_FEATURES}"
-    return extension.refuses_cuda(source)
 
 
 def forward(
@@ -48,11 +37,12 @@ def forward(
     mean, rstd = extension.statistics(word, rows, save), extension.statistics(word, rows, save)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
-        "embedding_fwd", word,
-        pointer(input_ids), position_ids.data_ptr(), token_type_ids.data_ptr(), word.data_ptr(), position.data_ptr(),
-        segment.data_ptr(), ln_weight.data_ptr(), ln_bias.data_ptr(), out.data_ptr(), pointer(mean), pointer(rstd),
-        pointer(cu_seqlens), rows, n, word.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1, eps,
-        pointer(seed), threshold(p), keep_scale(p), [t.shape[0] for t in (word, position, segment)],
+        "embedding_fwd", word, input_ids=pointer(input_ids), position_ids=position_ids.data_ptr(),
+        segment_ids=token_type_ids.data_ptr(), word=word.data_ptr(), position=position.data_ptr(),
+        segment=segment.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
+        mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, word_stride=word.stride(0), eps=eps,
+        table_rows=[word.shape[0], position.shape[0], segment.shape[0]], cu_seqlens=pointer(cu_seqlens),
+        sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
     )  # fmt: skip
     return out, mean, rstd
 
@@ -85,14 +75,15 @@ def backward(
     dln_weight, dln_bias = extension.gradients(dout, ((n,), (n,)), (True, True))
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
-        "embedding_bwd", dout,
-        dout.data_ptr(), *(pointer(i) for i in ids), source.data_ptr(), position.data_ptr(), segment.data_ptr(),
-        ln_weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(), [pointer(o) for o in orders],
-        [pointer(t) for t in tables], padding_idx, pointer(dinputs), dln_weight.data_ptr(), dln_bias.data_ptr(),
-        pointer(cu_seqlens), rows, n, source.stride(0), 0 if cu_seqlens is None else cu_seqlens.numel() - 1,
-        pointer(seed), threshold(p), keep_scale(p), [t.shape[0] for t in (source, position, segment)],
+        "embedding_bwd", dout, dout=dout.data_ptr(), input_ids=pointer(ids[0]), position_ids=ids[1].data_ptr(),
+        segment_ids=ids[2].data_ptr(), word=source.data_ptr(), position=position.data_ptr(), segment=segment.data_ptr(),
+        ln_weight=ln_weight.data_ptr(), mean=mean.data_ptr(), rstd=rstd.data_ptr(),
+        tables=[
+            {"ids": pointer(i), "order": pointer(o), "dtable": pointer(t), "skip": skip}
+            for i, o, t, skip in zip(ids, orders, tables, (padding_idx, -1, -1), strict=True)
+        ],
+        dinputs=pointer(dinputs), dln_weight=dln_weight.data_ptr(), dln_bias=dln_bias.data_ptr(), rows=rows, n=n,
+        word_stride=source.stride(0), table_rows=[source.shape[0], position.shape[0], segment.shape[0]],
+        cu_seqlens=pointer(cu_seqlens), sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
     )  # fmt: skip
     return tables[0], dinputs, tables[1], tables[2], dln_weight, dln_bias
-
-
-cuda = SimpleNamespace(forward=forward, backward=backward, supports=_cuda_supports)
