@@ -90,7 +90,7 @@ def test_operations_export_one_contract():
 
     assert set(ops.__all__) == set(dispatch.operations()) == set(CASES) == OPERATIONS
     for name in OPERATIONS:
-        for backend in FORMS:
+        for backend in BACKENDS:
             assert (PACKAGE / "ops" / name / f"{backend}.py").exists()
 
 
