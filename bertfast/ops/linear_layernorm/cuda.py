@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ... import extension
 from .cpu import backward, forward
 
 __all__ = ["backward", "forward", "supports"]
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
+def supports(direction: str, *args) -> str | None:
     """None where the CUDA backend computes this, else the reason."""
-    return extension.refuses_cuda(x)
+    x, weight = args[:2] if direction == "forward" else args[1:3]
+    return extension.refuses_cuda(x, size=tuple(x.shape), features=(weight.shape[0],))
