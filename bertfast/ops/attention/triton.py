@@ -106,9 +106,12 @@ BACKWARD_WHOLE = Table(
 def supports(direction: str, *args) -> str | None:
     """None where the Triton form computes this, else the reason."""
     qkv = args[0 if direction == "forward" else 1]
+    _, _, heads, size = qkv.shape
     reason = _triton.refuses(qkv, product=True)
-    if reason is None and qkv.shape[3] > LARGEST_HEAD:
-        return f"head size {qkv.shape[3]}; the triton form computes up to {LARGEST_HEAD}"
+    if reason is None and size > LARGEST_HEAD:
+        return f"head size {size}; the triton backend computes up to {LARGEST_HEAD}"
+    if reason is None and heads > _triton.MOST_BLOCKS:
+        return f"{heads} heads; the triton backend computes up to {_triton.MOST_BLOCKS}"
     return reason
 
 

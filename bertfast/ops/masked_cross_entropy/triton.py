@@ -56,12 +56,17 @@ def _table(name: str, span: dict[str, int], few_k: int, fp32_registers: int | No
 _LOGITS = _table("cross_entropy_forward", {"SPAN": 256}, 128, fp32_registers=255)
 _BACKWARD = _table("cross_entropy_backward", {}, 64)
 _SMALL = {"num_warps": 4, "num_stages": 1}  # of the kernels that hold no product
+_GATHERED = 256  # elements of a row that a block gathers
 _LISTING = {"num_warps": 8, "num_stages": 1}  # of the one that lists rows
 
 
 def supports(direction: str, *args) -> str | None:
     """None where the Triton form computes this, else the reason."""
-    return _triton.refuses(args[1 if direction == "backward" else 0], product=True)
+    x = args[1 if direction == "backward" else 0]
+    reason, most = _triton.refuses(x, product=True), _triton.MOST_BLOCKS * _GATHERED
+    if reason is None and x.shape[1] > most:
+        return f"{x.shape[1]} features; the triton backend computes up to {most}"
+    return reason
 
 
 def forward(
@@ -104,8 +109,8 @@ def backward(
     if tokens and any(gradient is not None for gradient in (dx, dweight, dbias)):
         rows, count = _listed(labels, ignore_index, None)
         listed = x.new_empty(tokens, k)
-        _cross_entropy_gather_kernel[(cdiv(tokens, 16), cdiv(k, 256))](
-            x, x.stride(0), rows, count, listed, k, BLOCK_M=16, BLOCK_N=256, **_SMALL
+        _cross_entropy_gather_kernel[(cdiv(tokens, 16), cdiv(k, _GATHERED))](
+            x, x.stride(0), rows, count, listed, k, BLOCK_M=16, BLOCK_N=_GATHERED, **_SMALL
         )
         terms = listed, weight, bias, labels, rows, count, lse.contiguous()
         _stretches(terms, dloss, num_items, (dx, dweight, dbias))
