@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .data.fill_mask import fill_mask
-from .dispatch import use_backend
+from .dispatch import batch_invariant, use_backend
 from .encoder import Encoder
 from .errors import (
     ArgumentError,
@@ -66,6 +66,7 @@ __all__ = [
     "Encoder",
     "InputFileError",
     "UnsupportedError",
+    "batch_invariant",
     "explain",
     "fill_mask",
     "optimize",

@@ -243,7 +243,7 @@ class Encoder:
         """Vectors float32 [B,H] of some rows of ids, in one packed batch."""
         if not any(ids):
             return np.zeros((len(ids), self.dimension), np.float32)
-        order = dispatch.fixed_order() if self.batch_invariant else nullcontext()
+        order = dispatch.batch_invariant() if self.batch_invariant else nullcontext()
         weights = self.weights
         with self._packed.active(), order:
             states = encode_packed(weights, pack_rows(ids, weights.device))  # [T,H]

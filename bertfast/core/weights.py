@@ -173,14 +173,14 @@ def masked_lm_weights(
     Raises:
         KeyError: a tensor is missing.
     """
-    head, words = "cls.predictions", tensors["embeddings.word_embeddings.weight"]
+    head, word_embeddings = "cls.predictions", tensors["embeddings.word_embeddings.weight"]
     own = f"{head}.decoder.bias"  # of two the decoder's counts
     norm = (tensors[f"{head}.transform.LayerNorm.{part}"] for part in ("weight", "bias"))
     return MaskedLMWeights(
         Linear(*(tensors[f"{head}.transform.dense.{part}"] for part in ("weight", "bias"))),
         Norm(*norm, float(config["layer_norm_eps"])),
         Linear(
-            tensors.get(f"{head}.decoder.weight", words),
+            tensors.get(f"{head}.decoder.weight", word_embeddings),
             tensors[own if own in tensors else f"{head}.bias"],
         ),
         ACTIVATIONS[config["hidden_act"]],

@@ -17,7 +17,7 @@ from ..core import heads
 from ..core.batch import one_row_each, row_a_sequence, take, unpack
 from ..core.encode import dropout
 from ..core.weights import MaskedLMWeights
-from ..ops import _philox
+from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
 from .engine import (
@@ -223,7 +223,9 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
             loss = (losses[0] + losses[1]) / 2
         start, end = heads.span_scores(scores, encoded.batch)[0].unbind(-1)
         return self._finish(
-            *(outputs.QuestionAnsweringModelOutput, encoded, given),
+            outputs.QuestionAnsweringModelOutput,
+            encoded,
+            given,
             loss=loss,
             start_logits=start,
             end_logits=end,
@@ -236,15 +238,16 @@ class MaskedLMHead(Head):
     With labels logits are made unless the model is in train mode, or as `output_logits` says.
     """
 
-    def _words(self) -> MaskedLMWeights:
+    def _masked_lm(self) -> MaskedLMWeights:
         """The head's weights. Raises Unfit."""
         kinds = (modeling_bert.BertOnlyMLMHead, modeling_bert.BertPreTrainingHeads)
+        cls = fusion.exact(self.cls, kinds, "cls")
         predictions = fusion.exact(
-            *(fusion.exact(self.cls, kinds, "cls")._modules.get("predictions"),),
-            *(modeling_bert.BertLMPredictionHead, "cls.predictions"),
+            cls._modules.get("predictions"), modeling_bert.BertLMPredictionHead, "cls.predictions"
         )
         transform = fusion.exact(
-            *(predictions._modules.get("transform"), modeling_bert.BertPredictionHeadTransform),
+            predictions._modules.get("transform"),
+            modeling_bert.BertPredictionHeadTransform,
             "cls.predictions.transform",
         )
         where = "cls.predictions.transform."
@@ -257,23 +260,23 @@ class MaskedLMHead(Head):
 
     def _check(self, name: str, module: nn.Module) -> None:
         super()._check(name, module)
-        self._words()
+        self._masked_lm()
 
     def _wants_scores(self, given: dict[str, Any], learns: bool) -> bool:
         return given.get("output_logits", not (learns and self.training))
 
-    def _words_loss(
+    def _masked_lm_loss(
         self, encoded: Encoded, scores: Tensor | None, given: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """(the loss, the labels [T])."""
-        batch, words = encoded.batch, self.cls.predictions.decoder.out_features
+        batch, vocab_size = encoded.batch, self.cls.predictions.decoder.out_features
         shape = (batch.batch, batch.length)
-        labels = class_labels("labels", given["labels"], shape, words, encoded.rows.device)
+        labels = class_labels("labels", given["labels"], shape, vocab_size, encoded.rows.device)
         labels, count = take(labels, batch), _items(given, encoded.rows)
         if scores is not None:
             return heads.cross_entropy(*heads.labelled(scores, labels), count), labels
         with kept_copies(self.bert):
-            return heads.masked_lm_loss(self._words(), encoded.rows, labels, count), labels
+            return heads.masked_lm_loss(self._masked_lm(), encoded.rows, labels, count), labels
 
 
 class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):
@@ -284,9 +287,9 @@ class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         learns, loss = "labels" in given, None
         wanted = self._wants_scores(given, learns)
-        scores = heads.masked_lm_scores(self._words(), encoded.rows) if wanted else None
+        scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
         if learns:
-            loss, _ = self._words_loss(encoded, scores, given)
+            loss, _ = self._masked_lm_loss(encoded, scores, given)
         logits = unpack(scores, encoded.batch) if wanted else None
         return self._finish(outputs.MaskedLMOutput, encoded, given, loss=loss, logits=logits)
 
@@ -301,19 +304,21 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
     _theirs = modeling_bert.BertForPreTraining
 
     def _encode(self, given: dict[str, Any]) -> Encoded | str:
-        words = "labels" in given or self._wants_scores(given, False)
-        return encode(self.bert, given, not words)
+        rows = "labels" in given or self._wants_scores(given, False)
+        return encode(self.bert, given, not rows)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         learns, loss = "labels" in given and "next_sentence_label" in given, None
         wanted = self._wants_scores(given, learns)
-        scores = heads.masked_lm_scores(self._words(), encoded.rows) if wanted else None
+        scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
         related = self.cls.seq_relationship(encoded.pooled)  # [B,2]
         if learns:
-            words, labels = self._words_loss(encoded, scores, given)
-            loss = words + self._pairs_loss(related, labels, given)
+            loss, labels = self._masked_lm_loss(encoded, scores, given)
+            loss = loss + self._pairs_loss(related, labels, given)
         return self._finish(
-            *(modeling_bert.BertForPreTrainingOutput, encoded, given),
+            modeling_bert.BertForPreTrainingOutput,
+            encoded,
+            given,
             loss=loss,
             prediction_logits=unpack(scores, encoded.batch) if wanted else None,
             seq_relationship_logits=related,
@@ -343,4 +348,4 @@ def _drop(module: nn.Module, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
         return module(rows)
     if module.p == 0 or not module.training:
         return rows
-    return dropout(rows, module.p, _philox.draw_seed(rows.device), cu_seqlens)
+    return dropout(rows, module.p, draw_seed(rows.device), cu_seqlens)

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import dispatch, extension
+from .. import extension
 from ..errors import UnsupportedError
 
 _ACTIVE: contextvars.ContextVar[Cache | None] = contextvars.ContextVar(
     "bertfast_packed_cache", default=None
 )
 _SCRATCH = threading.local()
-dispatch.depends_on(lambda: _ACTIVE.get() is not None)  # a kept copy saves the time of packing
 
 
 @dataclass(frozen=True)

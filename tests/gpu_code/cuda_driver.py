@@ -1,4 +1,4 @@
-"""bertfast's CUDA form on a machine without a GPU: the shipped host code launches, the PTX that nvcc made is executed.
+"""The backend cuda on a machine without a GPU: the shipped host code launches, the PTX that nvcc made is executed.
 
     with emulated() as device, dispatch.use_backend("cuda"):
         ops.linear_gelu(x, weight, bias)            # x, weight, bias: tensors on the CPU

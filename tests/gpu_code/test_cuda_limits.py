@@ -9,10 +9,10 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
 
 from bertfast import dispatch, extension, ops
 from bertfast.errors import UnsupportedError
+from bertfast.ops._contract import CONTRACTS
 from gpu_code import cuda_driver, nvcc
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
@@ -70,33 +70,22 @@ def _launch(operation: str, direction: str, sizes: dict[str, int]) -> None:
     getattr(extension.cuda, kernel)(fields)
 
 
-def _tensor(*shape: int) -> Tensor:
-    return torch.zeros(1).expand(shape)
-
-
 def _refusal(operation: str, direction: str, sizes: dict[str, int]) -> str | None:
-    """What `supports` says to tensors of these sizes."""
+    """What `supports` says to a call with tensors of these sizes."""
     size = dict.fromkeys(("rows", "n", "k", "tokens", "heads", "head_size"), 8) | sizes
-    backend = dispatch._FORMS[operation]["cuda"]
-    if operation == "attention":
-        qkv = _tensor(size["tokens"], 3, size["heads"], size["head_size"])
-        first, second = qkv, qkv
-    elif operation == "embedding":
-        dout, ids, word = (
-            _tensor(size["rows"], size["n"]),
-            _tensor(size["rows"]),
-            _tensor(8, size["n"]),
-        )
-        if direction == "forward":
-            return backend.supports(direction, ids, word, None, ids)
-        return backend.supports(direction, dout, ids, word, None, ids)
-    elif operation == "masked_cross_entropy":
-        size |= {"rows": size.get("labelled", 8), "n": size.get("vocabulary", 8)}
-    if operation != "attention":
-        first, second = _tensor(size["rows"], size["k"]), _tensor(size["n"], size["k"])
-    if direction == "backward":
-        return backend.supports(direction, first, first, second)
-    return backend.supports(direction, first, second)
+    rows, k = size.get("labelled", size["rows"]), size["k"]
+    n = size.get("vocabulary", size["n"])
+    shapes = {
+        "qkv": (size["tokens"], 3, size["heads"], size["head_size"]),
+        "position_ids": (rows,),
+        "position": (8, n),
+        "x": (rows, k),
+        **dict.fromkeys(("weight", "wq", "wk", "wv"), (n, k)),
+    }
+    call_type = getattr(CONTRACTS[operation], direction)
+    given = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    call = call_type(**{name: given.get(name) for name in call_type._fields})
+    return dispatch._BACKENDS[operation]["cuda"].supports(call)
 
 
 @pytest.fixture(autouse=True)

@@ -4,49 +4,32 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from bertfast import dispatch
-from gpu_code.forms import running
+from bertfast.ops._contract import CONTRACTS
+from gpu_code.backends import running
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-
-def _tensor(*shape: int) -> Tensor:
-    return torch.zeros(1).expand(shape)
-
-
-def _qkv(heads: int, size: int) -> tuple:
-    return (_tensor(2, 3, heads, size),)
-
-
-def _embedding(features: int) -> tuple:
-    return _tensor(2), _tensor(8, features), None, _tensor(2), _tensor(8, features)
-
-
-def _layernorm(features: int) -> tuple:
-    """Every place where one of the operations' directions looks for LN's weight."""
-    return (_tensor(2, features), _tensor(2, 8), *[_tensor(features)] * 5)
-
-
-CASES = [
-    ("attention", lambda size: _qkv(2, size), 128),
-    ("attention", lambda heads: _qkv(heads, 8), 65535),
-    ("embedding", _embedding, 4096),
-    ("linear_layernorm", _layernorm, 4096),
-    ("gelu_layernorm", _layernorm, 4096),
-    ("masked_cross_entropy", lambda k: (_tensor(2, k), _tensor(8, k)), 65535 * 256),
+CASES = [  # operation, shapes of its arguments for a size, the most it may be
+    ("attention", lambda size: {"qkv": (2, 3, 2, size)}, 128),
+    ("attention", lambda heads: {"qkv": (2, 3, heads, 8)}, 65535),
+    ("embedding", lambda features: {"position": (8, features)}, 4096),
+    ("linear_layernorm", lambda features: {"x": (2, 8), "ln_weight": (features,)}, 4096),
+    ("gelu_layernorm", lambda features: {"x": (2, 8), "ln_weight": (features,)}, 4096),
+    ("masked_cross_entropy", lambda k: {"x": (2, k), "weight": (8, k)}, 65535 * 256),
 ]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize(("operation", "arguments", "most"), CASES)
-def test_at_the_limit_and_beyond(operation, arguments, most, direction):
+@pytest.mark.parametrize(("operation", "shapes", "most"), CASES)
+def test_at_the_limit_and_beyond(operation, shapes, most, direction):
+    call_type = getattr(CONTRACTS[operation], direction)
+
     def reason(size: int) -> str | None:
-        given = arguments(size)
-        if direction == "backward" and arguments is not _layernorm:
-            given = (given[0], *given)  # the gradient comes first
-        return dispatch._FORMS[operation]["triton"].supports(direction, *given)
+        given = {name: torch.zeros(1).expand(shape) for name, shape in shapes(size).items()}
+        call = call_type(**{name: given.get(name) for name in call_type._fields})
+        return dispatch._BACKENDS[operation]["triton"].supports(call)
 
     with running("triton", execute=False):
         assert reason(most) is None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from ... import extension
-from .cpu import backward, forward, source_of
+from .cpu import backward, forward
 
 __all__ = ["backward", "forward", "supports"]
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the CUDA backend computes this, else the reason."""
-    source = source_of(direction, args)
-    rows = (args[3] if direction == "forward" else args[0]).shape[0]
-    return extension.refuses_cuda(source, size=(rows,), features=(source.shape[1],))
+def supports(call) -> str | None:
+    """None where the CUDA backend computes this call, else the reason."""
+    rows, features = call.position_ids.shape[0], call.position.shape[1]
+    return extension.refuses_cuda(call.lead, size=(rows,), features=(features,))

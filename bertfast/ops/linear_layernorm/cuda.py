@@ -8,7 +8,8 @@ from .cpu import backward, forward
 __all__ = ["backward", "forward", "supports"]
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the CUDA backend computes this, else the reason."""
-    x, weight = args[:2] if direction == "forward" else args[1:3]
-    return extension.refuses_cuda(x, size=tuple(x.shape), features=(weight.shape[0],))
+def supports(call) -> str | None:
+    """None where the CUDA backend computes this call, else the reason."""
+    return extension.refuses_cuda(
+        call.lead, size=tuple(call.x.shape), features=(call.weight.shape[0],)
+    )

@@ -1,4 +1,4 @@
-"""The form torch: attention over a padded batch, where a stream is not one."""
+"""The backend eager: attention over a padded batch, where a stream is not one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertfast import dispatch, ops
-from bertfast.ops import _torch
+from bertfast.ops._contract import CONTRACTS
+from bertfast.ops.attention.eager import PADDING
 
 
 @pytest.fixture(autouse=True)
-def _torch_form():
-    with dispatch.use_backend("torch"):
+def _eager():
+    with dispatch.use_backend("eager"):
         yield
 
 
@@ -61,15 +62,15 @@ def test_nothing_is_read_on_the_host():
             return func(*args, **(kwargs or {}))
 
     qkv, starts = _stream(5, 2, 4)
-    qkv, form = qkv.detach(), dispatch._FORMS["attention"]["torch"]
+    qkv, backend = qkv.detach(), dispatch.backends_of("attention")["eager"]
     with Reads():
         for save in (False, True):
-            out, lse = form.forward(qkv, starts, 5, 0.3, 0.0, None, save)
-        form.backward(torch.ones_like(out), qkv, out, lse, starts, 5, 0.3, 0.0, None)
+            out, lse = backend.forward(qkv, starts, 5, 0.3, 0.0, None, save)
+        backend.backward(torch.ones_like(out), qkv, out, lse, starts, 5, 0.3, 0.0, None)
 
 
 def test_too_much_padding_is_refused():
     qkv, starts = _stream(*[1] * 40, 200)
-    reason = dispatch.reasons("attention", "forward", (qkv, starts, 200, 0.3, 0.0, None, False))
-    assert reason["torch"] == f"{41 * 200} padded tokens for 240 real ones"
-    assert _torch.PADDING * 240 < 41 * 200
+    call = CONTRACTS["attention"].forward(qkv, starts, 200, 0.3, 0.0, None, False)
+    assert dispatch.reasons(call)["eager"] == f"{41 * 200} padded tokens for 240 real ones"
+    assert PADDING * 240 < 41 * 200

@@ -1,4 +1,4 @@
-"""The two-error rule of bertfast.accuracy itself: what it lets pass and what it does not."""
+"""The accuracy check of bertfast.accuracy itself: what it lets pass and what it does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _expected(rows: int, used: int, torch_error: float = 0.0):
 
 
 def _off(expected, error: float):
-    return expected.truth + error * expected.size
+    return expected.exact + error * expected.size
 
 
 @pytest.mark.parametrize("rows", [4, 4000])
@@ -39,7 +39,7 @@ def test_errors_are_held_to_those_of_torch():
 
 def test_one_element_is_held_to_its_row():
     expected = _expected(400, used=400)
-    got = expected.truth.clone()
+    got = expected.exact.clone()
     got[7, 3] += 9 * EPS
     with pytest.raises(AssertionError, match=r"\[7, 3\]"):
         harness.compare("result", got, expected)
@@ -48,7 +48,7 @@ def test_one_element_is_held_to_its_row():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_number_is_no_result(value):
     expected = _expected(400, used=4, torch_error=64 * EPS)
-    got = expected.truth.clone()
+    got = expected.exact.clone()
     got[300, 0] = value
     with pytest.raises(AssertionError, match=r"\[300, 0\]"):
         harness.compare("result", got, expected)

@@ -1,4 +1,4 @@
-"""How the forms of a GPU are run in tests: as they are where there is one, else executed on CPU tensors."""
+"""How the backends of a GPU are run in tests: as they are where there is one, else executed on CPU tensors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 
 from gpu_code import nvcc
 
-TRITON_FORMS = ("triton", "triton_matmul")
-GPU_FORMS = ("cuda", *TRITON_FORMS)
+TRITON_BACKENDS = ("triton", "triton:torch")
+GPU_BACKENDS = ("cuda", *TRITON_BACKENDS)
 
 
 @contextlib.contextmanager
-def running(*forms: str, device: str = "cpu", **options) -> Iterator[object]:
-    """Where the forms compute inside the block: an emulated device if one of them is a GPU's and there is none.
+def running(*backends: str, device: str = "cpu", **options) -> Iterator[object]:
+    """Where the backends compute inside the block: an emulated device if one of them is a GPU's and there is none.
 
-    options: those of `emulated`. Gives the emulated device, or None. Without Triton or nvcc its forms refuse with the
-    reason, and tests skip with it.
+    options: those of `emulated`. Gives the emulated device, or None. Without Triton or nvcc its backends
+    refuse with the reason, and tests skip with it.
     """
     with contextlib.ExitStack() as stack:
         emulation = None
-        if device == "cpu" and set(forms) & set(TRITON_FORMS) and _has_triton():
+        if device == "cpu" and set(backends) & set(TRITON_BACKENDS) and _has_triton():
             from gpu_code.triton_driver import emulated
 
             emulation = stack.enter_context(emulated(**options))
-        if device == "cpu" and "cuda" in forms and nvcc.find():
+        if device == "cpu" and "cuda" in backends and nvcc.find():
             from gpu_code.cuda_driver import emulated
 
             emulation = stack.enter_context(emulated(**options))

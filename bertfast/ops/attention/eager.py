@@ -1,72 +1,44 @@
-"""The form `torch`: each operation as plain torch computes it, in the tensors' own dtype. What others are measured by.
+"""The backend `eager`: attention in plain torch, in the tensors' own dtype; statistics stay fp32.
 
-The reference's formulas without their fp32 in between; statistics stay fp32, as the contracts say. Attention without
-dropout goes over a padded batch, as any model in plain torch does, and never reads `cu_seqlens` on the host. Shapes
-there: B sequences, S = max_seqlen, h heads of size d.
+Without dropout it goes over a padded batch, as any model in plain torch does, and never reads `cu_seqlens` on the host;
+with dropout over the sequences, as the reference does. Shapes: B sequences, S = max_seqlen, h heads of size d.
 """
 
 from __future__ import annotations
-
-from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._autograd import in_own_dtype, statistics_dtype
+from .._eager import HALVES
+from .._formulas import in_own_dtype, statistics_dtype
+from . import reference
 
 PADDING = 8  # the padded batch may be this many times as large as the real tokens
-_HALVES = (torch.float16, torch.bfloat16)
 
 
-def form(operation: str, reference: ModuleType) -> SimpleNamespace:
-    """The form of one operation, made of its reference."""
-    if operation == "attention":
-        return _attention(reference)
-    return SimpleNamespace(
-        forward=_own(reference.forward), backward=_own(reference.backward), supports=_supports
-    )
-
-
-def _own(function):
-    def run(*args):
-        with in_own_dtype():
-            return function(*args)
-
-    return run
-
-
-def _supports(direction: str, *args) -> str | None:
-    if any(isinstance(value, Tensor) and value.dtype in _HALVES for value in args):
-        return None
-    return "float32 and float64: the reference computes the same"
-
-
-def _attention(reference: ModuleType) -> SimpleNamespace:
-    loop_forward, loop_backward = _own(reference.forward), _own(reference.backward)
-
-    def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
-        if p > 0:  # masks of a whole padded batch would take the memory of many
-            return loop_forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save)
-        return _padded_forward(qkv, cu_seqlens, max_seqlen, scale, save)
-
-    def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
-        if p > 0:
-            return loop_backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed)
-        return _padded_backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale)
-
-    return SimpleNamespace(forward=forward, backward=backward, supports=_supports_attention)
-
-
-def _supports_attention(direction: str, *args) -> str | None:
-    given = args if direction == "forward" else (args[1], *args[4:])
-    qkv, cu_seqlens, max_seqlen, _, p = given[:5]
-    if qkv.dtype not in (*_HALVES, torch.float32) or (p > 0 and qkv.dtype not in _HALVES):
+def supports(call) -> str | None:
+    qkv, p = call.qkv, call.p
+    if qkv.dtype not in (*HALVES, torch.float32) or (p > 0 and qkv.dtype not in HALVES):
         return f"{qkv.dtype}{', dropout' * (p > 0)}: the reference computes the same"
-    padded = (cu_seqlens.shape[0] - 1) * max_seqlen
+    padded = (call.cu_seqlens.shape[0] - 1) * call.max_seqlen
     if p == 0 and padded > PADDING * max(qkv.shape[0], 1):
         return f"{padded} padded tokens for {qkv.shape[0]} real ones"
     return None
+
+
+def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
+    if p == 0:
+        return _padded_forward(qkv, cu_seqlens, max_seqlen, scale, save)
+    with in_own_dtype():  # masks of a whole padded batch would take the memory of many
+        return reference.forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save)
+
+
+def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
+    if p == 0:
+        return _padded_backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale)
+    with in_own_dtype():
+        return reference.backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed)
 
 
 class _Layout:

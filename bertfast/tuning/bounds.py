@@ -2,7 +2,7 @@
 on absolute values.
 
 A sum's rounding error is a multiple of eps times the sum of its terms' absolute values, which says
-S in the two-error rule. Every function takes the arguments in float64 and the gradient of the
+S in the accuracy check. Every function takes the arguments in float64 and the gradient of the
 result, and returns the sizes of the forward op's results and of the gradients by argument name.
 Where a quantity passes through a curved function (gelu, softmax, LN) its own error is carried on
 with the bound of the derivative.
@@ -138,14 +138,16 @@ def gelu_layernorm(dout, *, x, weight, bias, ln_weight, ln_bias, eps) -> Sizes:
 
 
 def masked_cross_entropy(dout, *, x, weight, bias, labels, ignore_index, num_items) -> Sizes:
-    labelled = (labels != ignore_index).unsqueeze(1)
-    share = dout.abs() / (labelled.sum() if num_items is None else num_items)
-    size, logits = _linear(x, weight, bias), F.linear(x, weight, bias)
+    rows = (labels != ignore_index).nonzero().squeeze(1)
+    piece, share = x[rows], dout.abs() / (len(rows) if num_items is None else num_items)
+    size, logits = _linear(piece, weight, bias), F.linear(piece, weight, bias)
     carried = 1 + size.amax(1, keepdim=True)
-    target = F.one_hot(labels.clamp(min=0), weight.shape[0])
-    dlogits = (logits.softmax(1) * carried + target) * labelled * share
-    lse = ((logits.logsumexp(1).abs() + carried.squeeze(1)) * labelled.squeeze(1)).contiguous()
-    return ((2 * lse).sum() * share / dout.abs(), lse), _linear_back(dlogits, x, weight)
+    target = F.one_hot(labels[rows], weight.shape[0])
+    gradients = _linear_back((logits.softmax(1) * carried + target) * share, piece, weight)
+    gradients["x"] = torch.zeros_like(x).index_copy(0, rows, gradients["x"])
+    sizes = logits.logsumexp(1).abs() + carried.squeeze(1)
+    lse = x.new_zeros(x.shape[0]).index_copy(0, rows, sizes)
+    return ((2 * lse).sum() * share / dout.abs(), lse), gradients
 
 
 def statistics(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
