@@ -12,9 +12,9 @@ from .._native import dropout, sequences
 from ..packed import buffer_of
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(
