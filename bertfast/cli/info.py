@@ -18,9 +18,9 @@ from ..core.batch import pack_rows
 from ..core.encode import encode_packed
 from ..core.heads import masked_lm_loss
 from ..core.weights import example_weights
-from ..data.pooling import RECIPE_FILES, Recipe, read_recipe
 from ..dispatch import forms, measured, table
 from ..errors import UnsupportedError
+from ..text.recipe import RECIPE_FILES, Recipe, read_recipe
 
 DIRECTIONS = ("forward", "backward")
 

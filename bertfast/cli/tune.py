@@ -14,8 +14,8 @@ from ..core.encode import encode_packed
 from ..core.weights import BertWeights, EmbeddingWeights, LayerWeights, Linear, Norm
 from ..dispatch import measured
 from ..dispatch.keys import Key
-from ..encoder import Encoder
 from ..errors import ArgumentError
+from ..inference.encoder import Encoder
 from ..ops.packed import Cache
 from .encode import device_option, dtype_option
 

@@ -138,7 +138,7 @@ def test_a_tuned_model_is_not_measured_again(run, tiny, monkeypatch):
     monkeypatch.setattr(measured, "_measure", lambda *call: pytest.fail("measured again"))
     encoder = Encoder.from_pretrained(tiny)
     with dispatch.measuring(True), dispatch.record() as log:
-        encoder._run([[1] * 8, [1] * 8], "mean", False)
+        encoder.encode(["a a a a a a"] * 2)
     assert len(log) == 11
     reasons = [reason for choice in log for reason in choice.reasons.values()]
     assert all("measured" in reason for reason in reasons), reasons
