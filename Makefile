@@ -9,7 +9,7 @@ BUILD ?= $(if $(filter Linux,$(shell uname)),cuda,auto)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.py')
+SOURCES := setup.py pyproject.toml $(shell find csrc build_tools -name '*.cpp' -o -name '*.h' -o -name '*.py')
 
 .PHONY: demo test ecosystem gates gpu bench lint wheel clean
 

@@ -97,7 +97,7 @@ class GpuRace:
     def run(self, contenders: dict[str, Callable[[], object]]) -> None:
         self.samples = {name: [] for name in contenders}
         flush = torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda")
-        for call in contenders.values():  # compiles, measures forms, allocates
+        for call in contenders.values():  # compiles, measures backends, allocates
             for _ in range(3):
                 call()
         for _ in range(ROUNDS):

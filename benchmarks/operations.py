@@ -61,7 +61,7 @@ def _run_race(race: Race, operation: str, case: harness.Case) -> None:
 
 
 def _compare(group: str, ours: Tensor, torchs: Tensor) -> None:
-    """Both sides round in fp32, in another order (the parity tests hold the form to a stricter rule)."""
+    """Both sides round in fp32, in another order (the parity tests hold the backend to a stricter rule)."""
     difference = (ours - torchs).abs().max() / torchs.abs().max()
     assert difference < 1e-5, (
         f"{group}: bertfast differs from torch by {difference:.2g} of the largest value"

@@ -86,12 +86,12 @@ def fma_peak(name: str) -> float:
 
 
 def widest() -> str:
-    """The widest instruction set that the C++ form has and this machine runs."""
+    """The widest instruction set that the C++ backend has and this machine runs."""
     return [name for name in extension.cpu.variants() if not name.endswith("_wide")][-1]
 
 
 class variant:
-    """Force an instruction set of the C++ form inside the block."""
+    """Force an instruction set of the C++ backend inside the block."""
 
     def __init__(self, name: str):
         self.name = name

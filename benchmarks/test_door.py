@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from bertfast import BertConfig, BertModel, dispatch
+from bertfast import BertConfig, BertModel
 from bertfast.core.batch import pack, unpack
 from bertfast.core.encode import encode_packed
 from bertfast.ops.packed import Cache
@@ -75,7 +75,7 @@ def test_door(benchmark, name):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with torch.inference_mode(), dispatch.measuring(False):
+            with torch.inference_mode():
                 RACES[GROUP] = run_race()
         finally:
             torch.set_num_threads(threads)

@@ -19,8 +19,8 @@ from .race import RACES, report
 
 DTYPE = torch.bfloat16
 PREDICTED = Path("build/gpu-predicted.json")
-FORMS = ("cuda", "triton", "triton_matmul")
-OPERATION_NAMES = ("bertfast", *FORMS, "eager", "compile", "sdpa", "flash-attn")
+BACKENDS = ("cuda", "triton", "triton:torch")
+OPERATION_NAMES = ("bertfast", *BACKENDS, "eager", "compile", "sdpa", "flash-attn")
 MODEL_NAMES = ("bertfast", "sdpa", "eager", "compile", "flash-attn")
 NO_GPU = "torch sees no CUDA GPU"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
@@ -57,13 +57,13 @@ def _operation_race(group: str, operation: str, load: str, backward: bool) -> Gp
         cost += costs.cost(operation, "backward", inputs)
     race = GpuRace(group, case.tokens, cost, "eager", gpu.QUEUED)
     runners = {"bertfast": Peer(harness.public(operation), inputs)}
-    for form in FORMS:
+    for backend in BACKENDS:
         args = harness.arguments(operation, "forward", case, DTYPE, backward, "cuda")
-        reason = dispatch.reasons(operation, "forward", args).get(form, "no such form")
+        reason = dispatch.reasons(args)[backend]
         if reason is None:
-            runners[form] = Peer(_named(form, harness.public(operation)), inputs)
+            runners[backend] = Peer(_named(backend, harness.public(operation)), inputs)
         else:
-            race.skipped[form] = reason
+            race.skipped[backend] = reason
     runners |= peers(operation, case, inputs, race.skipped)
     contenders = {name: _call(case, peer, backward) for name, peer in runners.items()}
     truth = _tokens(contenders["eager"](), runners["eager"])
@@ -74,9 +74,9 @@ def _operation_race(group: str, operation: str, load: str, backward: bool) -> Gp
     return race
 
 
-def _named(form: str, function):
+def _named(backend: str, function):
     def call(**inputs):
-        with dispatch.use_backend(form):
+        with dispatch.use_backend(backend):
             return function(**inputs)
 
     return call
@@ -132,7 +132,7 @@ def _tokens(results: dict, peer: Peer) -> dict[str, torch.Tensor]:
 
 
 def _compare(label: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Both round in bf16, in another order; the parity tests hold the forms to a stricter rule."""
+    """Both round in bf16, in another order; the parity tests hold the backends to a stricter rule."""
     difference = (ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()
     assert difference < 0.05, f"{label} differs by {difference:.2g} of the largest value"
 

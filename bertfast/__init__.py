@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .dispatch import use_backend
+from .dispatch import batch_invariant, use_backend
 from .errors import (
     ArgumentError,
     BertfastError,
@@ -66,6 +66,7 @@ __all__ = [
     "Encoder",
     "InputFileError",
     "UnsupportedError",
+    "batch_invariant",
     "explain",
     "fill_mask",
     "optimize",

@@ -1,4 +1,4 @@
-"""Which form every operation takes for a given batch, and why the others refuse."""
+"""Which backend every operation takes for a given batch, and why the others do not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from . import dispatch
+from ._table import table
 
-_COLUMNS = ("operation", "direction", "form", "calls", "why not the others")
+_COLUMNS = ("operation", "direction", "backend", "calls", "why not the others")
 
 
 def explain(model: nn.Module, batch: Mapping[str, Any]) -> str:
-    """Run the model on the batch once and tell what ran: a table of operation, direction, form, calls and reasons.
+    """Run the model on the batch once and tell what ran: a table of operation, direction, backend, calls and reasons.
 
     A model in train mode also runs backward (of the sum of its first output). Gradients, dropout's random state and
     the model are left as they were. A module that is called in the place of a fused operation (LoRA) has a row, and
@@ -39,19 +40,15 @@ def explain(model: nn.Module, batch: Mapping[str, Any]) -> str:
             _backward(model, output)
     if problem is None and getattr(config, "problem_type", None) is not None:
         config.problem_type = None  # the first labels decide it; these were none to remember
-    return table(log)
+    return report(log)
 
 
-def table(log: Sequence[dispatch.Choice]) -> str:
-    """What `dispatch.record` wrote down, equal lines counted."""
-    counts = Counter((c.operation, c.direction, c.form or "none", _reasons(c.reasons)) for c in log)
-    rows = [_COLUMNS] + [(*key[:3], str(count), key[3]) for key, count in counts.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+def report(log: Sequence[dispatch.Choice]) -> str:
+    """What `dispatch.record` wrote down as a table, equal lines counted."""
+    counts = Counter(
+        (c.operation, c.direction, c.backend or "none", _reasons(c.reasons)) for c in log
+    )
+    return table([_COLUMNS, *((*key[:3], count, key[3]) for key, count in counts.items())])
 
 
 def _backward(model: nn.Module, output: Any) -> None:
@@ -63,4 +60,4 @@ def _backward(model: nn.Module, output: Any) -> None:
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"{form}: {reason}" for form, reason in reasons.items())
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -1,7 +1,7 @@
 """The native modules: the one place where tensors become pointers.
 
 Kernels (`bertfast._cpu`, `bertfast._cuda`) know pointers, sizes and dtype codes; this module knows torch. Outputs are
-allocated here and in the `native.py` files, on the caller's side, so the native code needs no torch to be built.
+allocated here and in the `cpu.py` files, on the caller's side, so the native code needs no torch to be built.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def on_gpu(x: Tensor) -> bool:
 
 
 def refuses(x: Tensor) -> str | None:
-    """Why the C++ form cannot compute on tensors like `x`, or None."""
+    """Why the C++ backend cannot compute on tensors like `x`, or None."""
     if cpu is None:
         return REASON
     if x.device.type != "cpu":
@@ -65,7 +65,7 @@ def refuses(x: Tensor) -> str | None:
 
 
 def refuses_cuda(x: Tensor) -> str | None:
-    """Why the CUDA form cannot compute on tensors like `x`, or None."""
+    """Why the CUDA backend cannot compute on tensors like `x`, or None."""
     if cuda is None:
         return CUDA_REASON
     if not on_gpu(x):
@@ -126,22 +126,30 @@ def coverage(targets: str, capability: tuple[int, int]) -> str:
     return f"not covered: build with BERTFAST_CUDA_ARCHS={major}{minor}"
 
 
-def launch(name: str, like: Tensor, *args) -> None:
+def launch(name: str, like: Tensor, /, **fields) -> None:
     """Run the kernel `name` in the dtype and on the device of `like`.
 
     Args:
-        args: addresses, sizes and numbers, as the native modules take them. On a GPU the kernel runs in the current
-            stream, with a workspace from torch's allocator, and uses tf32 where torch's own products may.
+        fields: the fields of its struct in `csrc/<operation>/op.h` by name, but those of BF_WHERE, which are given
+            here: addresses as integers (0 for none), sizes, numbers; lists of these, dicts for nested structs. On a GPU
+            the kernel runs in the current stream, with a workspace from torch's allocator, and uses tf32 where torch's
+            own products may.
+
+    Raises:
+        TypeError: a field is missing, unknown or of another type; the message names the kernel and the field.
     """
-    code = DTYPE_CODES[like.dtype]
+    fields["dtype"] = DTYPE_CODES[like.dtype]
     if not on_gpu(like):
-        getattr(cpu, name)(*args, (code, torch.get_num_threads()))
+        fields["threads"], fields["gpu"] = torch.get_num_threads(), None
+        getattr(cpu, name)(fields)
         return
     tf32 = like.dtype == torch.float32 and allows_tf32()
     with _current(like.device) as stream:
-        size = getattr(cuda, f"{name}_workspace")(*args, (code, stream, 0, tf32))
-        workspace = like.new_empty(size, dtype=torch.uint8)
-        getattr(cuda, name)(*args, (code, stream, workspace.data_ptr(), tf32))
+        gpu = {"stream": stream, "workspace": 0, "tf32": tf32}
+        fields["threads"], fields["gpu"] = 1, gpu
+        workspace = like.new_empty(getattr(cuda, f"{name}_workspace")(fields), dtype=torch.uint8)
+        gpu["workspace"] = workspace.data_ptr()
+        getattr(cuda, name)(fields)
 
 
 def allows_tf32() -> bool:
@@ -165,6 +173,11 @@ def _current(device: torch.device) -> Iterator[int]:
 def pointer(tensor: Tensor | None) -> int:
     """The address of the first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def pointers(tensors: Sequence[Tensor | None]) -> list[int]:
+    """The address of each."""
+    return [pointer(tensor) for tensor in tensors]
 
 
 def with_dense_rows(x: Tensor) -> Tensor:

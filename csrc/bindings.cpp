@@ -1,65 +1,176 @@
 // The Python modules bertfast._cpu and, compiled a second time with BF_CUDA, bertfast._cuda. The
-// only file that includes pybind11; nothing of torch. Each function fills an op.h struct and runs
-// its kernel without the GIL.
+// only file that includes pybind11; nothing of torch. Each kernel takes one dict with the fields of
+// its op.h struct by name, and runs without the GIL.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstring>
 #include <string>
+#include <type_traits>
+#include <vector>
 
-#include "arguments.h"
+#include "attention/op.h"
+#include "common/check.h"
+#include "embedding/op.h"
+#include "gelu_layernorm/op.h"
+#include "linear_gelu/op.h"
+#include "linear_layernorm/op.h"
+#include "masked_cross_entropy/op.h"
+#include "qkv_projection/op.h"
 #ifdef BF_CUDA
 #include "common/cuda_driver.h"
 #else
 #include "common/runtime.h"
-#include "common/weights.h"
+#include "product/weights.h"
 #endif
+
+// X(WITH, name, struct) for the forward and the backward of every operation.
+#define BF_FOR_EACH_KERNEL(X, WITH)                        \
+  X(WITH, embedding_fwd, EmbeddingFwd)                     \
+  X(WITH, embedding_bwd, EmbeddingBwd)                     \
+  X(WITH, qkv_projection_fwd, QkvProjectionFwd)            \
+  X(WITH, qkv_projection_bwd, QkvProjectionBwd)            \
+  X(WITH, attention_fwd, AttentionFwd)                     \
+  X(WITH, attention_bwd, AttentionBwd)                     \
+  X(WITH, linear_gelu_fwd, LinearGeluFwd)                  \
+  X(WITH, linear_gelu_bwd, LinearGeluBwd)                  \
+  X(WITH, linear_layernorm_fwd, LinearLayernormFwd)        \
+  X(WITH, linear_layernorm_bwd, LinearLayernormBwd)        \
+  X(WITH, gelu_layernorm_fwd, GeluLayernormFwd)            \
+  X(WITH, gelu_layernorm_bwd, GeluLayernormBwd)            \
+  X(WITH, masked_cross_entropy_fwd, MaskedCrossEntropyFwd) \
+  X(WITH, masked_cross_entropy_bwd, MaskedCrossEntropyBwd)
 
 namespace py = pybind11;
-
-// Where comes as a tuple: (dtype code, threads) on CPUs, (dtype code, stream, workspace, tf32) on
-// GPUs.
-template <>
-struct pybind11::detail::type_caster<bf::Where> {
-  PYBIND11_TYPE_CASTER(bf::Where, const_name("tuple"));
-  bool load(handle source, bool) {
-    if (!PyTuple_Check(source.ptr())) return false;
-    const auto items = reinterpret_borrow<tuple>(source);
-    value.dtype = bf::dtype_of(items[0].cast<int>());
-#ifdef BF_CUDA
-    value.gpu = {bf::at<void>(items[1].cast<bf::Address>()),
-                 bf::at<void>(items[2].cast<bf::Address>()), items[3].cast<bool>()};
-#else
-    value.threads = bf::usable_threads(items[1].cast<int>());
-#endif
-    return true;
-  }
-};
 
 namespace bf {
 namespace {
 
+// Which field of which kernel, for messages.
+struct Path {
+  const char* name;
+  const Path* outer = nullptr;
+  std::string text() const { return outer ? outer->text() + "." + name : name; }
+};
+
+[[noreturn]] void refuse(const Path& path, const std::string& why) {
+  throw py::type_error(path.text() + ": " + why);
+}
+
+template <class Number>
+Number integer(const Path& path, PyObject* value) {
+  if (PyLong_CheckExact(value)) {
+    Number number;
+    bool fits;
+    if constexpr (std::is_unsigned_v<Number>) {
+      const unsigned long long given = PyLong_AsUnsignedLongLong(value);
+      fits = (number = static_cast<Number>(given)) == given;
+    } else {
+      const long long given = PyLong_AsLongLong(value);
+      fits = (number = static_cast<Number>(given)) == given;
+    }
+    if (fits && !PyErr_Occurred()) return number;
+    PyErr_Clear();
+  }
+  refuse(path, "expected an integer that fits, got " + std::string(py::repr(value)));
+}
+
+template <class Struct>
+void fill(const Path& path, Struct& all, PyObject* fields);
+
+// A field from what Python passes: an address or size as int (0: no address), a float, a bool, a
+// dtype code, a list of these, or the dict of a nested struct (None: all zero).
+template <class T>
+void set(const Path& path, T& field, PyObject* value) {
+  if constexpr (std::is_array_v<T>) {
+    constexpr Py_ssize_t count = std::extent_v<T>;
+    if (!PyList_Check(value) || PyList_GET_SIZE(value) != count)
+      refuse(path, "expected a list of " + std::to_string(count));
+    for (Py_ssize_t i = 0; i < count; ++i) set(path, field[i], PyList_GET_ITEM(value, i));
+  } else if constexpr (std::is_class_v<T>) {
+    if (value != Py_None) fill(path, field, value);
+  } else if constexpr (std::is_pointer_v<T>) {
+    field = reinterpret_cast<T>(integer<std::uintptr_t>(path, value));
+  } else if constexpr (std::is_enum_v<T>) {
+    const int code = integer<int>(path, value);
+    if (code < 0 || code > 2) refuse(path, "expected 0 (float32), 1 (bfloat16) or 2 (float16)");
+    field = static_cast<T>(code);
+  } else if constexpr (std::is_same_v<T, bool>) {
+    if (!PyBool_Check(value)) refuse(path, "expected a bool");
+    field = value == Py_True;
+  } else if constexpr (std::is_floating_point_v<T>) {
+    if (!PyFloat_Check(value) && !PyLong_CheckExact(value)) refuse(path, "expected a number");
+    field = static_cast<T>(PyFloat_AsDouble(value));
+  } else {
+    field = integer<T>(path, value);
+  }
+}
+
+// The names of a struct's fields, interned as Python's keywords are: a look-up compares addresses.
+template <class Struct>
+const std::vector<PyObject*>& names() {
+  static const std::vector<PyObject*> found = [] {
+    std::vector<PyObject*> made;
+    Struct().each_field(
+        [&](const char* name, auto&) { made.push_back(PyUnicode_InternFromString(name)); });
+    return made;
+  }();
+  return found;
+}
+
+template <class Struct>
+void fill(const Path& path, Struct& all, PyObject* fields) {
+  if (!PyDict_Check(fields)) refuse(path, "expected a dict of fields");
+  auto name = names<Struct>().begin();
+  all.each_field([&](const char* field, auto& member) {
+    const Path inner{field, &path};
+    PyObject* value = PyDict_GetItemWithError(fields, *name++);
+    if (!value) refuse(inner, "missing");
+    set(inner, member, value);
+  });
+  if (PyDict_GET_SIZE(fields) == static_cast<Py_ssize_t>(names<Struct>().size())) return;
+  py::dict rest = py::reinterpret_borrow<py::dict>(fields).attr("copy")();
+  for (PyObject* known : names<Struct>()) PyDict_DelItem(rest.ptr(), known);
+  refuse(path, "no fields " + std::string(py::str(py::list(rest))));
+}
+
+template <class Params>
+auto check_ln_dtype(const Path& path, const Params& p) -> decltype(p.ln_dtype, void()) {
+  if (p.ln_dtype != p.dtype && p.ln_dtype != DType::kFloat32)
+    refuse({"ln_dtype", &path}, "expected the product's dtype or float32");
+}
+void check_ln_dtype(...) {}
+
+template <class Params>
+Params params_of(const char* kernel, const py::dict& fields) {
+  const Path path{kernel};
+  Params params;
+  fill(path, params, fields.ptr());
+  check_ln_dtype(path, params);
+  return params;
+}
+
 #ifdef BF_CUDA
 
-template <class Params, class... Args>
-void define(py::module_& m, const std::string& name, Params (*arguments)(Args...),
-            void (*kernel)(const Params&), std::size_t (*workspace)(const Params&)) {
-  m.def(name.c_str(), [arguments, kernel](Args... args) {
-    const Params params = arguments(args...);
+template <class Params>
+void define(py::module_& m, const char* name, void (*kernel)(const Params&),
+            std::size_t (*workspace)(const Params&)) {
+  m.def(name, [name, kernel](const py::dict& fields) {
+    const auto params = params_of<Params>(name, fields);
     py::gil_scoped_release release;
     kernel(params);
   });
-  m.def((name + "_workspace").c_str(),
-        [arguments, workspace](Args... args) { return workspace(arguments(args...)); });
+  m.def((std::string(name) + "_workspace").c_str(), [name, workspace](const py::dict& fields) {
+    return workspace(params_of<Params>(name, fields));
+  });
 }
 
 }  // namespace
 
-#define BF_DEFINE(NAME, PARAMS) define(m, #NAME, build::NAME, cuda::NAME, cuda::NAME##_workspace);
+#define BF_DEFINE(_, NAME, PARAMS) define(m, #NAME, cuda::NAME, cuda::NAME##_workspace);
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "bertfast's CUDA kernels: raw pointers and sizes; call them through bertfast.ops";
-  BF_FOR_EACH_KERNEL(BF_DEFINE)
+  BF_FOR_EACH_KERNEL(BF_DEFINE, )
   m.def(
       "targets", [] { return std::string(BF_CUDA_TARGETS); },
       "what was compiled for, as in 80,90,90+PTX");
@@ -71,37 +182,19 @@ PYBIND11_MODULE(_cuda, m) {
 
 struct Variant {
   const char* name;
-#define BF_MEMBER(NAME, PARAMS) void (*NAME)(const PARAMS&);
-  BF_FOR_EACH_KERNEL(BF_MEMBER)
-#undef BF_MEMBER
+#define BF_POINTER(_, NAME, PARAMS) void (*NAME)(const PARAMS&);
+  BF_FOR_EACH_KERNEL(BF_POINTER, )
   void (*pack_weight)(const PackWeight&);
   void (*unpack_weight)(const PackWeight&);
   void (*packed_size)(const PackedSize&);
   void (*fma_peak)(const FmaPeak&);
 };
 
-#define BF_VARIANT(ISA)           \
-  {#ISA,                          \
-   ISA::embedding_fwd,            \
-   ISA::embedding_bwd,            \
-   ISA::qkv_projection_fwd,       \
-   ISA::qkv_projection_bwd,       \
-   ISA::attention_fwd,            \
-   ISA::attention_bwd,            \
-   ISA::linear_gelu_fwd,          \
-   ISA::linear_gelu_bwd,          \
-   ISA::linear_layernorm_fwd,     \
-   ISA::linear_layernorm_bwd,     \
-   ISA::gelu_layernorm_fwd,       \
-   ISA::gelu_layernorm_bwd,       \
-   ISA::masked_cross_entropy_fwd, \
-   ISA::masked_cross_entropy_bwd, \
-   ISA::pack_weight,              \
-   ISA::unpack_weight,            \
-   ISA::packed_size,              \
+#define BF_OF(ISA, NAME, PARAMS) ISA::NAME,
+#define BF_VARIANT(ISA)                                                                         \
+  {#ISA, BF_FOR_EACH_KERNEL(BF_OF, ISA) ISA::pack_weight, ISA::unpack_weight, ISA::packed_size, \
    ISA::fma_peak},
 const Variant kVariants[] = {BF_FOR_EACH_ISA(BF_VARIANT)};
-#undef BF_VARIANT
 
 bool runs_here(const std::string& name) {
 #if defined(__x86_64__)
@@ -156,15 +249,24 @@ void call(void (*Variant::*kernel)(const Params&), const Params& params) {
   (active()->*kernel)(params);
 }
 
+using Address = std::uintptr_t;
+
+void* at(Address address) { return reinterpret_cast<void*>(address); }
+
+DType dtype_of(int code) {
+  BF_CHECK(code >= 0 && code <= 2, "dtype code: 0 float32, 1 bfloat16, 2 float16");
+  return static_cast<DType>(code);
+}
+
 void pack_weight(Address weight, Address packed, long n, long k, long stride, int dtype,
                  int threads) {
-  call(&Variant::pack_weight, PackWeight{at<void>(weight), at<void>(packed), n, k, stride,
-                                         dtype_of(dtype), usable_threads(threads)});
+  call(&Variant::pack_weight,
+       PackWeight{at(weight), at(packed), n, k, stride, dtype_of(dtype), usable_threads(threads)});
 }
 
 void unpack_weight(Address packed, Address weight, long n, long k, int dtype, int threads) {
-  call(&Variant::unpack_weight, PackWeight{at<void>(weight), at<void>(packed), n, k, k,
-                                           dtype_of(dtype), usable_threads(threads)});
+  call(&Variant::unpack_weight,
+       PackWeight{at(weight), at(packed), n, k, k, dtype_of(dtype), usable_threads(threads)});
 }
 
 long packed_size(long n, long k) {
@@ -181,7 +283,7 @@ double fma_peak(int threads, double seconds) {
 
 std::uint64_t sample_hash_of(Address matrix, long rows, long columns, long row_bytes,
                              int item_bytes) {
-  return sample_hash(at<void>(matrix), rows, columns, row_bytes, item_bytes);
+  return sample_hash(at(matrix), rows, columns, row_bytes, item_bytes);
 }
 
 // Whether module objects are as a list of their parts says: each of its class, with no hook and no
@@ -233,19 +335,22 @@ bool unchanged(const py::list& modules, const py::list& dicts, const py::list& c
   return part == PyList_GET_SIZE(parts.ptr());
 }
 
-template <class Params, class... Args>
-void define(py::module_& m, const char* name, Params (*arguments)(Args...),
-            void (*Variant::*kernel)(const Params&)) {
-  m.def(name, [arguments, kernel](Args... args) { call(kernel, arguments(args...)); });
+template <class Params>
+void define(py::module_& m, const char* name, void (*Variant::*kernel)(const Params&)) {
+  m.def(name, [name, kernel](const py::dict& fields) {
+    auto params = params_of<Params>(name, fields);
+    params.threads = usable_threads(params.threads);
+    call(kernel, params);
+  });
 }
 
 }  // namespace
 
-#define BF_DEFINE(NAME, PARAMS) define(m, #NAME, build::NAME, &Variant::NAME);
+#define BF_DEFINE(_, NAME, PARAMS) define(m, #NAME, &Variant::NAME);
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "bertfast's C++ kernels: raw pointers and sizes; call them through bertfast.ops";
-  BF_FOR_EACH_KERNEL(BF_DEFINE)
+  BF_FOR_EACH_KERNEL(BF_DEFINE, )
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
   m.def("packed_size", packed_size);

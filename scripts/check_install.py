@@ -43,8 +43,8 @@ def load_alone(package: Path) -> list[str]:
     return said
 
 
-def compare_encoder(form: str, device: str) -> float:
-    """The largest difference of a small random encoder's output from the reference form's."""
+def compare_encoder(backend: str, device: str) -> float:
+    """The largest difference of a small random encoder's output from the reference backend's."""
     import torch
 
     import bertfast
@@ -55,11 +55,11 @@ def compare_encoder(form: str, device: str) -> float:
     weights, _ = example_weights(device)
     batch = pack_rows([[i % 97 for i in range(length)] for length in (33, 1, 17)], device)
     outputs = {}
-    for backend in (form, "reference"):
-        with torch.no_grad(), bertfast.use_backend(backend):
-            outputs[backend] = encode_packed(weights, batch)
-    difference = (outputs[form] - outputs["reference"]).abs().max().item()
-    assert difference <= TOLERANCE, f"{form} differs from the reference by {difference:.1e}"
+    for name in (backend, "reference"):
+        with torch.no_grad(), bertfast.use_backend(name):
+            outputs[name] = encode_packed(weights, batch)
+    difference = (outputs[backend] - outputs["reference"]).abs().max().item()
+    assert difference <= TOLERANCE, f"{backend} differs from the reference by {difference:.1e}"
     return difference
 
 
@@ -79,7 +79,7 @@ def compare_model(folder: Path) -> float:
 
 
 def refuse_without_gpu() -> list[str]:
-    """What the CUDA form says where there is no GPU: asked by name, and launched all the same."""
+    """What the CUDA backend says where there is no GPU: asked by name, and launched all the same."""
     import torch
 
     from bertfast import UnsupportedError, extension, ops, use_backend
@@ -90,7 +90,7 @@ def refuse_without_gpu() -> list[str]:
                 ops.linear_gelu(torch.ones(4, 16), torch.ones(8, 16), torch.ones(8))
         except error as raised:
             return str(raised)
-        raise AssertionError("the CUDA form computed without a GPU")
+        raise AssertionError("the CUDA backend computed without a GPU")
 
     named = message(UnsupportedError)
     extension.on_gpu, extension.driver_refuses = (lambda x: True), (lambda: None)

@@ -1,4 +1,4 @@
-"""What `make gpu` runs: on a CUDA GPU, parity of the device forms, compute-sanitizer, benchmarks; one report file.
+"""What `make gpu` runs: on a CUDA GPU, parity of the device backends, compute-sanitizer, benchmarks; one report file.
 
 Without a GPU it says so and ends well. The report is build/gpu-report.md, written whole after every step. At most ten
 minutes: each step has its share and is stopped at its end, which the report then says.
@@ -36,7 +36,7 @@ def steps() -> list[Step]:
     parity = [*PYTEST, "tests/ops", "--device", "cuda"]
     processes = str(min(8, os.cpu_count() or 1))  # Triton's compiler is what takes the time
     command = [*parity, "-n", processes, "--dist", "worksteal"]
-    found = [Step("Parity of the device forms", command, 240)]
+    found = [Step("Parity of the device backends", command, 240)]
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer:
         for tool in ("memcheck", "racecheck"):
@@ -90,7 +90,7 @@ def header() -> str:
 def main() -> int:
     if not torch.cuda.is_available():
         print(
-            "make gpu: torch sees no CUDA GPU here, so there is nothing to check. The GPU forms were"
+            "make gpu: torch sees no CUDA GPU here, so there is nothing to check. The GPU backends were"
         )
         print("executed, interpreted and gated by `make test` and `make gates`; none was timed.")
         return 0
@@ -99,7 +99,7 @@ def main() -> int:
     sections, good = [header()], extension.cuda is not None
     if not good:
         print(extension.CUDA_REASON)
-        sections.append(f"{extension.CUDA_REASON}: the CUDA form was left out\n")
+        sections.append(f"{extension.CUDA_REASON}: the CUDA backend was left out\n")
     REPORT.parent.mkdir(exist_ok=True)
     for step in steps():
         print(f"{step.title} (at most {step.seconds} s) ...", flush=True)

@@ -1,4 +1,4 @@
-"""The seed of every test, and the table of which form computed which operation."""
+"""The seed of every test, and the table of which backend computed which operation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bertfast import dispatch, ops
 
 sys.path.insert(0, os.path.dirname(__file__))  # the package gpu_code
 
-from gpu_code.forms import GPU_FORMS
+from gpu_code.backends import GPU_BACKENDS
 
 DIRECTIONS = ("forward", "backward")
 OPERATIONS = ops.__all__
-FORMS = ("cpu", "cuda", "triton", "triton_matmul", "torch", "reference")
-_RAN: Counter[tuple[str, str, str]] = Counter()  # (form, operation, direction) -> passed tests
+BACKENDS = ("cpu", "cuda", "triton", "triton:torch", "eager", "reference")
+_RAN: Counter[tuple[str, str, str]] = Counter()  # (backend, operation, direction) -> passed tests
 
 
 def pytest_addoption(parser):
@@ -30,7 +30,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--device",
         default="cpu",
-        help="cuda: the operations' tests run on a GPU, the forms of a GPU only; cpu: those are executed",
+        help="cuda: the operations' tests run on a GPU, the backends of a GPU only; cpu: those are executed",
     )
     parser.addoption(
         "--all-architectures", action="store_true", help="gate every architecture, not three"
@@ -42,9 +42,8 @@ def pytest_report_header(config):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_is_measured(tmp_path_factory):
-    """Tests do not depend on what is fast here, nor write the user's table; the measured choice has its own tests."""
-    dispatch.set_measuring(False)
+def _no_tables(tmp_path_factory):
+    """Tests neither read nor write the user's tuning tables."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -61,17 +60,17 @@ def pytest_runtest_call(item):
     with dispatch.record() as log:
         outcome = yield
     if item.path.parent.name == "ops" and outcome.excinfo is None:
-        _RAN.update({(form, name, direction) for name, direction, form, _ in log})
+        _RAN.update({(backend, name, direction) for name, direction, backend, _ in log})
 
 
 def _asked() -> list[tuple[str, str, str]]:
-    """What a full run must have computed: every form that an operation has. None needs a GPU."""
+    """What a full run must have computed: every backend that an operation has. None needs a GPU."""
     return [
-        (form, operation, direction)
+        (backend, operation, direction)
         for operation in OPERATIONS
-        for form in FORMS
+        for backend in BACKENDS
         for direction in DIRECTIONS
-        if hasattr(dispatch._FORMS[operation][form], direction)
+        if hasattr(dispatch._BACKENDS[operation][backend], direction)
     ]
 
 
@@ -87,9 +86,9 @@ def pytest_collection_modifyitems(items):
     """What shares compiled kernels goes to one process of pytest-xdist, where the suite runs in several."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        forms = {parameters.get("backend"), *parameters.get("pair", ())} & set(GPU_FORMS)
-        if forms:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{min(forms)}"))
+        backends = {parameters.get("backend"), *parameters.get("pair", ())} & set(GPU_BACKENDS)
+        if backends:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{min(backends)}"))
         elif item.path.parent.name in ("gates", "gpu_code"):
             group = f"{item.path.stem}-{parameters.get('arch', parameters.get('operation', ''))}"
             item.add_marker(pytest.mark.xdist_group(group))
@@ -115,13 +114,17 @@ def pytest_terminal_summary(terminalreporter, config):
     if not _RAN and not _whole_suite(config):
         return
     asked = _asked()
-    terminalreporter.section("form by operation: tests passed in tests/ops, forward + backward")
-    terminalreporter.write_line(f"{'':24}" + "".join(f"{form:>16}" for form in FORMS))
+    terminalreporter.section("backend by operation: tests passed in tests/ops, forward + backward")
+    terminalreporter.write_line(f"{'':24}" + "".join(f"{backend:>16}" for backend in BACKENDS))
     for operation in OPERATIONS:
-        cells = [[(form, operation, direction) for direction in DIRECTIONS] for form in FORMS]
+        cells = [
+            [(backend, operation, direction) for direction in DIRECTIONS] for backend in BACKENDS
+        ]
         texts = [" + ".join(str(_RAN[c]) if c in asked else "-" for c in cell) for cell in cells]
         terminalreporter.write_line(f"{operation:24}" + "".join(f"{text:>16}" for text in texts))
     if _whole_suite(config):
-        for form, operation, direction in asked:
-            if not _RAN[form, operation, direction]:
-                terminalreporter.write_line(f"empty: {form} {direction} of {operation}", red=True)
+        for backend, operation, direction in asked:
+            if not _RAN[backend, operation, direction]:
+                terminalreporter.write_line(
+                    f"empty: {backend} {direction} of {operation}", red=True
+                )

@@ -1,4 +1,4 @@
-"""What a GPU's forms of an operation race against: plain torch and fused attention, each on inputs as its users have.
+"""What the backends of a GPU race against: plain torch and fused attention, each on inputs as its users have.
 
 Per-token operations take the packed rows, as ours do. Attention takes the padded batch, with a mask where the case is
 ragged: transformers has no other. Nothing that ours does not need is computed, and nothing is copied inside a sample.

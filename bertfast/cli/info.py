@@ -12,14 +12,16 @@ import click
 import torch
 
 from .. import __version__, dispatch, extension
+from .._table import table
 from ..checkpoint.hub import resolve
 from ..checkpoint.load import read_config
 from ..core.batch import pack_rows
 from ..core.encode import encode_packed
 from ..core.heads import masked_lm_loss
 from ..core.weights import example_weights
-from ..dispatch import forms, measured, table
+from ..dispatch import decisions
 from ..errors import UnsupportedError
+from ..ops._loading import triton_cannot_run
 from ..text.recipe import RECIPE_FILES, Recipe, read_recipe
 
 DIRECTIONS = ("forward", "backward")
@@ -37,12 +39,12 @@ MODEL is a directory with a config.json, or a model id on the Hugging Face hub.
 )
 @click.argument("model", required=False)
 def info(model: str | None) -> None:
-    """Print versions, the forms of every operation, what was measured, and a MODEL's parameters."""
+    """Print versions, the backends of every operation, what was measured, and a MODEL's parameters."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    lines = [*_installation()]
+    lines = [table(_installation())]
     for device in devices:
-        lines += ["", *_forms(device), *_measured(device)]
+        lines += ["", *_backends(device), *(_measured(device) if device.type == "cuda" else ())]
     if model is not None:
         lines += ["", *_model(model)]
     click.echo("\n".join(lines))
@@ -82,7 +84,7 @@ def gpus() -> Iterator[str]:
             yield f"{name}: {extension.coverage(extension.cuda.targets(), capability)}"
 
 
-def _installation() -> Iterator[str]:
+def _installation() -> Iterator[tuple[str, str]]:
     found = extension.describe()
     for name, value in (
         ("bertfast", __version__),
@@ -94,21 +96,22 @@ def _installation() -> Iterator[str]:
         ("openmp", found["openmp"]),
         ("cuda kernels", cuda_kernels()),
         *(("gpu", line) for line in gpus()),
-        ("triton", forms.triton_cannot_run() or table.version("triton")),
+        ("triton", triton_cannot_run() or decisions.version("triton")),
         ("backend", dispatch.backend()),
     ):
         if value:
-            yield f"{name:<12} {value}"
+            yield name, value
 
 
-def _forms(device: torch.device) -> Iterator[str]:
-    """The form that each operation takes in float32 where nothing was measured, and why not those before it."""
-    yield f"{f'operation on {device}':<22} {'forward':<14} backward"
+def _backends(device: torch.device) -> Iterator[str]:
+    """The backend that each operation takes in float32 for a few tokens, and why not those before it."""
     notes: dict[str, int] = {}
     found, refused = _choices(device)
+    rows = [(f"operation on {device}", *DIRECTIONS)]
     for operation in dispatch.operations():
         cells = [_cell(found.get((operation, d)), refused, notes) for d in DIRECTIONS]
-        yield f"{operation:<22} {cells[0]:<14} {cells[1]}"
+        rows.append((operation, *cells))
+    yield table(rows)
     for note, number in notes.items():
         yield f"[{number}] {note}"
 
@@ -118,7 +121,7 @@ def _choices(device: torch.device) -> tuple[dict[tuple[str, str], dispatch.Choic
     bert, head = example_weights(device)
     batch = pack_rows([[1, 2, 3], [4]], device)
     refused = ""
-    with dispatch.record() as log, dispatch.fixed_order(), torch.enable_grad():
+    with dispatch.record() as log, torch.enable_grad():
         try:
             labels = batch.input_ids
             table = bert.embeddings.word.requires_grad_()
@@ -130,23 +133,23 @@ def _choices(device: torch.device) -> tuple[dict[tuple[str, str], dispatch.Choic
 
 
 def _cell(choice: dispatch.Choice | None, refused: str, notes: dict[str, int]) -> str:
-    """The form, with the numbers of the notes that say why forms before it refused."""
+    """The backend, with the numbers of the notes that say why those before it refused."""
     reasons = {} if choice is None else choice.reasons
-    said = [f"{form}: {reason}" for form, reason in reasons.items()] or [refused] * (not choice)
+    said = [f"{name}: {reason}" for name, reason in reasons.items()] or [refused] * (not choice)
     marks = [f"[{notes.setdefault(note, len(notes) + 1)}]" for note in said if note]
-    return " ".join([(choice and choice.form) or "none", *marks])
+    return " ".join([(choice and choice.backend) or "none", *marks])
 
 
 def _measured(device: torch.device) -> Iterator[str]:
-    """Where the measurements of a device are, how many, which forms won, and what was struck off."""
-    found = measured.table_of(device)
-    wins = Counter(decision.form for decision in found.decisions.values())
-    won = "".join(f", {form} {count}" for form, count in wins.most_common())
-    yield f"measured: {len(found.decisions)} kinds of calls{won}"
-    yield f"kept in {found.path or 'no file: there is no home folder'}"
-    for key, decision in sorted(found.decisions.items()):
-        for form, reason in decision.struck_off.items():
-            yield f"struck off: {form}, {key}: {reason}"
+    """Where the tuning table of a device is, how many kinds of calls it has, what won, what was rejected."""
+    found = decisions.table(device)
+    wins = Counter(decision.backend for decision in found.values())
+    won = "".join(f", {name} {count}" for name, count in wins.most_common())
+    path = decisions.path_of(device) or "no file: there is no home folder"
+    yield f"tuning table: {len(found)} kinds of calls{won}; {path}"
+    for key, decision in sorted(found.items()):
+        for name, reason in decision.rejected.items():
+            yield f"rejected: {name}, {key}: {reason}"
 
 
 def _model(path: str) -> Iterator[str]:
@@ -161,7 +164,7 @@ def _model(path: str) -> Iterator[str]:
         longest = f", texts of at most {recipe.max_length} tokens" if recipe.max_length else ""
         yield f"vectors: {recipe.pooling} pooling{scaled}{longest}"
     yield ""
-    yield from parameter_table(config)
+    yield parameter_table(config)
 
 
 def _read(path: str) -> tuple[dict[str, Any], Recipe | None]:
@@ -177,8 +180,8 @@ def _read(path: str) -> tuple[dict[str, Any], Recipe | None]:
     return read_config(folder / recipe.transformer), recipe
 
 
-def parameter_table(config: Mapping[str, Any]) -> Iterator[str]:
-    """Lines: the parameters of the encoder by module, one layer standing for all, and their sum."""
+def parameter_table(config: Mapping[str, Any]) -> str:
+    """The parameters of the encoder by module, one layer standing for all, and their sum."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     layers, norm, square = config["num_hidden_layers"], 2 * hidden, hidden * hidden + hidden
     parts = {
@@ -196,6 +199,7 @@ def parameter_table(config: Mapping[str, Any]) -> Iterator[str]:
     total = sum(rows.values()) + layers * sum(parts.values()) + square
     if layers:
         rows |= {f"encoder.layer, each of {layers}": sum(parts.values()), **parts}
-    for name, count in {**rows, "pooler": square}.items():
-        yield f"{name:<36}{count:>14,}"
-    yield f"{'total':<36}{total:>14,}   {total * 4 / 1e6:,.1f} MB in float32"
+    lines = [(name, f"{count:,}", "") for name, count in {**rows, "pooler": square}.items()]
+    return table(
+        [*lines, ("total", f"{total:,}", f"{total * 4 / 1e6:,.1f} MB in float32")], right=(1,)
+    )

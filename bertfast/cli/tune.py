@@ -1,37 +1,34 @@
-"""`bertfast tune`: measure the forms of every operation for a model ahead of its first use on this machine."""
+"""`bertfast tune`: measure the backends of a GPU for a model, and write the tuning table that later runs read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import click
 import torch
 
-from .. import dispatch
-from ..core.batch import pack_rows
-from ..core.encode import encode_packed
-from ..core.weights import BertWeights, EmbeddingWeights, LayerWeights, Linear, Norm
-from ..dispatch import measured
-from ..dispatch.keys import Key
+from .._table import table
+from ..checkpoint.hub import resolve
+from ..checkpoint.load import load_bert
+from ..core.weights import BertWeights
+from ..dispatch.calls import Key
+from ..dispatch.decisions import Decision
 from ..errors import ArgumentError
-from ..inference.encoder import Encoder
-from ..ops.packed import Cache
+from ..text.recipe import read_recipe
+from ..tuning import autotune, workload, write
 from .encode import device_option, dtype_option
-
-DROPOUT = 0.1  # in training, as BERT's
 
 
 @click.command(
     epilog="""\b
 Examples:
   bertfast tune MODEL
-  bertfast tune MODEL --device cuda --dtype bfloat16 --training
+  bertfast tune MODEL --dtype bfloat16 --training
   bertfast tune MODEL --tokens 64,4096 --length 32
 
 MODEL is a directory with a checkpoint, or a model id on the Hugging Face hub.
-What is measured is kept in a file in the cache folder (bertfast info says
-where) and replaces what was there. Close other programs first.
+The table is a file in the cache folder (bertfast info says where); what is
+measured anew replaces what was there. Close other programs first.
 """
 )
 @click.argument("model")
@@ -50,75 +47,55 @@ def tune(
     device: str | None,
     dtype: str | None,
 ) -> None:
-    """Measure which form of each operation is the fastest for MODEL."""
+    """Measure which backend of each operation is the fastest for MODEL on a GPU."""
     counts = _counts(tokens)
-    encoder = Encoder.from_pretrained(model, device=device, dtype=dtype)
-    weights = encoder.weights
+    folder, place = resolve(model), place_of(device)
+    weights = load_bert(folder / read_recipe(folder).transformer, dtype, place)
     length = min(length or 128, weights.max_positions)
-    vocabulary = len(weights.embeddings.word)
-    with dispatch.use_backend("auto"), dispatch.tuning() as decisions:
-        for count in counts:
-            run(weights, vocabulary, count, length, training)
-    for line in report(decisions):
-        click.echo(line)
-    path = measured.table_of(weights.device).path
+    found: dict[Key, Decision] = {}
+    for count in counts:
+        for key, decision in measure(weights, count, length, training):
+            if decision is not None:
+                found[key] = decision
+            click.echo(
+                f"{key.text()}: {decision.backend if decision else 'none is right'}", err=True
+            )
+    click.echo(report(found))
+    path = write(place, found)
     click.echo(f"\nkept in {path}" if path else "\nnot kept: there is no home folder")
 
 
-def run(weights: BertWeights, vocabulary: int, tokens: int, length: int, training: bool) -> None:
-    """One batch of texts of one length (the last may be shorter) through the encoder."""
-    lengths = [length] * (tokens // length) + [tokens % length] * (tokens % length > 0)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (tokens,), generator=generator).split(lengths)
-    batch = pack_rows([row.tolist() for row in ids], weights.device)
-    with torch.inference_mode(), Cache().active():  # as Encoder keeps its weights
-        encode_packed(weights, batch)
-    if training:
-        devices = [weights.device] if weights.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            learning, wanted = _learning(weights)
-            states = encode_packed(learning, batch)
-            torch.autograd.grad(states.float().sum(), wanted, allow_unused=True)
+def place_of(device: str | None) -> torch.device:
+    """The GPU to measure. Raises ArgumentError where there is none."""
+    place = torch.device(device or "cuda:0")
+    if place.type == "cuda" and torch.cuda.is_available():
+        return place
+    got = str(place) if place.type != "cuda" else "no GPU that torch sees"
+    advice = "On a CPU the backend cpu serves every size; bertfast verify compares the others."
+    raise ArgumentError("--device", "a CUDA GPU", got, advice)
 
 
-def _learning(weights: BertWeights) -> tuple[BertWeights, list[torch.Tensor]]:
-    """The weights as they are in training: with dropout, each tensor (of all that are given too) wanting a gradient."""
-    wanted: list[torch.Tensor] = []
-
-    def live(part: Any) -> Any:
-        if isinstance(part, torch.Tensor):
-            wanted.append(part.detach().requires_grad_())
-            return wanted[-1]
-        return type(part)(*map(live, part)) if isinstance(part, Linear | Norm) else part
-
-    def layer(weights: LayerWeights) -> LayerWeights:
-        live_layer = LayerWeights(*map(live, weights))
-        return live_layer._replace(attention_dropout=DROPOUT, out_dropout=DROPOUT, dropout=DROPOUT)
-
-    embeddings = EmbeddingWeights(*map(live, weights.embeddings))._replace(dropout=DROPOUT)
-    layers = [layer(weights) for weights in weights.layers]
-    return BertWeights(embeddings, layers, None, True), wanted
+def measure(
+    weights: BertWeights, tokens: int, length: int, training: bool
+) -> Iterator[tuple[Key, Decision | None]]:
+    """The decision of every operation of the model at one size of batch, as they are measured."""
+    for operation, case in workload(weights, tokens, length, training):
+        for direction in ("forward", "backward") if training else ("forward",):
+            yield autotune(operation, direction, case, weights.dtype, weights.device, save=training)
 
 
-def report(decisions: dict[Key, dispatch.Decision | None]) -> Iterator[str]:
-    """A table of what was measured: the winner first in each line, then the others by their time."""
-    yield f"{'operation':<22}{'direction':<10}{'tokens':>7}  {'sizes':<14}microseconds"
-    for key, decision in sorted(decisions.items(), key=lambda item: (item[0].tokens, item[0][:2])):
-        shapes = (
-            key.features[-1:] if key.operation != "attention" else key.features[1:],
-            key.sizes,
-        )
-        sizes = " ".join("x".join(map(str, shape)) for shape in shapes if shape)
-        if decision is None:
-            cells = "could not be measured"
-        else:
-            others = sorted(decision.seconds, key=lambda form: decision.seconds[form])
-            others.remove(decision.form)
-            names = [decision.form, *others]
-            cells = ", ".join(f"{name} {decision.seconds[name] * 1e6:,.0f}" for name in names)
-        yield f"{key.operation:<22}{key.direction:<10}{key.tokens:>7}  {sizes:<14}{cells}"
-        for form, reason in (decision.struck_off if decision else {}).items():
-            yield f"    struck off: {form}: {reason}"
+def report(found: Mapping[Key, Decision]) -> str:
+    """What was measured as a table: the winner first in each line, then the others by their time."""
+    rows = [("operation", "direction", "tokens", "sizes", "microseconds")]
+    for key, decision in sorted(found.items(), key=lambda item: (item[0].tokens, item[0][:2])):
+        sizes = " ".join("x".join(map(str, shape)) for shape in (key.features, key.sizes) if shape)
+        others = sorted(decision.seconds, key=decision.seconds.__getitem__)
+        names = dict.fromkeys([decision.backend, *others])
+        cells = ", ".join(f"{name} {decision.seconds[name] * 1e6:,.0f}" for name in names)
+        rows.append((key.operation, key.direction, key.tokens, sizes, cells))
+        for name, reason in decision.rejected.items():
+            rows.append(("", "", "", "rejected", f"{name}: {reason}"))
+    return table(rows, right=(2,))
 
 
 def _counts(tokens: str) -> list[int]:

@@ -1,7 +1,7 @@
 """`bertfast verify`: ours beside transformers' on the user's own checkpoint and texts.
 
-Truth is transformers' model in float64. Ours may err twice as much as transformers' does in the model's dtype, and some
-roundings: in its largest error on hidden states, in its RMS error on each gradient.
+Exact is what transformers' model gives in float64. Ours may err twice as much as transformers' does in the model's
+dtype, and some roundings: in its largest error on hidden states, in its RMS error on each gradient.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
+from .._table import table
 from ..checkpoint.hub import require, resolve
 from ..checkpoint.load import load_bert
 from ..errors import ArgumentError, UnsupportedError
@@ -58,7 +59,7 @@ Examples:
   bertfast verify MODEL --device cuda --dtype bfloat16 --rounds 9
 
 MODEL is a directory with a checkpoint, or a model id on the Hugging Face hub.
-The exit code is 1 where a form errs more than it may, or raises.
+The exit code is 1 where a backend errs more than it may, or raises.
 """
 )
 @click.argument("model", metavar="MODEL")
@@ -78,18 +79,19 @@ def verify(
     theirs = _load(folder, device, dtype)
     kind, tokens = next(theirs.parameters()).dtype, int(inputs["attention_mask"].sum())
     click.echo(f"{len(inputs['input_ids'])} texts, {tokens} tokens, {kind}, {theirs.device}\n")
-    truth = run(copy.deepcopy(theirs).double(), inputs, train)
+    exact = run(copy.deepcopy(theirs).double(), inputs, train)
     plain = run(theirs, inputs, train)
     ours = _ours(theirs)
-    by_layer(ours, inputs, truth, plain)
-    heads = f"{'gradients':>11}" * train + f"{'forward':>12}" + f"{'+ backward':>12}" * train
-    click.echo(f"\n{'form':<16}{'hidden':>9}{heads}")
-    wrong = [
-        form
-        for form in ("auto", *dispatch.NAMES)
-        if not _row(form, ours, inputs, truth, plain, train, rounds)
-    ]
-    _time_theirs(theirs, inputs, train, rounds)
+    click.echo(by_layer(ours, inputs, exact, plain))
+    heads = ("backend", "hidden", *(["gradients"] * train), "forward", *(["+ backward"] * train))
+    rows, wrong = [(*heads, "")], []
+    for name in ("auto", *dispatch.NAMES):
+        cells, remark, right = _row(name, ours, inputs, exact, plain, train, rounds)
+        rows.append((name, *(cells or [""] * (len(heads) - 1)), remark))
+        wrong += [] if right else [name]
+    peers = _times(theirs, inputs, train, rounds)
+    rows.append(("transformers", *[""] * (1 + train), *peers, ""))
+    click.echo("\n" + table(rows, right=range(1, len(heads))))
     click.echo(
         "Errors as shares of what is allowed: twice transformers' own, against float64. "
         "Times are of the forward" + ", and of forward and backward." * train + "." * (not train)
@@ -129,35 +131,36 @@ def run(model: nn.Module, inputs: Inputs, train: bool) -> Result:
     return Result([state.detach() for state in states], gradients)
 
 
-def by_layer(model: nn.Module, inputs: Inputs, truth: Result, theirs: Result) -> None:
-    """Print the largest errors of the hidden states, layer by layer."""
+def by_layer(model: nn.Module, inputs: Inputs, exact: Result, theirs: Result) -> str:
+    """The largest errors of the hidden states, layer by layer."""
     try:
         ours = run(model, inputs, False)
-    except Exception:  # the table of the forms tells which one it is
-        return
-    click.echo(f"{'largest error after':<22}{'transformers':>14}{'bertfast':>12}")
-    for index, states in enumerate(zip(truth.states, theirs.states, ours.states, strict=True)):
+    except Exception:  # the table of the backends tells which one it is
+        return ""
+    rows = [("largest error after", "transformers", "bertfast")]
+    for index, states in enumerate(zip(exact.states, theirs.states, ours.states, strict=True)):
         name = f"encoder.layer.{index - 1}" if index else "embeddings"
         errors = [float((found.double() - states[0]).abs().max()) for found in states[1:]]
-        click.echo(f"{name:<22}{errors[0]:>14.1e}{errors[1]:>12.1e}")
+        rows.append((name, *(f"{error:.1e}" for error in errors)))
+    return table(rows, right=(1, 2))
 
 
-def hidden_share(found: Result, truth: Result, plain: Result) -> float:
+def hidden_share(found: Result, exact: Result, plain: Result) -> float:
     """The largest error of the last hidden states, relative to what is allowed."""
-    true, last = truth.states[-1], found.states[-1]
+    true, last = exact.states[-1], found.states[-1]
     errors = [(states.double() - true).abs().max() for states in (last, plain.states[-1])]
     return _share(*errors, true.abs().max(), last.dtype)
 
 
-def gradient_share(found: Result, truth: Result, plain: Result) -> float:
+def gradient_share(found: Result, exact: Result, plain: Result) -> float:
     """The largest RMS error of a parameter's gradient, relative to what is allowed.
 
     RMS: after a whole model the largest of a million rounding errors is as much luck as size. A gradient may be 0 by
     calculus (a key's bias): then a rounding is one of a typical gradient.
     """
-    typical = _rms(torch.cat([gradient.flatten() for gradient in truth.gradients.values()]))
+    typical = _rms(torch.cat([gradient.flatten() for gradient in exact.gradients.values()]))
     shares = []
-    for name, true in truth.gradients.items():
+    for name, true in exact.gradients.items():
         pair = (found.gradients[name], plain.gradients[name])
         errors = [_rms(gradient.double() - true) for gradient in pair]
         size = torch.maximum(_rms(true), typical)
@@ -178,49 +181,40 @@ def _share(error: Tensor, plain: Tensor, size: Tensor, dtype: torch.dtype) -> fl
 
 
 def _row(
-    form: str,
+    name: str,
     model: nn.Module,
     inputs: Inputs,
-    truth: Result,
+    exact: Result,
     plain: Result,
     train: bool,
     rounds: int,
-) -> bool:
-    """Print a form's line; whether it is right, or refuses with a reason."""
+) -> tuple[list[str], str, bool]:
+    """A backend's errors and times, a remark, and whether it is right or refuses with a reason."""
     try:
-        with dispatch.use_backend(form):
+        with dispatch.use_backend(name):
             found = run(model, inputs, train)
-            shares = [hidden_share(found, truth, plain)]
+            shares = [hidden_share(found, exact, plain)]
             if train:
-                shares.append(gradient_share(found, truth, plain))
+                shares.append(gradient_share(found, exact, plain))
             times = _times(model, inputs, train, rounds)
     except UnsupportedError as error:
-        click.echo(f"{form:<16} {str(error).partition('. Take')[0]}")
-        return True
+        return [], str(error).partition(". Take")[0], True
     except (
         Exception
-    ) as error:  # as a kernel that does not compile here: the others are checked all the same
-        reason = str(error).partition("\n")[0]
-        click.echo(f"{form:<16} RAISED {type(error).__name__}: {reason}")
-        return False
+    ) as error:  # a kernel that does not compile here: the others are checked all the same
+        return [], f"RAISED {type(error).__name__}: {str(error).partition(chr(10))[0]}", False
     right = max(shares) <= 1
-    cells = f"{shares[0]:>9.2f}" + "".join(f"{share:>11.2f}" for share in shares[1:])
-    click.echo(f"{form:<16}{cells}{times}{'' if right else '   ABOVE TOLERANCE'}")
-    return right
+    cells = [*(f"{share:.2f}" for share in shares), *times]
+    return cells, "" if right else "ABOVE TOLERANCE", right
 
 
-def _time_theirs(model: nn.Module, inputs: Inputs, train: bool, rounds: int) -> None:
-    blank = " " * (9 + 11 * train)
-    click.echo(f"{'transformers':<16}{blank}{_times(model, inputs, train, rounds)}")
-
-
-def _times(model: nn.Module, inputs: Inputs, train: bool, rounds: int) -> str:
+def _times(model: nn.Module, inputs: Inputs, train: bool, rounds: int) -> list[str]:
     device = inputs["input_ids"].device
     with torch.inference_mode():
         times = [_seconds(lambda: model(**inputs), device, rounds)]
     if train:
         times.append(_seconds(lambda: run(model, inputs, True), device, rounds))
-    return "".join(f"{seconds * 1e3:>9.1f} ms" for seconds in times)
+    return [f"{seconds * 1e3:.1f} ms" for seconds in times]
 
 
 def _seconds(function: Callable[[], Any], device: torch.device, rounds: int) -> float:

@@ -83,9 +83,15 @@ def pack(
     else:
         segments = rows_of(token_type_ids.expand(batch, length), indices).long()
     return PackedBatch(
-        None if input_ids is None else rows_of(input_ids, indices).long(),
-        None if inputs_embeds is None else rows_of(inputs_embeds, indices),
-        *(positions, segments, cu_seqlens, length, batch, length, indices),
+        input_ids=None if input_ids is None else rows_of(input_ids, indices).long(),
+        inputs_embeds=None if inputs_embeds is None else rows_of(inputs_embeds, indices),
+        position_ids=positions,
+        token_type_ids=segments,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=length,
+        batch=batch,
+        length=length,
+        indices=indices,
     )
 
 
@@ -99,10 +105,14 @@ def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> Pack
         torch.tensor(lengths, dtype=torch.int64)
     )
     return PackedBatch(
-        *(ids.to(device), None, positions.to(device)),
-        torch.zeros(total, dtype=torch.int64, device=device),
-        torch.tensor(starts, dtype=torch.int32).to(device),
-        *(max(lengths, default=0), 1, total),
+        input_ids=ids.to(device),
+        inputs_embeds=None,
+        position_ids=positions.to(device),
+        token_type_ids=torch.zeros(total, dtype=torch.int64, device=device),
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32).to(device),
+        max_seqlen=max(lengths, default=0),
+        batch=1,
+        length=total,
     )
 
 
@@ -158,8 +168,8 @@ def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     return keep.flatten().nonzero().squeeze(1), cu_seqlens
 
 
-def _unpack(x: Tensor, indices: Tensor, places: int) -> Tensor:
-    return x.new_zeros(places, x.shape[1]).index_copy(0, indices, x)
+def _unpack(x: Tensor, indices: Tensor, size: int) -> Tensor:
+    return x.new_zeros(size, x.shape[1]).index_copy(0, indices, x)
 
 
 def _first_rows(x: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -200,13 +210,13 @@ def _(mask):
 _unpack_op = torch.library.custom_op(
     "bertfast::unpack",
     mutates_args=(),
-    schema="(Tensor x, Tensor indices, SymInt places) -> Tensor",
+    schema="(Tensor x, Tensor indices, SymInt size) -> Tensor",
 )(_unpack)
 
 
 @_unpack_op.register_fake
-def _(x, indices, places):
-    return x.new_empty(places, x.shape[1])
+def _(x, indices, size):
+    return x.new_empty(size, x.shape[1])
 
 
 def _unpack_setup(ctx, inputs, output):

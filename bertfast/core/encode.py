@@ -16,7 +16,9 @@ from torch import Tensor
 from .. import ops
 from ..dispatch import note
 from ..ops import _philox
+from ..ops._seed import draw_seed
 from .batch import PackedBatch, first_rows, one_row_each
+from .linear import linear
 from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
 
 Observer = Callable[[int, Tensor], Tensor]
@@ -62,9 +64,15 @@ def embed(weights: EmbeddingWeights, batch: PackedBatch, seed: Tensor | None) ->
     elif not isinstance(word, Tensor):
         ids, word, rows = None, None, called(word, ids)
     return ops.embedding(
-        *(ids, word, rows),
-        *(batch.position_ids, weights.position, batch.token_type_ids, weights.segment),
-        *(weights.norm.weight, weights.norm.bias),
+        input_ids=ids,
+        word=word,
+        inputs_embeds=rows,
+        position_ids=batch.position_ids,
+        position=weights.position,
+        token_type_ids=batch.token_type_ids,
+        segment=weights.segment,
+        ln_weight=weights.norm.weight,
+        ln_bias=weights.norm.bias,
         eps=weights.norm.eps,
         p=weights.dropout,
         seed=seed,
@@ -87,7 +95,7 @@ def encode_layer(
     """
     qkv = project_qkv(layer, x)  # [T,3,h,d]
     context = ops.attention(
-        *(qkv, batch.cu_seqlens, batch.max_seqlen), p=layer.attention_dropout, seed=seeds[0]
+        qkv, batch.cu_seqlens, batch.max_seqlen, p=layer.attention_dropout, seed=seeds[0]
     )  # [T,h·d]
     del qkv  # and context below: peak memory is that of the widest step
     cu_seqlens = batch.cu_seqlens
@@ -95,12 +103,12 @@ def encode_layer(
         x, context = first_rows(x, cu_seqlens), first_rows(context, cu_seqlens)  # [B,H]
         cu_seqlens = one_row_each(cu_seqlens)
     x = add_and_normalise(
-        *(layer.out, layer.out_norm, context, x), layer.out_dropout, seeds[1], cu_seqlens
+        layer.out, layer.out_norm, context, x, layer.out_dropout, seeds[1], cu_seqlens
     )  # [T,H]
     del context
     inner = activate(layer.inner, layer.activation, x)  # [T,F]
     return add_and_normalise(
-        *(layer.outer, layer.norm, inner, x), layer.dropout, seeds[2], cu_seqlens
+        layer.outer, layer.norm, inner, x, layer.dropout, seeds[2], cu_seqlens
     )  # [T,H]
 
 
@@ -135,7 +143,12 @@ def add_and_normalise(
     """LN(residual + dropout(x·Wᵀ + b)), which ends both halves of a layer: [T,K] -> [T,H]."""
     if isinstance(outer, Linear) and isinstance(norm, Norm):
         return ops.linear_layernorm(
-            *(x, outer.weight, outer.bias, residual, norm.weight, norm.bias),
+            x,
+            outer.weight,
+            outer.bias,
+            residual,
+            norm.weight,
+            norm.bias,
             eps=norm.eps,
             p=p,
             seed=seed,
@@ -156,7 +169,7 @@ def draw_seeds(weights: BertWeights, device: torch.device) -> list[tuple[Tensor 
     count = len(weights.layers) + 1
     if not weights.drops:
         return [(None, None, None)] * count
-    seeds = iter(_philox.draw_seed(device, 3 * count).split(1))
+    seeds = iter(draw_seed(device, 3 * count).split(1))
     return list(zip(seeds, seeds, seeds, strict=True))
 
 
@@ -174,4 +187,6 @@ def _enter(
 
 def called(part: Linear | Norm | Call, x: Tensor) -> Tensor:
     """What a part makes of rows [T,...]; modules get them as a batch of one row, [1,T,...]."""
-    return part(x) if isinstance(part, Linear | Norm) else part(x[None])[0]
+    if isinstance(part, Linear):
+        return linear(x, part.weight, part.bias)
+    return part(x) if isinstance(part, Norm) else part(x[None])[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, UnsupportedError
-from ..ops._autograd import thaw
+from ..ops._formulas import thaw
 
 
 def check_output(name: str, module: nn.Module, output: Tensor) -> None:

@@ -1,6 +1,7 @@
 """What the task heads compute, as functions of a packed batch's rows: scores, and losses on labels that were checked.
 
-T tokens, B sequences, H hidden, C classes, V words. Losses are computed and returned in fp32 (float64 for float64).
+T tokens, B sequences, H hidden, C classes, V vocabulary entries. Losses are computed and returned in fp32 (float64 for
+float64).
 Where `num_items` is given, the sum of a loss is divided by it, so that gradients accumulated over parts of a batch are
 those of the whole batch.
 """
@@ -26,12 +27,12 @@ def pool(pooler: Linear | Call, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
     A pooler that is no `Linear` is called with [B,1,H] and gives the pooled rows itself.
     """
     fused = isinstance(pooler, Linear)
-    pooled = torch.tanh(pooler(rows)) if fused else pooler(rows[:, None])
+    pooled = torch.tanh(called(pooler, rows)) if fused else pooler(rows[:, None])
     return pooled.masked_fill((cu_seqlens.diff() == 0)[:, None], 0)
 
 
 def masked_lm_scores(head: MaskedLMWeights, rows: Tensor) -> Tensor:
-    """Scores of every word: [N,H] -> [N,V]."""
+    """Scores of every vocabulary entry: [N,H] -> [N,V]."""
     return called(head.decoder, masked_lm_transform(head, rows))
 
 
@@ -72,27 +73,27 @@ def cross_entropy(
 ) -> Tensor:
     """Mean of -log softmax(scores [N,C])[label] where there is a label (nan if nowhere), or its sum / num_items."""
     reduction = "mean" if num_items is None else "sum"
-    loss = F.cross_entropy(wide(scores), labels, ignore_index=ignored, reduction=reduction)
+    loss = F.cross_entropy(fp32(scores), labels, ignore_index=ignored, reduction=reduction)
     return _divided(loss, num_items)
 
 
 def regression(scores: Tensor, targets: Tensor, num_items: Items = None) -> Tensor:
     """Mean squared error of scores [B,C], or its sum / num_items."""
     reduction = "mean" if num_items is None else "sum"
-    loss = F.mse_loss(wide(scores), targets.to(wide(scores).dtype), reduction=reduction)
+    loss = F.mse_loss(fp32(scores), targets.to(fp32(scores).dtype), reduction=reduction)
     return _divided(loss, num_items)
 
 
 def several_labels(scores: Tensor, targets: Tensor, num_items: Items = None) -> Tensor:
     """Binary cross entropy of scores [B,C] with targets from 0 to 1: its mean, or its sum / num_items."""
     reduction = "mean" if num_items is None else "sum"
-    scores = wide(scores)
+    scores = fp32(scores)
     loss = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction=reduction)
     return _divided(loss, num_items)
 
 
 def span_scores(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
-    """Scores [T,2] as [B,S,2] with the lowest value at padding, and which places [B,S] are real (None: all)."""
+    """Scores [T,2] as [B,S,2] with the lowest value at padding, and which positions [B,S] are real (None: all)."""
     columns = unpack(scores, batch)
     if batch.indices is None:
         return columns, None
@@ -103,9 +104,9 @@ def span_scores(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor | No
 def span_loss(
     columns: Tensor, real: Tensor | None, positions: Tensor, num_items: Items = None
 ) -> Tensor:
-    """Cross entropy of the place [B] that is right among the columns [B,S].
+    """Cross entropy of the position [B] that is right among the columns [B,S].
 
-    A place outside the row or at padding (`real` [B,S] is False) is ignored, a negative one counts as 0.
+    A position outside the row or at padding (`real` [B,S] is False) is ignored, a negative one counts as 0.
     """
     length = columns.shape[1]
     positions = positions.clamp(0, length)
@@ -115,7 +116,7 @@ def span_loss(
     return cross_entropy(columns, positions, num_items, ignored=length)
 
 
-def wide(x: Tensor) -> Tensor:
+def fp32(x: Tensor) -> Tensor:
     """x in the dtype of losses: fp32, float64 for float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -23,9 +23,6 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
 
 class Norm(NamedTuple):
     """LN over the last dimension; weight, bias [H]."""
@@ -173,14 +170,14 @@ def masked_lm_weights(
     Raises:
         KeyError: a tensor is missing.
     """
-    head, words = "cls.predictions", tensors["embeddings.word_embeddings.weight"]
+    head, word_embeddings = "cls.predictions", tensors["embeddings.word_embeddings.weight"]
     own = f"{head}.decoder.bias"  # of two the decoder's counts
     norm = (tensors[f"{head}.transform.LayerNorm.{part}"] for part in ("weight", "bias"))
     return MaskedLMWeights(
         Linear(*(tensors[f"{head}.transform.dense.{part}"] for part in ("weight", "bias"))),
         Norm(*norm, float(config["layer_norm_eps"])),
         Linear(
-            tensors.get(f"{head}.decoder.weight", words),
+            tensors.get(f"{head}.decoder.weight", word_embeddings),
             tensors[own if own in tensors else f"{head}.bias"],
         ),
         ACTIVATIONS[config["hidden_act"]],

@@ -1,16 +1,10 @@
-"""Which form of an operation runs.
+"""Which backend computes an operation. Nothing is measured here, and nothing depends on time, load or neighbours.
 
-A form has `forward`, `backward` and `supports(direction, *args) -> None | reason`. One asked for by name, with
-`use_backend` or the environment variable `BERTFAST_BACKEND`, runs or raises. The automatic choice takes the form that
-was measured to be the fastest for calls like this one (`measured`), and first measures where that is not known. Where
-nothing is measured, the fixed order holds: the first form in it that supports the arguments. That is so
-
-- inside `fixed_order()`, and after `set_measuring(False)`;
-- while torch.use_deterministic_algorithms is on, a CUDA graph is captured, or torch.compile traces;
-- for float64, frozen weights, and devices other than CPUs and CUDA GPUs.
-
-A form that was struck off (it differed from torch, or raised) is passed over in the fixed order too, except after
-`set_measuring(False)`. All decisions can be recorded with the reasons of the forms that did not run.
+A backend has `forward`, `backward` and `supports(call) -> None | reason`. One asked for by name, with `use_backend` or
+the environment variable `BERTFAST_BACKEND`, runs or raises. The automatic choice: on a CPU `cpu`; on a GPU what a
+tuning table says (`bertfast tune` writes one), else the shipped table; the next in order where one refuses. The choice
+is the same during CUDA graph capture and under torch.compile. All choices can be recorded with the reasons of those
+that did not run.
 """
 
 from __future__ import annotations
@@ -20,52 +14,41 @@ import contextvars
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, UnsupportedError
-from . import forms, measured
-from .forms import NAMES, Form, Forms
-from .keys import depends_on, device_type, names
-from .measured import is_measuring, measuring, set_measuring, tuning
-from .table import Decision
+from .backends import NAMES, Backend, order, product_of
 
 __all__ = [
     "NAMES",
-    "ORDER",
     "Choice",
-    "Decision",
     "Scope",
     "backend",
+    "backends_of",
+    "batch_invariant",
     "choose",
-    "depends_on",
-    "fixed_order",
     "inside",
-    "is_measuring",
-    "measuring",
-    "names",
+    "is_batch_invariant",
     "note",
     "operations",
+    "product",
     "reasons",
     "record",
     "register",
+    "run",
     "scope",
-    "set_measuring",
-    "tuning",
     "use_backend",
 ]
 
-ORDER = ("cpu", "cuda", "triton", "reference")  # the forms with a file of their own, best first
-_FORMS: dict[str, Mapping[str, Form]] = {}
+_BACKENDS: dict[str, Mapping[str, Backend]] = {}
 
 
 class Choice(NamedTuple):
-    """One decision: the form that ran (None: none did) and why the forms before it did not."""
+    """One decision: the backend that ran (None: none did) and why those before it did not."""
 
     operation: str
     direction: str
-    form: str | None
+    backend: str | None
     reasons: dict[str, str]
 
 
@@ -76,10 +59,15 @@ class _Log(list):
 
 
 class Scope(NamedTuple):
-    """What holds for a piece of code: the backend asked for by name, the fixed order, and who records."""
+    """What holds for a piece of code.
+
+    Fields:
+        backend: asked for by name. invariant: as `batch_invariant`. product: see `product`. logs: who records.
+    """
 
     backend: str | None = None
-    fixed: bool = False
+    invariant: bool = False
+    product: str = ""
     logs: tuple[_Log, ...] = ()
 
 
@@ -87,14 +75,19 @@ _NOTHING = Scope()
 _SCOPE: contextvars.ContextVar[Scope] = contextvars.ContextVar("bertfast_scope", default=_NOTHING)
 
 
-def register(operation: str, package: str) -> None:
-    """Announce the forms of `operation`, the modules of its package."""
-    _FORMS[operation] = Forms(package)
+def register(operation: str, backends: Mapping[str, Backend]) -> None:
+    """Announce the backends of `operation` by name."""
+    _BACKENDS[operation] = backends
 
 
 def operations() -> tuple[str, ...]:
     """The names of the operations, in the order of their registration."""
-    return tuple(_FORMS)
+    return tuple(_BACKENDS)
+
+
+def backends_of(operation: str) -> Mapping[str, Backend]:
+    """The backends of an operation by name; one that cannot be imported refuses every call, with the reason."""
+    return _BACKENDS[operation]
 
 
 def backend() -> str:
@@ -125,23 +118,33 @@ def _held(scope: Scope) -> Iterator[None]:
 
 
 def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
-    """Run every operation in the form `name`, or choose freely ("auto"), inside the block.
+    """Run every operation in the backend `name`, or choose freely ("auto"), inside the block.
 
-    Forms: "cpu" (C++), "cuda" (CUDA C++), "triton", "triton_matmul" (Triton's kernels around torch's own products),
-    "torch" (plain torch in the tensors' own dtype), "reference" (the definition, in plain torch with sums in fp32).
+    Backends: "cpu" (C++), "cuda" (CUDA C++), "triton", "triton:torch" (Triton's kernels around torch's own products),
+    "eager" (plain torch in the tensors' own dtype), "reference" (the definition, in plain torch with sums in fp32).
     Holds for the calling thread or task, and for the backward of what it computes. Raises ArgumentError for an unknown
-    name; an operation that the named form cannot compute raises UnsupportedError with the reason.
+    name; an operation that the named backend cannot compute raises UnsupportedError with the reason.
     """
     return _held(_SCOPE.get()._replace(backend=_valid(name, "name")))
 
 
-def fixed_order() -> contextlib.AbstractContextManager[None]:
-    """Measure nothing and use no measured times inside the block: one form for all sizes of input.
+def batch_invariant() -> contextlib.AbstractContextManager[None]:
+    """Inside the block a row's bits depend on the row alone, not on the batch that it is in.
 
-    For results that do not depend on what a machine measured, and around the warm-up before a CUDA graph is captured:
-    the capture keeps to the fixed order. Holds as `use_backend` does.
+    On a CPU they always do. On a GPU one backend and one way of cutting its sums serve all sizes of a batch, which may
+    take longer. Holds as `use_backend` does.
     """
-    return _held(_SCOPE.get()._replace(fixed=True))
+    return _held(_SCOPE.get()._replace(invariant=True))
+
+
+def is_batch_invariant() -> bool:
+    """Whether the block of a `batch_invariant` is open here."""
+    return _SCOPE.get().invariant
+
+
+def product() -> str:
+    """The matrix product that the backend which runs now has to take; empty: its own."""
+    return _SCOPE.get().product
 
 
 @contextlib.contextmanager
@@ -170,106 +173,83 @@ def inside(outer: Scope) -> Iterator[None]:
     here = _SCOPE.get()
     logs = (log for log in outer.logs if log.open and not any(log is own for own in here.logs))
     named = here.backend or outer.backend
-    with _held(Scope(named, here.fixed or outer.fixed, (*here.logs, *logs))):
+    with _held(Scope(named, here.invariant or outer.invariant, logs=(*here.logs, *logs))):
         yield
 
 
-def reasons(operation: str, direction: str, args: tuple) -> dict[str, str | None]:
-    """What each form says to these arguments: None where it would run, else why not."""
-    device = device_type(operation, direction, args)
-    return {
-        name: forms.refuses(name, form, direction, args, device)
-        for name, form in _FORMS[operation].items()
-    }
+def reasons(call: Any) -> dict[str, str | None]:
+    """What each backend says to a call: None where it would run, else why not."""
+    found = _BACKENDS[call.operation]
+    return {name: backend.supports(call) for name, backend in found.items()}
 
 
-def choose(operation: str, direction: str, args: tuple) -> Form:
-    """The form that computes `operation` for these arguments.
+def run(call: Any) -> Any:
+    """Compute a call, and give what its backend gives. Raises UnsupportedError as `choose`."""
+    name, found = choose(call)
+    compute = getattr(found, call.direction)
+    if not product_of(name):
+        return compute(*call)
+    with _held(_SCOPE.get()._replace(product=product_of(name))):
+        return compute(*call)
+
+
+def choose(call: Any) -> tuple[str, Backend]:
+    """The backend that computes a call, and its name.
 
     Args:
-        direction: "forward" or "backward".
-        args: the arguments of the form's function of that name.
+        call: the arguments as a named tuple of the operation's contract, which knows operation, direction and lead.
 
-    Raises UnsupportedError if the form asked for by name, or every form, refuses.
+    Raises UnsupportedError if the backend asked for by name, or every one, refuses.
     """
-    found = _FORMS[operation]
     held = _SCOPE.get()
     name = held.backend or _environment()
-    device = device_type(operation, direction, args)
     if name != "auto":
-        return _first((name,), {}, operation, direction, args, device)
-    struck_off: dict[str, str] = {}
-    if measured._ENABLED:
-        fixed = (
-            held.fixed
-            or torch.are_deterministic_algorithms_enabled()
-            or torch.compiler.is_compiling()
-            or (device == "cuda" and torch.cuda.is_current_stream_capturing())
-        )
-        known = measured.decision(operation, direction, args, found, fixed)
-        if known is not None:
-            struck_off = known.struck_off
-            form = found[known.form]
-            if not fixed and forms.refuses(known.form, form, direction, args, device) is None:
-                if held.logs:
-                    refused = _why_not(known, operation, direction, args, device)
-                    note(operation, direction, known.form, refused)
-                return form
-    return _first(forms.fixed_order(device), struck_off, operation, direction, args, device)
+        return _first((name,), {}, call)
+    device_type = call.lead.device.type
+    if device_type != "cuda" or held.invariant:
+        return _first(order(device_type), {}, call)
+    from .decisions import on_gpu  # hashes the kernels and reads a file, for a GPU only
+
+    known, names = on_gpu(call)
+    if known is None:
+        return _first(names, {}, call)
+    rejected = {name: f"rejected: {reason}" for name, reason in known.rejected.items()}
+    slower = {
+        name: f"measured {seconds * 1e6:.0f} us, {known.backend} {known.seconds[known.backend] * 1e6:.0f} us"
+        for name, seconds in known.seconds.items()
+        if name != known.backend
+    }
+    return _first(names, rejected, call, slower)
 
 
 def _first(
-    order: tuple[str, ...],
-    struck_off: Mapping[str, str],
-    operation: str,
-    direction: str,
-    args: tuple,
-    device: str,
-) -> Form:
-    """The first of the named forms that does not refuse and was not struck off."""
-    found = _FORMS[operation]
+    names: tuple[str, ...], rejected: Mapping[str, str], call: Any, slower: Mapping[str, str] = {}
+) -> tuple[str, Backend]:
+    """The first of the named backends that neither refuses nor was rejected.
+
+    slower: what is told of those that a measurement passed over, where its winner runs.
+    """
+    found = _BACKENDS[call.operation]
     refused: dict[str, str] = {}
-    for name in order:
-        form = found.get(name)
-        if form is None:
-            continue
-        if name in struck_off:
-            refused[name] = f"struck off: {struck_off[name]}"
-            continue
-        reason = forms.refuses(name, form, direction, args, device)
-        if reason is None:
-            note(operation, direction, name, refused)
-            return form
-        refused[name] = reason
-    note(operation, direction, None, refused)
-    why = "; ".join(f"{form}: {reason}" for form, reason in refused.items())
+    for name in names:
+        reason = rejected.get(name)
+        if reason is None and name in found:
+            reason = found[name].supports(call)
+            if reason is None:
+                if _SCOPE.get().logs:
+                    note(call.operation, call.direction, name, {**rejected, **slower, **refused})
+                return name, found[name]
+        refused[name] = reason or "not there"
+    note(call.operation, call.direction, None, refused)
+    why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
     by_name = backend() != "auto"
-    advice = ' Take use_backend("auto") to let another form run.' if by_name else ""
-    raise UnsupportedError(f"{operation}, {direction}: {why}.{advice}")
+    advice = ' Take use_backend("auto") to let another backend run.' if by_name else ""
+    raise UnsupportedError(f"{call.operation}, {call.direction}: {why}.{advice}")
 
 
-def _why_not(
-    known: Decision, operation: str, direction: str, args: tuple, device: str
-) -> dict[str, str]:
-    """Why each form that was measured, or that the fixed order has, does not run."""
-    refused = {}
-    for name in forms.candidates(device):
-        if name == known.form or name not in _FORMS[operation]:
-            continue
-        if name in known.struck_off:
-            refused[name] = f"struck off: {known.struck_off[name]}"
-        elif name in known.seconds:
-            other, best = known.seconds[name] * 1e6, known.seconds[known.form] * 1e6
-            refused[name] = f"measured {other:.0f} us, {known.form} {best:.0f} us"
-        elif name in forms.fixed_order(device):
-            form = _FORMS[operation][name]
-            refused[name] = forms.refuses(name, form, direction, args, device) or "not measured"
-    return refused
-
-
-def note(operation: str, direction: str, form: str | None, refused: Mapping[str, str]) -> None:
+def note(operation: str, direction: str, name: str | None, refused: Mapping[str, str]) -> None:
     """Write a decision into every open record; also for code that takes another path than the
     operations.
     """
     for log in _SCOPE.get().logs:
-        log.append(Choice(operation, direction, form, dict(refused)))
+        log.append(Choice(operation, direction, name, dict(refused)))

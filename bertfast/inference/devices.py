@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from .. import dispatch, extension
+from ..ops._loading import triton_cannot_run
 
 
 def default_device() -> torch.device:
@@ -14,15 +15,6 @@ def default_device() -> torch.device:
     if dispatch.backend() != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
         like = SimpleNamespace(device=device, dtype=torch.float32)
-        if extension.refuses_cuda(like) is None or _triton_serves(like):
+        if extension.refuses_cuda(like) is None or triton_cannot_run() is None:
             return device
     return torch.device("cpu")
-
-
-def _triton_serves(like: SimpleNamespace) -> bool:
-    try:
-        from ..ops import _triton
-
-        return _triton.refuses(like, product=True) is None
-    except Exception:  # a broken installation raises whatever it likes
-        return False

@@ -72,7 +72,7 @@ class Encoder:
             mode, and whose weights are read anew for each batch.
         tokenizer: a `bertfast.text.tokenizer.Tokenizer`.
         recipe: pooling, normalising, prompts and longest text; default: mean pooling, not normalised.
-        batch_invariant: keep each operation to one form whatever the batch's size, as `dispatch.fixed_order` does.
+        batch_invariant: on a GPU, keep each operation to one backend and product, as `bertfast.batch_invariant` does.
 
     Attributes:
         max_length: the most tokens of a text, [CLS] and [SEP] counted; what is longer is cut.
@@ -320,7 +320,7 @@ class Encoder:
         if not any(ids):
             width = min(weights.hidden_size, settings.truncate_dim or weights.hidden_size)
             return torch.zeros(len(ids), width, device=weights.device)
-        order = dispatch.fixed_order() if self.batch_invariant else nullcontext()
+        order = dispatch.batch_invariant() if self.batch_invariant else nullcontext()
         with self._packed.active(), order:
             states = encode_packed(weights, pack_rows(ids, weights.device))  # [T,H]
         scale = settings.normalize is None and self.recipe.normalize

@@ -81,7 +81,9 @@ class BertModel(Freezable, CheckedLoading, modeling_bert.BertModel):
         last = None if states is None else states[-1]
         last = unpack(encoded.rows, encoded.batch) if last is None else last
         output = finish(
-            *(self, BaseModelOutputWithPoolingAndCrossAttentions, given),
+            self,
+            BaseModelOutputWithPoolingAndCrossAttentions,
+            given,
             last_hidden_state=last,
             pooler_output=encoded.pooled,
             hidden_states=states,

@@ -92,9 +92,9 @@ def arguments(kind: type[nn.Module], args: tuple, kwargs: dict[str, Any]) -> dic
 
 @functools.cache
 def _positional(kind: type[nn.Module]) -> tuple[str, ...]:
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(kind.forward).parameters.values()
-    return tuple(p.name for p in parameters if p.kind in places)[1:]
+    return tuple(p.name for p in parameters if p.kind in kinds)[1:]
 
 
 def signed_as(kind: type[nn.Module], forward: Callable) -> Callable:

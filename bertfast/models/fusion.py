@@ -58,8 +58,6 @@ _NOT_ELEMENTWISE = (  # of that module; PReLU may hold a number a feature
     nn.PReLU,
 )
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-
-
 _FORWARDS = {  # what fused operations stand in for, as it was when this module was imported
     kind: kind.forward
     for kind in (
@@ -160,6 +158,14 @@ def linear(
 ) -> Linear | Any:
     """The weights of a Linear, or what stands in its place. Raises Unfit."""
     return _leaf(nn.Linear, parent, name, dtype, where, kinds)
+
+
+def plain_linear(module: nn.Module) -> Linear | None:
+    """The weights of a torch Linear that nobody changed or observes; None for any other module."""
+    if type(module) is not nn.Linear or not _is_plain(module.__dict__):
+        return None
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    return Linear(weight, bias) if type(weight) in _PLAIN else None
 
 
 def norm(
@@ -291,15 +297,15 @@ def _embeddings(module: nn.Module) -> EmbeddingWeights:
     if not snapshot.has_default_buffers(module):
         raise Unfit(f"{name}position_ids or token_type_ids were changed")
     dtype = tables[0].dtype
-    words, padding = modules.get("word_embeddings"), -1
-    if type(words) is nn.Embedding and _is_plain(words.__dict__) and not _looks_up_oddly(words):
-        padding = -1 if words.padding_idx is None else words.padding_idx
-        word = words._parameters.get("weight")
+    table, padding = modules.get("word_embeddings"), -1
+    if type(table) is nn.Embedding and _is_plain(table.__dict__) and not _looks_up_oddly(table):
+        padding = -1 if table.padding_idx is None else table.padding_idx
+        word = table._parameters.get("weight")
         if type(word) not in _PLAIN:
             raise Unfit(f"{name}word_embeddings.weight is a {type(word).__name__}")
         _check_dtype(word, dtype, name, "word_embeddings")
     else:
-        word = _stand_in(words, nn.Embedding, f"{name}word_embeddings")
+        word = _stand_in(table, nn.Embedding, f"{name}word_embeddings")
     last = norm(module, "LayerNorm", dtype, name)
     if not isinstance(last, Norm):
         raise Unfit(f"{name}LayerNorm is a {type(last).__name__}")

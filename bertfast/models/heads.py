@@ -16,8 +16,9 @@ from transformers.models.bert import modeling_bert
 from ..core import heads
 from ..core.batch import one_row_each, row_a_sequence, take, unpack
 from ..core.encode import dropout
+from ..core.linear import linear
 from ..core.weights import MaskedLMWeights
-from ..ops import _philox
+from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
 from .engine import (
@@ -90,6 +91,14 @@ class Head(Freezable, CheckedLoading):
         """The output of a call; each head has its own."""
         raise TypeError(f"{type(self).__name__}: expected one of bertfast's heads")
 
+    def _linear(self, parent: nn.Module, name: str, x: Tensor) -> Tensor:
+        """What a head's last module makes of x [...,H]; that of transformers as the core computes it."""
+        module = parent._modules[name]
+        weights = fusion.plain_linear(module)
+        if weights is None:
+            return module(x)
+        return linear(x.flatten(0, -2), weights.weight, weights.bias).unflatten(0, x.shape[:-1])
+
     def _finish(self, kind: type, encoded: Encoded, given: dict[str, Any], **fields: Any) -> Any:
         return finish(self, kind, given, **fields, hidden_states=encoded.hidden_states)
 
@@ -112,7 +121,7 @@ class BertForSequenceClassification(PooledHead, modeling_bert.BertForSequenceCla
     _theirs = modeling_bert.BertForSequenceClassification
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self.classifier(self._dropped(encoded)), None
+        scores, loss = self._linear(self, "classifier", self._dropped(encoded)), None
         if "labels" in given:
             loss = self._loss(scores, given["labels"], _items(given, scores))
         return self._finish(
@@ -150,7 +159,7 @@ class BertForMultipleChoice(PooledHead, modeling_bert.BertForMultipleChoice):
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         choices, loss = flat_choices(given)[0], None
-        scores = self.classifier(self._dropped(encoded)).view(-1, choices)
+        scores = self._linear(self, "classifier", self._dropped(encoded)).view(-1, choices)
         if "labels" in given:
             labels = class_labels(
                 "labels", given["labels"], scores.shape[:1], choices, scores.device
@@ -166,8 +175,15 @@ class BertForNextSentencePrediction(PooledHead, modeling_bert.BertForNextSentenc
 
     _theirs = modeling_bert.BertForNextSentencePrediction
 
+    def _pairs(self, encoded: Encoded) -> Tensor:
+        if type(self.cls) is modeling_bert.BertOnlyNSPHead and not fusion.reason_of(
+            self.cls, "cls"
+        ):
+            return self._linear(self.cls, "seq_relationship", encoded.pooled)
+        return self.cls(encoded.pooled)
+
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self.cls(encoded.pooled), None
+        scores, loss = self._pairs(encoded), None
         if TRANSFORMERS_4 and "next_sentence_label" in given:  # its old name, which 4 still takes
             given["labels"] = given["next_sentence_label"]
         if "labels" in given:
@@ -191,7 +207,8 @@ class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         batch, loss = encoded.batch, None
-        scores = self.classifier(_drop(self.dropout, encoded.rows, batch.cu_seqlens)[None])[0]
+        rows = _drop(self.dropout, encoded.rows, batch.cu_seqlens)
+        scores = self._linear(self, "classifier", rows[None])[0]
         if "labels" in given:
             shape = (batch.batch, batch.length)
             labels = class_labels("labels", given["labels"], shape, self.num_labels, scores.device)
@@ -210,7 +227,7 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
         fusion.linear(self, "qa_outputs", None, "")
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self.qa_outputs(encoded.rows[None])[0], None  # [T,2]
+        scores, loss = self._linear(self, "qa_outputs", encoded.rows[None])[0], None  # [T,2]
         names = ("start_positions", "end_positions")
         if all(name in given for name in names):
             batch = row_a_sequence(encoded.batch) if encoded.packed_call else encoded.batch
@@ -223,7 +240,9 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
             loss = (losses[0] + losses[1]) / 2
         start, end = heads.span_scores(scores, encoded.batch)[0].unbind(-1)
         return self._finish(
-            *(outputs.QuestionAnsweringModelOutput, encoded, given),
+            outputs.QuestionAnsweringModelOutput,
+            encoded,
+            given,
             loss=loss,
             start_logits=start,
             end_logits=end,
@@ -236,15 +255,16 @@ class MaskedLMHead(Head):
     With labels logits are made unless the model is in train mode, or as `output_logits` says.
     """
 
-    def _words(self) -> MaskedLMWeights:
+    def _masked_lm(self) -> MaskedLMWeights:
         """The head's weights. Raises Unfit."""
         kinds = (modeling_bert.BertOnlyMLMHead, modeling_bert.BertPreTrainingHeads)
+        cls = fusion.exact(self.cls, kinds, "cls")
         predictions = fusion.exact(
-            *(fusion.exact(self.cls, kinds, "cls")._modules.get("predictions"),),
-            *(modeling_bert.BertLMPredictionHead, "cls.predictions"),
+            cls._modules.get("predictions"), modeling_bert.BertLMPredictionHead, "cls.predictions"
         )
         transform = fusion.exact(
-            *(predictions._modules.get("transform"), modeling_bert.BertPredictionHeadTransform),
+            predictions._modules.get("transform"),
+            modeling_bert.BertPredictionHeadTransform,
             "cls.predictions.transform",
         )
         where = "cls.predictions.transform."
@@ -257,23 +277,23 @@ class MaskedLMHead(Head):
 
     def _check(self, name: str, module: nn.Module) -> None:
         super()._check(name, module)
-        self._words()
+        self._masked_lm()
 
     def _wants_scores(self, given: dict[str, Any], learns: bool) -> bool:
         return given.get("output_logits", not (learns and self.training))
 
-    def _words_loss(
+    def _masked_lm_loss(
         self, encoded: Encoded, scores: Tensor | None, given: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """(the loss, the labels [T])."""
-        batch, words = encoded.batch, self.cls.predictions.decoder.out_features
+        batch, vocab_size = encoded.batch, self.cls.predictions.decoder.out_features
         shape = (batch.batch, batch.length)
-        labels = class_labels("labels", given["labels"], shape, words, encoded.rows.device)
+        labels = class_labels("labels", given["labels"], shape, vocab_size, encoded.rows.device)
         labels, count = take(labels, batch), _items(given, encoded.rows)
         if scores is not None:
             return heads.cross_entropy(*heads.labelled(scores, labels), count), labels
         with kept_copies(self.bert):
-            return heads.masked_lm_loss(self._words(), encoded.rows, labels, count), labels
+            return heads.masked_lm_loss(self._masked_lm(), encoded.rows, labels, count), labels
 
 
 class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):
@@ -284,9 +304,9 @@ class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         learns, loss = "labels" in given, None
         wanted = self._wants_scores(given, learns)
-        scores = heads.masked_lm_scores(self._words(), encoded.rows) if wanted else None
+        scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
         if learns:
-            loss, _ = self._words_loss(encoded, scores, given)
+            loss, _ = self._masked_lm_loss(encoded, scores, given)
         logits = unpack(scores, encoded.batch) if wanted else None
         return self._finish(outputs.MaskedLMOutput, encoded, given, loss=loss, logits=logits)
 
@@ -301,19 +321,21 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
     _theirs = modeling_bert.BertForPreTraining
 
     def _encode(self, given: dict[str, Any]) -> Encoded | str:
-        words = "labels" in given or self._wants_scores(given, False)
-        return encode(self.bert, given, not words)
+        rows = "labels" in given or self._wants_scores(given, False)
+        return encode(self.bert, given, not rows)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         learns, loss = "labels" in given and "next_sentence_label" in given, None
         wanted = self._wants_scores(given, learns)
-        scores = heads.masked_lm_scores(self._words(), encoded.rows) if wanted else None
-        related = self.cls.seq_relationship(encoded.pooled)  # [B,2]
+        scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
+        related = self._linear(self.cls, "seq_relationship", encoded.pooled)  # [B,2]
         if learns:
-            words, labels = self._words_loss(encoded, scores, given)
-            loss = words + self._pairs_loss(related, labels, given)
+            loss, labels = self._masked_lm_loss(encoded, scores, given)
+            loss = loss + self._pairs_loss(related, labels, given)
         return self._finish(
-            *(modeling_bert.BertForPreTrainingOutput, encoded, given),
+            modeling_bert.BertForPreTrainingOutput,
+            encoded,
+            given,
             loss=loss,
             prediction_logits=unpack(scores, encoded.batch) if wanted else None,
             seq_relationship_logits=related,
@@ -343,4 +365,4 @@ def _drop(module: nn.Module, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
         return module(rows)
     if module.p == 0 or not module.training:
         return rows
-    return dropout(rows, module.p, _philox.draw_seed(rows.device), cu_seqlens)
+    return dropout(rows, module.p, draw_seed(rows.device), cu_seqlens)

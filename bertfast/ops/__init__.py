@@ -1,4 +1,4 @@
-"""The operations that a BERT encoder is made of: one contract each, several forms that compute the same thing."""
+"""The operations that a BERT encoder is made of: one contract each, several backends that compute the same thing."""
 
 from .attention import attention
 from .embedding import embedding

@@ -1,6 +1,6 @@
 """erf GELU and its derivative on fp32 tiles, and over whole tensors.
 
-gelu(x) = x Φ(x). Φ(-u) = t Q(t) exp(-u²/2) with t = 1 / (1 + 0.2616 u), u = |x|, and Q the fit of the C++ form
+gelu(x) = x Φ(x). Φ(-u) = t Q(t) exp(-u²/2) with t = 1 / (1 + 0.2616 u), u = |x|, and Q the fit of the C++ backend
 (`csrc/common/simd.h`): relative error 7e-9, positive and smooth at any u, so the tail falls to -0 without a step back.
 """
 

@@ -1,4 +1,4 @@
-"""The matrix products of the Triton forms: x · Wᵀ + b with its epilogues, and all its gradients in one launch.
+"""The matrix products of the Triton backends: x · Wᵀ + b with its epilogues, and all its gradients in one launch.
 
 A weight is [N,K] as it is stored. One launch serves one weight, or three that read the same x: the output's columns
 are those of the weights side by side, and a block picks its weight by its column. Sums are fp32, in one fixed order.
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import dispatch
 from ..extension import gradients, with_dense_rows
 from ._dot_triton import dot
 from ._gelu_triton import gelu, gelu_slope
@@ -156,13 +157,13 @@ def _linear_fwd_kernel(
     )  # fmt: skip
     bias = tl.load(_pick(which, b0, b1, b2) + columns, mask=columns < n, other=0.0)
     acc += bias.to(tl.float32)[None, :]
-    places = m[:, None] * (WEIGHTS * n) + (which * n + columns)[None, :]
+    offsets = m[:, None] * (WEIGHTS * n) + (which * n + columns)[None, :]
     inside = (m[:, None] < rows) & (columns[None, :] < n)
     if pre is not None:
-        tl.store(pre + places, acc.to(out.dtype.element_ty), mask=inside)
+        tl.store(pre + offsets, acc.to(out.dtype.element_ty), mask=inside)
     if GELU:
         acc = gelu(acc)
-    tl.store(out + places, acc.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=inside)
 
 
 # ---- backward ----
@@ -184,9 +185,9 @@ def _dweight_tile(
         x + tokens[:, None] * x_stride + columns[None, :], columns[None, :] < k, x_stride,
         rows, BLOCK_K, PRECISION,
     )  # fmt: skip
-    places = m.to(tl.int64)[:, None] * k + columns[None, :]
+    offsets = m.to(tl.int64)[:, None] * k + columns[None, :]
     inside = (m[:, None] < n) & (columns[None, :] < k)
-    tl.store(dweight + places, acc.to(dweight.dtype.element_ty), mask=inside)
+    tl.store(dweight + offsets, acc.to(dweight.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -232,9 +233,9 @@ def _dx_tile(
             weight + depth[:, None] * weight_stride + columns[None, :], columns[None, :] < k, weight_stride,
             n, BLOCK_K, PRECISION,
         )  # fmt: skip
-    places = m[:, None] * k + columns[None, :]
+    offsets = m[:, None] * k + columns[None, :]
     inside = (m[:, None] < rows) & (columns[None, :] < k)
-    tl.store(dx + places, acc.to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + offsets, acc.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "dw_blocks", "db_blocks"])
@@ -283,6 +284,8 @@ def _pick_config(
     """
     if x.dtype == torch.float32 and not interpreted():
         return table.pick(precision(x))
+    if dispatch.is_batch_invariant():
+        return table.pick(sizes[0])
     for key in sizes[:-1]:
         config = table.pick(key)
         tiles = [_tiles(config, m, n) for m, n in results]

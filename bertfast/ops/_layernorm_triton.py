@@ -238,7 +238,7 @@ def _column_sums_kernel(
 def refuses(features: int) -> str | None:
     """Why rows of that many features cannot be normalised here, or None."""
     if features > MAX_FEATURES:
-        return f"{features} features; the triton form normalises rows of at most {MAX_FEATURES}"
+        return f"{features} features; the triton backend normalises rows of at most {MAX_FEATURES}"
     return None
 
 

@@ -1,5 +1,5 @@
 """Dropout's bits: Philox-4x32-10 (Salmon et al., SC 2011) in torch's int64 arithmetic, the
-definition for every form.
+definition for every backend.
 
 The key is a 64-bit seed (low word, high word). The counter is (i // 8, j, head or 0, batch row):
 for hidden states i is the feature and j the position inside the sequence; for attention i is the
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from . import _autograd
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -87,27 +85,3 @@ def dropout(x: Tensor, p: float, keep: Tensor | None) -> Tensor:
     dropout).
     """
     return x if keep is None else torch.where(keep, x * keep_scale(p), 0.0)
-
-
-def _fill(seed: Tensor) -> None:
-    seed.random_(-(2**63), 2**63 - 1)
-
-
-# An op of its own, so that a compiled model draws the very seeds that the eager one draws. It
-# writes into its argument because torch.compile merges equal calls of a random op that is not one
-# of torch's own; two empty tensors are not equal.
-_autograd.define(
-    "fill_seed_(Tensor(a!) seed) -> ()",
-    _fill,
-    lambda seed: None,
-    tags=(torch.Tag.nondeterministic_seeded,),
-)
-
-
-def draw_seed(device: torch.device | str, count: int = 1) -> Tensor:
-    """Fresh dropout seeds, int64 [count], from torch's default generator of the device (`torch.manual_seed` repeats
-    them).
-    """
-    seeds = torch.empty(count, dtype=torch.int64, device=device)
-    torch.ops.bertfast.fill_seed_(seeds)
-    return seeds

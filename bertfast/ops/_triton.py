@@ -1,4 +1,4 @@
-"""What the Triton forms share: whether they can run here, their dtypes, and their tables of block shapes.
+"""What the Triton backends share: whether they can run here, their dtypes, and their tables of block shapes.
 
 Kernels run where Triton's active driver says that they do: on a CUDA GPU, on the CPU under TRITON_INTERPRET=1, or on
 whatever device another driver stands for. Importing this module raises ImportError where Triton is absent or broken.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
+import shutil
 import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from .. import extension
 
+logger = logging.getLogger("bertfast")
 # Of releases executed under the parity tests, 3.2 alone made code with a race (in strict float32 products).
 LEAST_TRITON = (3, 3)
 
@@ -50,7 +53,9 @@ class Config(NamedTuple):
     def options(self) -> dict:
         """The keyword arguments of a launch."""
         # AMD's compiler keeps a stage in registers, and its cards have 64 KiB of shared memory a block.
-        stages = min(self.num_stages, 2) if card().backend == "hip" else self.num_stages
+        stages = (
+            min(self.num_stages, 2) if device_properties().backend == "hip" else self.num_stages
+        )
         shape = {"num_warps": self.num_warps, "num_stages": stages}
         if self.max_registers is not None:
             shape |= registers(self.max_registers)
@@ -91,7 +96,7 @@ class Table:
 TABLES: dict[str, Table] = {}
 
 
-class Card(NamedTuple):
+class DeviceProperties(NamedTuple):
     """What a device is, as Triton's driver tells.
 
     Fields:
@@ -105,8 +110,8 @@ class Card(NamedTuple):
     multiprocessors: int
 
 
-_INTERPRETER = Card("cpu", "", LEAST_ARCH, 4)
-_CARDS: weakref.WeakKeyDictionary[object, dict] = weakref.WeakKeyDictionary()
+_INTERPRETER = DeviceProperties("cpu", "", LEAST_ARCH, 4)
+_KNOWN: weakref.WeakKeyDictionary[object, dict] = weakref.WeakKeyDictionary()
 
 
 @functools.cache
@@ -117,7 +122,7 @@ def interpreted() -> bool:
     return knobs.runtime.interpret
 
 
-def card() -> Card:
+def device_properties() -> DeviceProperties:
     """The current device. Raises what Triton raises where it finds none.
 
     Each is asked once: reading its properties takes a driver as long as a large kernel (1 ms on an H100).
@@ -126,18 +131,20 @@ def card() -> Card:
         return _INTERPRETER
     active = driver.active
     device = active.get_current_device()
-    known = _CARDS.setdefault(active, {})
+    known = _KNOWN.setdefault(active, {})
     if device not in known:
         target = active.get_current_target()
         arch = target.arch if target.backend == "cuda" else LEAST_ARCH
         count = active.utils.get_device_properties(device)["multiprocessor_count"]
-        known[device] = Card(active.get_active_torch_device().type, target.backend, arch, count)
+        known[device] = DeviceProperties(
+            active.get_active_torch_device().type, target.backend, arch, count
+        )
     return known[device]
 
 
 def arch() -> int:
     """The compute capability of the current device."""
-    return card().arch
+    return device_properties().arch
 
 
 def registers(count: int) -> dict[str, int]:
@@ -145,36 +152,68 @@ def registers(count: int) -> dict[str, int]:
 
     Without it ptxas may spill a register or two to fit one more block on a multiprocessor.
     """
-    return {"maxnreg": count} if card().backend == "cuda" else {}
+    return {"maxnreg": count} if device_properties().backend == "cuda" else {}
 
 
 def multiprocessors() -> int:
     """Of the current device: how many resident blocks a persistent loop spreads over."""
-    return card().multiprocessors
+    return device_properties().multiprocessors
 
 
 def refuses(x: Tensor, product: bool = False) -> str | None:
-    """Why the Triton form cannot compute on tensors like `x`, or None.
+    """Why the Triton backend cannot compute on tensors like `x`, or None.
 
     Args:
         product: the operation holds a matrix product, for which Triton needs tensor cores of sm_80 and newer.
     """
-    reason = _no_device()
+    reason = _cannot_run(x)
     if reason is not None:
         return reason
-    here = card()
+    here = device_properties()
     if x.device.type != here.device_type:
         return f"tensors on {x.device.type}; triton computes on {here.device_type}"
     if x.dtype not in DTYPES:
-        return f"dtype {x.dtype}; the triton form computes in float32, bfloat16 and float16"
+        return f"dtype {x.dtype}; the triton backend computes in float32, bfloat16 and float16"
     if product and here.arch < LEAST_ARCH:
         return f"sm_{here.arch}: Triton makes no tensor-core code before sm_{LEAST_ARCH}"
     return None
 
 
-def _no_device() -> str | None:
+@functools.cache
+def cannot_run() -> str | None:
+    """Why kernels cannot run on a GPU of this machine, or None; tried once a process."""
+    reason = None if interpreted() else _no_compiler()
     try:
-        card()
+        reason or device_properties()
+    except Exception as error:  # the driver's module is compiled here
+        reason = "triton's driver does not start: " + " ".join(str(error).split())
+    return reason
+
+
+def _no_compiler() -> str | None:
+    """Triton compiles its launchers in C when it first runs: the search it makes then, made before anything fails."""
+    if getattr(getattr(knobs, "build", None), "impl", None) is not None:
+        return None
+    wanted = os.environ.get("CC")
+    if wanted is not None:
+        found = shutil.which(wanted)
+        return None if found else f"triton needs a C compiler, and CC is {wanted!r}: no program"
+    if any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return None
+    return "triton needs a C compiler: there is no gcc and no clang, and CC is not set"
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.warning("the backend triton does not run, others serve the GPU: %s", reason)
+
+
+def _cannot_run(x: Tensor) -> str | None:
+    if x.device.type == "cuda" and (reason := cannot_run()):
+        _say_once(reason)
+        return reason
+    try:
+        device_properties()
     except Exception as error:  # RuntimeError without a GPU, else what its driver raised
         return f"triton finds no device that it can serve: {error}"
     return None

@@ -18,19 +18,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import dispatch, extension
+from .. import extension
 from ..errors import UnsupportedError
 
 _ACTIVE: contextvars.ContextVar[Cache | None] = contextvars.ContextVar(
     "bertfast_packed_cache", default=None
 )
 _SCRATCH = threading.local()
-dispatch.depends_on(lambda: _ACTIVE.get() is not None)  # a kept copy saves the time of packing
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight [n, k] in the layout of one variant of the C++ kernels (csrc/common/gemm.h)."""
+    """A weight [n, k] in the layout of one variant of the C++ kernels (csrc/product/gemm.h)."""
 
     buffer: Tensor
     n: int

@@ -4,8 +4,8 @@
 // exists. Scores and sums are fp32; a row's result depends on nothing but its own sequence. Longest
 // sequences go first, so that the threads end together.
 #include "attention/op.h"
-#include "common/pack.h"
 #include "common/philox.h"
+#include "product/pack.h"
 
 namespace bf {
 namespace BF_ISA {

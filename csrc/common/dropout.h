@@ -2,12 +2,14 @@
 #pragma once
 #include <cstdint>
 
+#include "common/fields.h"
+
 namespace bf {
 
-struct Dropout {
-  const std::uint64_t* seed;  // null: no dropout
-  std::uint32_t threshold;    // round(p * 65536): dropped if a 16-bit number is below it
-  float scale;                // 65536 / (65536 - threshold)
-};
+#define BF_DROPOUT(FIELD)                                                                   \
+  FIELD(const std::uint64_t*, seed) /* null: no dropout */                                  \
+  FIELD(std::uint32_t, threshold)   /* round(p * 65536): dropped if 16 bits are below it */ \
+  FIELD(float, scale)               /* 65536 / (65536 - threshold) */
+BF_STRUCT(Dropout, BF_DROPOUT)
 
 }  // namespace bf

@@ -1,12 +1,13 @@
-// What a CUDA kernel is told beyond the operation's own parameters; the CPU form ignores it.
+// What a CUDA kernel is told beyond the operation's own fields; CPU kernels ignore it.
 #pragma once
+#include "common/fields.h"
 
 namespace bf {
 
-struct Gpu {
-  void* stream = nullptr;     // the caller's cudaStream_t
-  void* workspace = nullptr;  // device memory of the size that <operation>_workspace() asked for
-  bool tf32 = false;          // fp32 products may round their inputs to tf32
-};
+#define BF_GPU(FIELD)                                                                       \
+  FIELD(void*, stream)    /* the caller's cudaStream_t */                                   \
+  FIELD(void*, workspace) /* device memory of the size that <operation>_workspace() said */ \
+  FIELD(bool, tf32)       /* fp32 products may round their inputs to tf32 */
+BF_STRUCT(Gpu, BF_GPU)
 
 }  // namespace bf

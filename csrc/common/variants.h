@@ -1,4 +1,4 @@
-// The instruction sets that every kernel unit is compiled for, narrow to wide; setup.py may name a
+// The instruction sets that every kernel unit is compiled for, narrow to wide; a build may name a
 // part of them. avx2_wide is the AVX-512 tile at AVX2 width, for tests.
 #pragma once
 #include <cstddef>

@@ -1,69 +1,64 @@
 // embedding: out = dropout(LN(word[id] + position[p] + segment[s])).
 #pragma once
-#include "common/dropout.h"
-#include "common/dtype.h"
-#include "common/gpu.h"
-#include "common/variants.h"
+#include "common/kernel.h"
 
 namespace bf {
 
-struct EmbeddingFwd {
-  const std::int64_t* input_ids;     // [rows], or null: word holds the rows themselves
-  const std::int64_t* position_ids;  // [rows]
-  const std::int64_t* segment_ids;   // [rows]
-  const void* word;      // [vocabulary, n] or, without ids, [rows, n]; row stride word_stride
-  const void* position;  // [positions, n]
-  const void* segment;   // [segments, n]
-  const void* ln_weight;
-  const void* ln_bias;             // [n]
-  void* out;                       // [rows, n]
-  float* mean;                     // [rows] or null
-  float* rstd;                     // [rows] or null
-  const std::int32_t* cu_seqlens;  // [sequences + 1]; read only with dropout
-  long rows, n, word_stride, sequences;
-  float eps;
-  Dropout dropout;
-  DType dtype;
-  int threads;
-  Gpu gpu = {};
-  long table_rows[3] = {};  // of word, position, segment; CUDA: ids beyond them give a row of NaN
-};
+#define BF_EMBEDDING_FWD(FIELD)                                                              \
+  FIELD(const std::int64_t*, input_ids)    /* [rows], or null: word holds the rows */        \
+  FIELD(const std::int64_t*, position_ids) /* [rows] */                                      \
+  FIELD(const std::int64_t*, segment_ids)  /* [rows] */                                      \
+  FIELD(const void*, word)                 /* [vocabulary, n] or, without ids, [rows, n] */  \
+  FIELD(const void*, position)             /* [positions, n] */                              \
+  FIELD(const void*, segment)              /* [segments, n] */                               \
+  FIELD(const void*, ln_weight)                                                              \
+  FIELD(const void*, ln_bias)            /* [n] */                                           \
+  FIELD(void*, out)                      /* [rows, n] */                                     \
+  FIELD(float*, mean)                    /* [rows] or null */                                \
+  FIELD(float*, rstd)                    /* [rows] or null */                                \
+  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */       \
+  FIELD(long, rows)                                                                          \
+  FIELD(long, n)                                                                             \
+  FIELD(long, word_stride)                                                                   \
+  FIELD(long, sequences)                                                                     \
+  FIELD(float, eps)                                                                          \
+  FIELD(Dropout, dropout)                                                                    \
+  FIELD(Three<long>, table_rows) /* of the three; CUDA: ids beyond them give a row of NaN */ \
+  BF_WHERE(FIELD)
 
-struct EmbeddingTable {       // gradient of one table: rows that occur, in fp32 sums over tokens in
-                              // order
-  const std::int64_t* ids;    // [rows]
-  const std::int64_t* order;  // [rows]: tokens by id, equal ids in the order of the tokens
-  void* dtable;               // [ids, n], zeros; or null
-  std::int64_t skip;          // this id gets no gradient (-1: none is skipped)
-};
+// Gradient of one table: rows that occur, in fp32 sums over tokens in order.
+#define BF_EMBEDDING_TABLE(FIELD)                                                        \
+  FIELD(const std::int64_t*, ids)   /* [rows] */                                         \
+  FIELD(const std::int64_t*, order) /* [rows]: tokens by id, equal ids in token order */ \
+  FIELD(void*, dtable)              /* [ids, n], zeros; or null */                       \
+  FIELD(std::int64_t, skip)         /* this id gets no gradient (-1: none is skipped) */
+BF_STRUCT(EmbeddingTable, BF_EMBEDDING_TABLE)
 
-struct EmbeddingBwd {
-  const void* dout;                  // [rows, n]
-  const std::int64_t* input_ids;     // [rows], or null: word holds the rows themselves
-  const std::int64_t* position_ids;  // [rows]
-  const std::int64_t* segment_ids;   // [rows]
-  const void* word;                  // as in EmbeddingFwd; the three are summed again
-  const void* position;
-  const void* segment;
-  const void* ln_weight;
-  const float* mean;         // [rows]
-  const float* rstd;         // [rows]
-  EmbeddingTable tables[3];  // word, position, segment
-  void* dinputs;             // [rows, n] or null: gradient of the summed row
-  void* dln_weight;
-  void* dln_bias;                  // [n]
-  const std::int32_t* cu_seqlens;  // [sequences + 1]; read only with dropout
-  long rows, n, word_stride, sequences;
-  Dropout dropout;
-  DType dtype;
-  int threads;
-  Gpu gpu = {};
-  long table_rows[3] = {};  // as in EmbeddingFwd; ids beyond them add to no table
-};
+#define BF_EMBEDDING_BWD(FIELD)                                                            \
+  FIELD(const void*, dout)                 /* [rows, n] */                                 \
+  FIELD(const std::int64_t*, input_ids)    /* [rows], or null: word holds the rows */      \
+  FIELD(const std::int64_t*, position_ids) /* [rows] */                                    \
+  FIELD(const std::int64_t*, segment_ids)  /* [rows] */                                    \
+  FIELD(const void*, word)                 /* as in forward; the three are summed again */ \
+  FIELD(const void*, position)                                                             \
+  FIELD(const void*, segment)                                                              \
+  FIELD(const void*, ln_weight)                                                            \
+  FIELD(const float*, mean)            /* [rows] */                                        \
+  FIELD(const float*, rstd)            /* [rows] */                                        \
+  FIELD(Three<EmbeddingTable>, tables) /* word, position, segment */                       \
+  FIELD(void*, dinputs)                /* [rows, n] or null: gradient of the summed row */ \
+  FIELD(void*, dln_weight)                                                                 \
+  FIELD(void*, dln_bias)                 /* [n] */                                         \
+  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */     \
+  FIELD(long, rows)                                                                        \
+  FIELD(long, n)                                                                           \
+  FIELD(long, word_stride)                                                                 \
+  FIELD(long, sequences)                                                                   \
+  FIELD(Dropout, dropout)                                                                  \
+  FIELD(Three<long>, table_rows) /* as in forward; ids beyond them add to no table */      \
+  BF_WHERE(FIELD)
 
-BF_DECLARE_CPU(embedding_fwd, EmbeddingFwd)
-BF_DECLARE_CUDA(embedding_fwd, EmbeddingFwd)
-BF_DECLARE_CPU(embedding_bwd, EmbeddingBwd)
-BF_DECLARE_CUDA(embedding_bwd, EmbeddingBwd)
+BF_KERNEL(embedding_fwd, EmbeddingFwd, BF_EMBEDDING_FWD)
+BF_KERNEL(embedding_bwd, EmbeddingBwd, BF_EMBEDDING_BWD)
 
 }  // namespace bf

@@ -1,8 +1,8 @@
 // A thread owns whole rows: bias, GELU and LN run over a block of rows that the product left in L2.
-#include "common/gemm.h"
 #include "common/layernorm.h"
-#include "common/linear_bwd.h"
 #include "gelu_layernorm/op.h"
+#include "product/gemm.h"
+#include "product/linear_bwd.h"
 
 namespace bf {
 namespace BF_ISA {

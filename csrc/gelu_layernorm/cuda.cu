@@ -9,8 +9,8 @@
 #include "common/check.h"
 #include "common/gelu.cuh"
 #include "common/layernorm.cuh"
-#include "common/product.h"
 #include "gelu_layernorm/op.h"
+#include "product/product.h"
 
 namespace bf {
 namespace cuda {

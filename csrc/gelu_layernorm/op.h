@@ -2,53 +2,44 @@
 // weight, bias, pre and their gradients have `dtype`; ln_weight, ln_bias, out and their gradients
 // `ln_dtype`, which is dtype or float32.
 #pragma once
-#include "common/dtype.h"
-#include "common/gpu.h"
-#include "common/variants.h"
+#include "common/kernel.h"
 
 namespace bf {
 
-struct GeluLayernormFwd {
-  const void* x;       // [rows, k], row stride x_stride
-  const void* packed;  // weight [n, k], packed
-  const void* bias;    // [n]
-  const void* ln_weight;
-  const void* ln_bias;  // [n]
-  void* out;            // [rows, n]
-  void* pre;            // [rows, n] or null: x weight^T + bias, for backward
-  float* mean;          // [rows] or null
-  float* rstd;          // [rows] or null
-  long rows, n, k, x_stride;
-  float eps;
-  DType dtype;
-  DType ln_dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_GELU_LAYERNORM_FWD(FIELD)                                                   \
+  FIELD(const void*, x)      /* [rows, k], row stride x_stride */                      \
+  FIELD(const void*, packed) /* weight [n, k], packed */                               \
+  FIELD(const void*, bias)   /* [n] */                                                 \
+  FIELD(const void*, ln_weight)                                                        \
+  FIELD(const void*, ln_bias) /* [n] */                                                \
+  FIELD(void*, out)           /* [rows, n] */                                          \
+  FIELD(void*, pre)           /* [rows, n] or null: x weight^T + bias, for backward */ \
+  FIELD(float*, mean)         /* [rows] or null */                                     \
+  FIELD(float*, rstd)         /* [rows] or null */                                     \
+  BF_LINEAR_SIZES(FIELD)                                                               \
+  FIELD(float, eps)                                                                    \
+  FIELD(DType, ln_dtype)                                                               \
+  BF_WHERE(FIELD)
 
-struct GeluLayernormBwd {
-  const void* dout;    // [rows, n]
-  const void* x;       // [rows, k], row stride x_stride
-  const void* weight;  // [n, k], row stride weight_stride, as it stands (not packed)
-  const void* pre;     // [rows, n]
-  const float* mean;   // [rows]
-  const float* rstd;   // [rows]
-  const void* ln_weight;
-  void* dx;       // [rows, k] or null
-  void* dweight;  // [n, k] or null
-  void* dbias;    // [n] or null
-  void* dln_weight;
-  void* dln_bias;  // [n]
-  long rows, n, k, x_stride, weight_stride;
-  DType dtype;
-  DType ln_dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_GELU_LAYERNORM_BWD(FIELD)                                            \
+  FIELD(const void*, dout)   /* [rows, n] */                                    \
+  FIELD(const void*, x)      /* [rows, k], row stride x_stride */               \
+  FIELD(const void*, weight) /* [n, k], row stride weight_stride, not packed */ \
+  FIELD(const void*, pre)    /* [rows, n] */                                    \
+  FIELD(const float*, mean)  /* [rows] */                                       \
+  FIELD(const float*, rstd)  /* [rows] */                                       \
+  FIELD(const void*, ln_weight)                                                 \
+  FIELD(void*, dx)      /* [rows, k] or null */                                 \
+  FIELD(void*, dweight) /* [n, k] or null */                                    \
+  FIELD(void*, dbias)   /* [n] or null */                                       \
+  FIELD(void*, dln_weight)                                                      \
+  FIELD(void*, dln_bias) /* [n] */                                              \
+  BF_LINEAR_SIZES(FIELD)                                                        \
+  FIELD(long, weight_stride)                                                    \
+  FIELD(DType, ln_dtype)                                                        \
+  BF_WHERE(FIELD)
 
-BF_DECLARE_CPU(gelu_layernorm_fwd, GeluLayernormFwd)
-BF_DECLARE_CUDA(gelu_layernorm_fwd, GeluLayernormFwd)
-BF_DECLARE_CPU(gelu_layernorm_bwd, GeluLayernormBwd)
-BF_DECLARE_CUDA(gelu_layernorm_bwd, GeluLayernormBwd)
+BF_KERNEL(gelu_layernorm_fwd, GeluLayernormFwd, BF_GELU_LAYERNORM_FWD)
+BF_KERNEL(gelu_layernorm_bwd, GeluLayernormBwd, BF_GELU_LAYERNORM_BWD)
 
 }  // namespace bf

@@ -1,7 +1,7 @@
 // Bias and GELU are applied to a few panels of the product while they are in L2.
-#include "common/gemm.h"
-#include "common/linear_bwd.h"
 #include "linear_gelu/op.h"
+#include "product/gemm.h"
+#include "product/linear_bwd.h"
 
 namespace bf {
 namespace BF_ISA {

@@ -5,9 +5,9 @@
 // these were cut into parts. Saved: pre. What must hold: dout, pre and out are contiguous.
 #include "common/gelu.cuh"
 #include "common/launch.cuh"
-#include "common/product.h"
 #include "common/vector.cuh"
 #include "linear_gelu/op.h"
+#include "product/product.h"
 
 namespace bf {
 namespace cuda {

@@ -1,40 +1,31 @@
 // linear_gelu: out = gelu(x weight^T + bias), erf form.
 #pragma once
-#include "common/dtype.h"
-#include "common/gpu.h"
-#include "common/variants.h"
+#include "common/kernel.h"
 
 namespace bf {
 
-struct LinearGeluFwd {
-  const void* x;       // [rows, k], row stride x_stride
-  const void* packed;  // weight [n, k], packed
-  const void* bias;    // [n]
-  void* out;           // [rows, n]
-  void* pre;           // [rows, n] or null: x weight^T + bias, for backward
-  long rows, n, k, x_stride;
-  DType dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_LINEAR_GELU_FWD(FIELD)                                                     \
+  FIELD(const void*, x)      /* [rows, k], row stride x_stride */                     \
+  FIELD(const void*, packed) /* weight [n, k], packed */                              \
+  FIELD(const void*, bias)   /* [n] */                                                \
+  FIELD(void*, out)          /* [rows, n] */                                          \
+  FIELD(void*, pre)          /* [rows, n] or null: x weight^T + bias, for backward */ \
+  BF_LINEAR_SIZES(FIELD)                                                              \
+  BF_WHERE(FIELD)
 
-struct LinearGeluBwd {
-  const void* dout;    // [rows, n]
-  const void* x;       // [rows, k], row stride x_stride
-  const void* weight;  // [n, k], row stride weight_stride, as it stands (not packed)
-  const void* pre;     // [rows, n]
-  void* dx;            // [rows, k] or null
-  void* dweight;       // [n, k] or null
-  void* dbias;         // [n] or null
-  long rows, n, k, x_stride, weight_stride;
-  DType dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_LINEAR_GELU_BWD(FIELD)                                               \
+  FIELD(const void*, dout)   /* [rows, n] */                                    \
+  FIELD(const void*, x)      /* [rows, k], row stride x_stride */               \
+  FIELD(const void*, weight) /* [n, k], row stride weight_stride, not packed */ \
+  FIELD(const void*, pre)    /* [rows, n] */                                    \
+  FIELD(void*, dx)           /* [rows, k] or null */                            \
+  FIELD(void*, dweight)      /* [n, k] or null */                               \
+  FIELD(void*, dbias)        /* [n] or null */                                  \
+  BF_LINEAR_SIZES(FIELD)                                                        \
+  FIELD(long, weight_stride)                                                    \
+  BF_WHERE(FIELD)
 
-BF_DECLARE_CPU(linear_gelu_fwd, LinearGeluFwd)
-BF_DECLARE_CUDA(linear_gelu_fwd, LinearGeluFwd)
-BF_DECLARE_CPU(linear_gelu_bwd, LinearGeluBwd)
-BF_DECLARE_CUDA(linear_gelu_bwd, LinearGeluBwd)
+BF_KERNEL(linear_gelu_fwd, LinearGeluFwd, BF_LINEAR_GELU_FWD)
+BF_KERNEL(linear_gelu_bwd, LinearGeluBwd, BF_LINEAR_GELU_BWD)
 
 }  // namespace bf

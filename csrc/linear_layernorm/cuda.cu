@@ -8,8 +8,8 @@
 // the rest is contiguous.
 #include "common/check.h"
 #include "common/layernorm.cuh"
-#include "common/product.h"
 #include "linear_layernorm/op.h"
+#include "product/product.h"
 
 namespace bf {
 namespace cuda {

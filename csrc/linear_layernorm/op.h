@@ -2,60 +2,53 @@
 // their gradients have `dtype`; residual, ln_weight, ln_bias, z, out and their gradients
 // `ln_dtype`, which is dtype or float32.
 #pragma once
-#include "common/dropout.h"
-#include "common/dtype.h"
-#include "common/gpu.h"
-#include "common/variants.h"
+#include "common/kernel.h"
 
 namespace bf {
 
-struct LinearLayernormFwd {
-  const void* x;         // [rows, k], row stride x_stride
-  const void* packed;    // weight [n, k], packed
-  const void* bias;      // [n]
-  const void* residual;  // [rows, n], row stride residual_stride
-  const void* ln_weight;
-  const void* ln_bias;             // [n]
-  void* out;                       // [rows, n]
-  void* z;                         // [rows, n] or null: the sum before LN, for backward
-  float* mean;                     // [rows] or null
-  float* rstd;                     // [rows] or null
-  const std::int32_t* cu_seqlens;  // [sequences + 1]; read only with dropout
-  long rows, n, k, x_stride, residual_stride, sequences;
-  float eps;
-  Dropout dropout;
-  DType dtype;
-  DType ln_dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_LINEAR_LAYERNORM_FWD(FIELD)                                                            \
+  FIELD(const void*, x)        /* [rows, k], row stride x_stride */                               \
+  FIELD(const void*, packed)   /* weight [n, k], packed */                                        \
+  FIELD(const void*, bias)     /* [n] */                                                          \
+  FIELD(const void*, residual) /* [rows, n], row stride residual_stride */                        \
+  FIELD(const void*, ln_weight)                                                                   \
+  FIELD(const void*, ln_bias)            /* [n] */                                                \
+  FIELD(void*, out)                      /* [rows, n] */                                          \
+  FIELD(void*, z)                        /* [rows, n] or null: the sum before LN, for backward */ \
+  FIELD(float*, mean)                    /* [rows] or null */                                     \
+  FIELD(float*, rstd)                    /* [rows] or null */                                     \
+  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */            \
+  BF_LINEAR_SIZES(FIELD)                                                                          \
+  FIELD(long, residual_stride)                                                                    \
+  FIELD(long, sequences)                                                                          \
+  FIELD(float, eps)                                                                               \
+  FIELD(Dropout, dropout)                                                                         \
+  FIELD(DType, ln_dtype)                                                                          \
+  BF_WHERE(FIELD)
 
-struct LinearLayernormBwd {
-  const void* dout;    // [rows, n]
-  const void* x;       // [rows, k], row stride x_stride
-  const void* weight;  // [n, k], row stride weight_stride, as it stands (not packed)
-  const void* z;       // [rows, n]
-  const float* mean;   // [rows]
-  const float* rstd;   // [rows]
-  const void* ln_weight;
-  void* dx;         // [rows, k] or null
-  void* dweight;    // [n, k] or null
-  void* dbias;      // [n] or null
-  void* dresidual;  // [rows, n]
-  void* dln_weight;
-  void* dln_bias;                  // [n]
-  const std::int32_t* cu_seqlens;  // [sequences + 1]; read only with dropout
-  long rows, n, k, x_stride, weight_stride, sequences;
-  Dropout dropout;
-  DType dtype;
-  DType ln_dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_LINEAR_LAYERNORM_BWD(FIELD)                                                 \
+  FIELD(const void*, dout)   /* [rows, n] */                                           \
+  FIELD(const void*, x)      /* [rows, k], row stride x_stride */                      \
+  FIELD(const void*, weight) /* [n, k], row stride weight_stride, not packed */        \
+  FIELD(const void*, z)      /* [rows, n] */                                           \
+  FIELD(const float*, mean)  /* [rows] */                                              \
+  FIELD(const float*, rstd)  /* [rows] */                                              \
+  FIELD(const void*, ln_weight)                                                        \
+  FIELD(void*, dx)        /* [rows, k] or null */                                      \
+  FIELD(void*, dweight)   /* [n, k] or null */                                         \
+  FIELD(void*, dbias)     /* [n] or null */                                            \
+  FIELD(void*, dresidual) /* [rows, n] */                                              \
+  FIELD(void*, dln_weight)                                                             \
+  FIELD(void*, dln_bias)                 /* [n] */                                     \
+  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */ \
+  BF_LINEAR_SIZES(FIELD)                                                               \
+  FIELD(long, weight_stride)                                                           \
+  FIELD(long, sequences)                                                               \
+  FIELD(Dropout, dropout)                                                              \
+  FIELD(DType, ln_dtype)                                                               \
+  BF_WHERE(FIELD)
 
-BF_DECLARE_CPU(linear_layernorm_fwd, LinearLayernormFwd)
-BF_DECLARE_CUDA(linear_layernorm_fwd, LinearLayernormFwd)
-BF_DECLARE_CPU(linear_layernorm_bwd, LinearLayernormBwd)
-BF_DECLARE_CUDA(linear_layernorm_bwd, LinearLayernormBwd)
+BF_KERNEL(linear_layernorm_fwd, LinearLayernormFwd, BF_LINEAR_LAYERNORM_FWD)
+BF_KERNEL(linear_layernorm_bwd, LinearLayernormBwd, BF_LINEAR_LAYERNORM_BWD)
 
 }  // namespace bf

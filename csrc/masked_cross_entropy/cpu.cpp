@@ -1,8 +1,8 @@
 // A task is a chunk of the vocabulary: it packs the chunk's rows of the weight, passes every
 // labelled row over it and keeps, per row, the maximum and the sum of exp. The chunks are then
 // merged in order. Logits live in one tile only.
-#include "common/pack.h"
 #include "masked_cross_entropy/op.h"
+#include "product/pack.h"
 
 namespace bf {
 namespace BF_ISA {

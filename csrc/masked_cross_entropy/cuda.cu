@@ -7,7 +7,7 @@
 // columns, a thread the online sums of a few rows in registers; the chunks are merged in order.
 // Backward walks the vocabulary in slices so wide that a slice's d takes 64 MiB, 512 columns at the
 // least, with three products a slice; sums are in fp32 and every element has one owner: no atomics.
-// Saved between the two: lse. Products are those of common/gemm.cuh.
+// Saved between the two: lse. Products are those of product/gemm.cuh.
 //
 // Workspace: forward the gathered rows and 8 bytes for every row and 512 columns of the vocabulary;
 // backward the gathered rows, d of a slice and dx in fp32 (per split where rows are few).

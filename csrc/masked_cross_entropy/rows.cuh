@@ -2,8 +2,8 @@
 // matrix, logits with their bias.
 #pragma once
 #include "common/exp.cuh"
-#include "common/gemm.cuh"
 #include "masked_cross_entropy/op.h"
+#include "product/gemm.cuh"
 
 namespace bf {
 namespace cuda {

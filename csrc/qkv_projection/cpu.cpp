@@ -1,6 +1,6 @@
 // The panels of the three weights form one list, so that the threads share all of them.
-#include "common/gemm.h"
-#include "common/linear_bwd.h"
+#include "product/gemm.h"
+#include "product/linear_bwd.h"
 #include "qkv_projection/op.h"
 
 namespace bf {

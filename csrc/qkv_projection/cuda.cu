@@ -3,7 +3,7 @@
 // Backward: one launch for dx (its sum runs over the three weights in turn) and for the three
 // dweight and dbias, and one more where sums were cut into parts. Nothing is saved.
 // What must hold: the weights are contiguous forward; dqkv and out are contiguous.
-#include "common/product.h"
+#include "product/product.h"
 #include "qkv_projection/op.h"
 
 namespace bf {

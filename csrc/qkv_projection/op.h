@@ -1,39 +1,30 @@
 // qkv_projection: out[t, s] = x weight_s^T + bias_s for s = query, key, value; one product over
 // three weights.
 #pragma once
-#include "common/dtype.h"
-#include "common/gpu.h"
-#include "common/variants.h"
+#include "common/kernel.h"
 
 namespace bf {
 
-struct QkvProjectionFwd {
-  const void* x;          // [rows, k], row stride x_stride
-  const void* packed[3];  // weights [n, k], packed
-  const void* bias[3];    // [n]
-  void* out;              // [rows, 3, n]
-  long rows, n, k, x_stride;
-  DType dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_QKV_PROJECTION_FWD(FIELD)                                     \
+  FIELD(const void*, x)             /* [rows, k], row stride x_stride */ \
+  FIELD(Three<const void*>, packed) /* weights [n, k], packed */         \
+  FIELD(Three<const void*>, bias)   /* [n] */                            \
+  FIELD(void*, out)                 /* [rows, 3, n] */                   \
+  BF_LINEAR_SIZES(FIELD)                                                 \
+  BF_WHERE(FIELD)
 
-struct QkvProjectionBwd {
-  const void* dqkv;       // [rows, 3, n]
-  const void* x;          // [rows, k], row stride x_stride
-  const void* weight[3];  // [n, k], row strides weight_stride, as they stand (not packed)
-  void* dx;               // [rows, k] or null
-  void* dweight[3];       // [n, k] or null
-  void* dbias[3];         // [n] or null
-  long rows, n, k, x_stride, weight_stride[3];
-  DType dtype;
-  int threads;
-  Gpu gpu = {};
-};
+#define BF_QKV_PROJECTION_BWD(FIELD)                                                    \
+  FIELD(const void*, dqkv)          /* [rows, 3, n] */                                  \
+  FIELD(const void*, x)             /* [rows, k], row stride x_stride */                \
+  FIELD(Three<const void*>, weight) /* [n, k], row strides weight_stride, not packed */ \
+  FIELD(void*, dx)                  /* [rows, k] or null */                             \
+  FIELD(Three<void*>, dweight)      /* [n, k] or null */                                \
+  FIELD(Three<void*>, dbias)        /* [n] or null */                                   \
+  BF_LINEAR_SIZES(FIELD)                                                                \
+  FIELD(Three<long>, weight_stride)                                                     \
+  BF_WHERE(FIELD)
 
-BF_DECLARE_CPU(qkv_projection_fwd, QkvProjectionFwd)
-BF_DECLARE_CUDA(qkv_projection_fwd, QkvProjectionFwd)
-BF_DECLARE_CPU(qkv_projection_bwd, QkvProjectionBwd)
-BF_DECLARE_CUDA(qkv_projection_bwd, QkvProjectionBwd)
+BF_KERNEL(qkv_projection_fwd, QkvProjectionFwd, BF_QKV_PROJECTION_FWD)
+BF_KERNEL(qkv_projection_bwd, QkvProjectionBwd, BF_QKV_PROJECTION_BWD)
 
 }  // namespace bf

@@ -7,4 +7,4 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault(
     "TRITON_DEFAULT_FP_FUSION", "1"
-)  # as every form asks for; unset, Triton warns
+)  # as every backend asks for; unset, Triton warns

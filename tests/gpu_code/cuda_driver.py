@@ -1,4 +1,4 @@
-"""bertfast's CUDA form on a machine without a GPU: the shipped host code launches, the PTX that nvcc made is executed.
+"""The backend cuda on a machine without a GPU: the shipped host code launches, the PTX that nvcc made is executed.
 
     with emulated() as device, dispatch.use_backend("cuda"):
         ops.linear_gelu(x, weight, bias)            # x, weight, bias: tensors on the CPU
@@ -290,10 +290,10 @@ def _noting_addresses(device: Device) -> Iterator[None]:
 def _forgetting(device: Device, launch: Callable) -> Callable:
     """`extension.launch`; raises the fault that a kernel met, and forgets the call's addresses."""
 
-    def run(*args):
+    def run(*args, **fields):
         device.fault = None
         try:
-            launch(*args)
+            launch(*args, **fields)
         except RuntimeError:
             if device.fault is None:
                 raise

@@ -1,4 +1,4 @@
-"""The Triton forms in Triton's interpreter. Run by test_interpreted.py in a process of its own: TRITON_INTERPRET=1 must
+"""The Triton backends in Triton's interpreter. Run by test_interpreted.py in its own process: TRITON_INTERPRET=1 must
 be set before a kernel is defined, and rules compiling out.
 
     TRITON_INTERPRET=1 python -m pytest tests/gpu_code/interpreted_parity.py
@@ -56,7 +56,7 @@ def _one_thread():
     ("operation", "case"), _CASES, ids=[f"{name}-{case}" for name, case in _CASES]
 )
 def test_parity_and_bits(operation, case, dtype):
-    """Forward and gradients by the two-error rule; equal bits in every order of the programs."""
+    """Forward and gradients by the accuracy check; equal bits in every order of the programs."""
     assert _triton.interpreted()
     for direction in ("forward", "backward"):
         reason = harness.refusal(operation, direction, case, dtype, "triton")

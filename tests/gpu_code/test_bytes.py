@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 import harness
 from bertfast import dispatch
 from gpu_code import nvcc
-from gpu_code.forms import running
+from gpu_code.backends import running
 from gpu_code.gates import budgets
 from gpu_code.gates.census import launched
 from gpu_code.triton_driver import emulated
@@ -38,19 +38,19 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize("form", ["triton", "cuda"])
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @pytest.mark.parametrize(("operation", "case"), RUNS, ids=[f"{o}-{c.name}" for o, c in RUNS])
-def test_bytes(operation, case, form):
-    if form == "cuda" and nvcc.absent():
+def test_bytes(operation, case, backend):
+    if backend == "cuda" and nvcc.absent():
         pytest.skip(nvcc.absent())
     inputs = harness.make_inputs(operation, case, torch.bfloat16)
-    with running(form) as device:
-        found = dict(launched(device, operation, case, torch.bfloat16, form))
+    with running(backend) as device:
+        found = dict(launched(device, operation, case, torch.bfloat16, backend))
     for direction, launches in found.items():
-        label = f"{operation} {direction}, {form}"
-        if form == "triton":
+        label = f"{operation} {direction}, {backend}"
+        if backend == "triton":
             _touch_little(label, sum(map(_touched, launches)), operation, direction, inputs)
-        _move_wide(label, launches, budgets.wide_share(form, operation, direction, case.name))
+        _move_wide(label, launches, budgets.wide_share(backend, operation, direction, case.name))
 
 
 def _touch_little(label, touched, operation, direction, inputs):

@@ -1,4 +1,4 @@
-"""Every entry of every Triton table for sm_80 is executed, forward and backward, by the two-error rule, all checks on.
+"""Every entry of every Triton table for sm_80 is executed, forward and backward, by the accuracy check, all checks on.
 
 Which entry a call takes follows from its sizes and the number of multiprocessors, so both vary; that no entry is missed
 is asserted. Loops over many tiles run in one and in three programs.
@@ -12,13 +12,13 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import harness
 from bertfast.ops import _triton
-from gpu_code.forms import allowing_tf32
+from gpu_code.backends import allowing_tf32
 from gpu_code.gates import census
 from gpu_code.triton_driver import emulated
 from harness import Case
 
 _FEW, _SOME, _MANY = 108, 16, 1  # multiprocessors: what they make of these sizes' tiles
-# (multiprocessors, form, case)
+# (multiprocessors, backend, case)
 RUNS: dict[str, list[tuple[int, str, Case]]] = {
     "embedding": [
         *((m, "triton", Case("narrow", (70, 0, 41), 72, 9, p=0.1)) for m in (1, 3)),
@@ -34,7 +34,7 @@ RUNS: dict[str, list[tuple[int, str, Case]]] = {
     ],
     "linear_gelu": [
         *((m, "triton", Case("tiles", (300,), 200, 200)) for m in (_FEW, _SOME, _MANY)),
-        (4, "triton_matmul", Case("gelu", (70,), 96, 72)),
+        (4, "triton:torch", Case("gelu", (70,), 96, 72)),
     ],
     "linear_layernorm": [
         *((m, "triton", Case("narrow", (70, 0, 41), 96, 72, p=0.1)) for m in (1, 3)),
@@ -59,18 +59,18 @@ TABLES = {  # what the runs of an operation must reach: the tables whose names b
 def test_every_entry(operation):
     with census.picks() as picked:
         for name, dtype in census.DTYPES.items():
-            for multiprocessors, form, case in RUNS[operation]:
-                _check(operation, case, dtype, form, name == "tf32", multiprocessors)
+            for multiprocessors, backend, case in RUNS[operation]:
+                _check(operation, case, dtype, backend, name == "tf32", multiprocessors)
     asked = {(table, key) for table, key in census.keys(80) if _belongs(table, TABLES[operation])}
     assert asked
     assert not asked - picked
 
 
-def _check(operation, case, dtype, form, tf32, multiprocessors):
+def _check(operation, case, dtype, backend, tf32, multiprocessors):
     harness.expect(operation, case, dtype, tf32)  # outside the emulation
     with allowing_tf32(tf32), emulated(multiprocessors=multiprocessors):
-        harness.check_forward(operation, case, dtype, form, tf32=tf32)
-        harness.check_backward(operation, case, dtype, form, tf32=tf32)
+        harness.check_forward(operation, case, dtype, backend, tf32=tf32)
+        harness.check_backward(operation, case, dtype, backend, tf32=tf32)
 
 
 def _belongs(table: str, names: tuple[str, ...]) -> bool:

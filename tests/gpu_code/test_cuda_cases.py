@@ -1,4 +1,4 @@
-"""Every shipped CUDA kernel is held to the two-error rule: the cases that tests/ops executes launch them all.
+"""Every shipped CUDA kernel is held to the accuracy check: the cases that tests/ops executes launch them all.
 
 Nothing is executed here, for what is launched follows from sizes, dtype and the number of multiprocessors alone.
 """
@@ -11,7 +11,7 @@ import torch
 import harness
 from bertfast import dispatch
 from gpu_code import cuda_driver, nvcc
-from gpu_code.forms import allowing_tf32
+from gpu_code.backends import allowing_tf32
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 DTYPES = {

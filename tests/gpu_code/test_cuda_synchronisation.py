@@ -13,7 +13,7 @@ import torch
 import harness
 from bertfast import dispatch
 from gpu_code import cuda_driver, mutate, nvcc
-from gpu_code.forms import allowing_tf32
+from gpu_code.backends import allowing_tf32
 from harness import Case
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())

@@ -11,9 +11,9 @@ from bertfast import BertConfig, BertForMaskedLM, dispatch
 from bertfast.core.batch import pack_rows
 from bertfast.models import engine
 from bertfast.models.bert import BertLayer
-from bertfast.ops._philox import draw_seed
+from bertfast.ops._seed import draw_seed
 from gpu_code import nvcc
-from gpu_code.forms import running
+from gpu_code.backends import running
 from gpu_code.gates import budgets
 
 CONFIG = {
@@ -50,7 +50,7 @@ def _loss_and_gradients(dtype, batch, backend, device, autocast=False) -> dict[s
 
 
 @pytest.fixture(params=["triton", "cuda"])
-def form(request, monkeypatch):
+def backend(request, monkeypatch):
     # What executes kernels is a dispatch mode, under which models leave the work to transformers.
     monkeypatch.setattr(engine, "_reason_of_moment", lambda: None)
     if request.param == "triton":
@@ -62,15 +62,15 @@ def form(request, monkeypatch):
 
 @pytest.mark.parametrize("lengths", [(17, 5, 1), (150, 33)], ids=["short", "long"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32", "autocast"])
-def test_model(form, dtype, lengths):
+def test_model(backend, dtype, lengths):
     batch, nothing = _batch(lengths), contextlib.nullcontext()
     autocast = dtype == "autocast"
     kept = torch.bfloat16 if dtype == "bf16" else torch.float32
     truth = _loss_and_gradients(torch.float64, batch, "reference", nothing)
     torchs = _loss_and_gradients(kept, batch, "reference", nothing, autocast)
     with dispatch.record() as log:
-        found = _loss_and_gradients(kept, batch, form, running(form), autocast)
-    assert {choice.form for choice in log} == {form}
+        found = _loss_and_gradients(kept, batch, backend, running(backend), autocast)
+    assert {choice.backend for choice in log} == {backend}
     assert {choice.operation for choice in log} >= set(dispatch.operations()) - {"pack", "unpack"}
     eps = torch.finfo(torch.float32 if dtype == "fp32" else torch.bfloat16).eps
     for name, right in truth.items():
@@ -85,8 +85,8 @@ def test_model(form, dtype, lengths):
 @pytest.mark.parametrize("longest", [128, 384])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.1])
-def test_launches_of_a_layer(form, longest, deterministic, p):
-    """Kernels of the forms, and what torch launches in between: memsets, casts, the two sums of gradients that meet;
+def test_launches_of_a_layer(backend, longest, deterministic, p):
+    """Kernels of the backends, and what torch launches in between: memsets, casts, the two sums of gradients that meet;
     with dropout the seeds are drawn too, which the budget leaves out.
     """
     dropout = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
@@ -97,7 +97,7 @@ def test_launches_of_a_layer(form, longest, deterministic, p):
     batch = pack_rows([[1] * longest] * 2, "cpu")
     torch.use_deterministic_algorithms(deterministic)
     try:
-        with running(form, execute=False) as device, dispatch.use_backend(form):
+        with running(backend, execute=False) as device, dispatch.use_backend(backend):
             drawn = draw_seed("cpu", 3).split(1) if p else (None, None, None)
             out = layer(hidden, batch=batch, seeds=drawn)
             forward = device.launched_in_all()
@@ -107,6 +107,6 @@ def test_launches_of_a_layer(form, longest, deterministic, p):
         torch.use_deterministic_algorithms(False)
     seeds = 1 if p else 0
     assert len(forward) - seeds <= budgets.LAUNCHES_FORWARD, forward
-    limit = budgets.LAUNCHES_DETERMINISTIC if deterministic else budgets.LAUNCHES_BOTH[form]
+    limit = budgets.LAUNCHES_DETERMINISTIC if deterministic else budgets.LAUNCHES_BOTH[backend]
     assert len(both) - seeds <= limit, both
     assert forward.count("random_.from") == seeds

@@ -1,4 +1,4 @@
-"""Blocks, warps and lanes in other orders: equal bits from every GPU form, forward and backward, which promise them."""
+"""Blocks, warps and lanes in other orders: equal bits from every GPU backend, forward and backward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 import harness
 from bertfast import dispatch
 from gpu_code import nvcc
-from gpu_code.forms import running
+from gpu_code.backends import running
 from harness import Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -31,17 +31,17 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize("form", ["triton", "cuda"])
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @pytest.mark.parametrize(
     ("operation", "dtype", "case"), RUNS, ids=[f"{o}-{d}-{c.name}" for o, d, c in RUNS]
 )
-def test_equal_bits_in_every_order(operation, dtype, case, form):
-    if form == "cuda" and nvcc.absent():
+def test_equal_bits_in_every_order(operation, dtype, case, backend):
+    if backend == "cuda" and nvcc.absent():
         pytest.skip(nvcc.absent())
-    if form == "triton":
+    if backend == "triton":
         pytest.importorskip("triton", reason="triton is not installed")
     first, *others = (
-        _results(form, operation, case, DTYPES[dtype], order=order, seed=seed, multiprocessors=3)
+        _results(backend, operation, case, DTYPES[dtype], order=order, seed=seed, multiprocessors=3)
         for order, seed in (("forward", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2))
     )
     for other in others:
@@ -49,7 +49,7 @@ def test_equal_bits_in_every_order(operation, dtype, case, form):
 
 
 def _results(
-    form: str, operation: str, case: Case, dtype: torch.dtype, **options
+    backend: str, operation: str, case: Case, dtype: torch.dtype, **options
 ) -> dict[str, Tensor]:
-    with running(form, **options), dispatch.use_backend(form):
+    with running(backend, **options), dispatch.use_backend(backend):
         return harness.differentiate(operation, case, dtype, harness.public(operation))

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from bertfast import dispatch
 from gpu_code import nvcc
-from gpu_code.forms import running
+from gpu_code.backends import running
 
 DTYPE, LAST = torch.bfloat16, 160
 ELEMENTS = 2**33
-FORMS = ["triton", "cuda"]
+BACKENDS = ["triton", "cuda"]
 
 
-@pytest.fixture(params=FORMS)
-def form(request):
+@pytest.fixture(params=BACKENDS)
+def backend(request):
     if request.param == "cuda" and nvcc.absent():
         pytest.skip(nvcc.absent())
     if request.param == "triton":
@@ -46,9 +46,9 @@ def _vast(rows: int, *shape: int, dtype=DTYPE) -> tuple[Tensor, Tensor]:
     return whole, whole[-LAST:].clone()
 
 
-def _run(form: str, operation: str, direction: str, *args, count: int = 24):
-    function = getattr(dispatch._FORMS[operation][form], direction)
-    with running(form, check=False, blocks=_last_blocks(count), multiprocessors=1 << 20):
+def _run(backend: str, operation: str, direction: str, *args, count: int = 24):
+    function = getattr(dispatch._BACKENDS[operation][backend], direction)
+    with running(backend, check=False, blocks=_last_blocks(count), multiprocessors=1 << 20):
         return function(*args)
 
 
@@ -61,40 +61,40 @@ def _parameters(n: int, k: int) -> list[Tensor]:
 
 
 def _reference(operation: str, direction: str, *args):
-    return getattr(dispatch._FORMS[operation]["reference"], direction)(*args)
+    return getattr(dispatch._BACKENDS[operation]["reference"], direction)(*args)
 
 
-def test_linear_gelu(form):
+def test_linear_gelu(backend):
     n = k = 64
     rows = ELEMENTS // k
     x, few = _vast(rows, k)
     weight, bias = _parameters(n, k)
-    out, pre = _run(form, "linear_gelu", "forward", x, weight, bias, True)
+    out, pre = _run(backend, "linear_gelu", "forward", x, weight, bias, True)
     right, right_pre = _reference("linear_gelu", "forward", few, weight, bias, True)
     _near(out[-16:, -32:], right[-16:, -32:])
     _near(pre[-16:, -32:], right_pre[-16:, -32:])
     (dout, few_dout), needs = _vast(rows, n), [True, False, False]
     pre = x  # any will do
-    dx, *_ = _run(form, "linear_gelu", "backward", dout, x, weight, pre, needs)
+    dx, *_ = _run(backend, "linear_gelu", "backward", dout, x, weight, pre, needs)
     right, *_ = _reference("linear_gelu", "backward", few_dout, few, weight, few, needs)
     _near(dx[-16:, -32:], right[-16:, -32:])
 
 
-def test_qkv_projection(form):
+def test_qkv_projection(backend):
     k = 64
     x, few = _vast(ELEMENTS // (3 * k), k)
     weights = [_parameters(k, k) for _ in range(3)]
     args = *(w for w, _ in weights), *(b for _, b in weights)
-    qkv = _run(form, "qkv_projection", "forward", x, *args, 2)
+    qkv = _run(backend, "qkv_projection", "forward", x, *args, 2)
     _near(qkv[-16:, 2, 1], _reference("qkv_projection", "forward", few, *args, 2)[-16:, 2, 1])
     (dqkv, few_dqkv), needs = _vast(len(x), 3, 2, k // 2), [True] + [False] * 6
-    dx, *_ = _run(form, "qkv_projection", "backward", dqkv, x, *args[:3], needs)
+    dx, *_ = _run(backend, "qkv_projection", "backward", dqkv, x, *args[:3], needs)
     right, *_ = _reference("qkv_projection", "backward", few_dqkv, few, *args[:3], needs)
     _near(dx[-16:, -32:], right[-16:, -32:])
 
 
 @pytest.mark.parametrize("operation", ["linear_layernorm", "gelu_layernorm"])
-def test_layernorm(form, operation):
+def test_layernorm(backend, operation):
     n = 64
     x, few = _vast(ELEMENTS // n, n)
     weight, bias = _parameters(n, n)
@@ -104,14 +104,14 @@ def test_layernorm(form, operation):
         args, few_args = (weight, bias, x, *rest), (weight, bias, few, *rest)
     else:
         args = few_args = weight, bias, gain, shift, 1e-3, True
-    out, *_, rstd = _run(form, operation, "forward", x, *args)
+    out, *_, rstd = _run(backend, operation, "forward", x, *args)
     right, *_, right_rstd = _reference(operation, "forward", few, *few_args)
     _near(out[-4:], right[-4:])
     _near(rstd[-4:], right_rstd[-4:])
 
 
 @pytest.mark.parametrize("operation", ["linear_layernorm", "gelu_layernorm"])
-def test_layernorm_backward(form, operation):
+def test_layernorm_backward(backend, operation):
     n = 64
     (dout, few_dout), (x, few) = (_vast(ELEMENTS // n, n) for _ in range(2))
     (mean, few_mean), (rstd, few_rstd) = (_vast(len(x), dtype=torch.float32) for _ in range(2))
@@ -122,14 +122,14 @@ def test_layernorm_backward(form, operation):
     # x stands for z, or for the pre-activation, too
     args = dout, x, weight, x, mean, rstd, gain, *dropout, needs
     few_args = few_dout, few, weight, few, few_mean, few_rstd, gain, *dropout, needs
-    dx, _, _, *rest = _run(form, operation, "backward", *args)
+    dx, _, _, *rest = _run(backend, operation, "backward", *args)
     right, _, _, *right_rest = _reference(operation, "backward", *few_args)
     _near(dx[-4:, -32:], right[-4:, -32:])
     if operation == "linear_layernorm":  # dz
         _near(rest[0][-4:], right_rest[0][-4:])
 
 
-def test_embedding(form):
+def test_embedding(backend):
     n = 64
     rows = ELEMENTS // n
     embeds, few = _vast(rows, n)
@@ -144,20 +144,20 @@ def test_embedding(form):
         return None, None, embeds, ids, tables[0], ids, tables[1]
 
     rest = gain, shift, 1e-3, 0.0, None, None, -1, True
-    out, *_ = _run(form, "embedding", "forward", *args(embeds, positions), *rest)
+    out, *_ = _run(backend, "embedding", "forward", *args(embeds, positions), *rest)
     right, *_ = _reference("embedding", "forward", *args(few, few_positions), *rest)
     _near(out[-4:], right[-4:])
     (dout, few_dout), needs = _vast(rows, n), [False, True, False, False]
     (mean, few_mean), (rstd, few_rstd) = (_vast(rows, dtype=torch.float32) for _ in range(2))
     rest = 0.0, None, None, -1, needs
     given = dout, *args(embeds, positions), gain, mean, rstd
-    found = _run(form, "embedding", "backward", *given, *rest)
+    found = _run(backend, "embedding", "backward", *given, *rest)
     given = few_dout, *args(few, few_positions), gain, few_mean, few_rstd
     right = _reference("embedding", "backward", *given, *rest)
     _near(found[1][-4:], right[1][-4:])
 
 
-def test_attention(form):
+def test_attention(backend):
     size = 32
     rows = ELEMENTS // (3 * size)
     qkv, few = _vast(rows, 3, 1, size)
@@ -167,11 +167,11 @@ def test_attention(form):
     starts = torch.tensor([0, *short], dtype=torch.int32)
     few_starts = torch.tensor([0] * 8 + [LAST], dtype=torch.int32)
     rest = 512, 0.2, 0.0, None  # max_seqlen: of the blocks that run
-    out, lse = _run(form, "attention", "forward", qkv, starts, *rest, True, count=8)
+    out, lse = _run(backend, "attention", "forward", qkv, starts, *rest, True, count=8)
     right, right_lse = _reference("attention", "forward", few, few_starts, *rest, True)
     _near(out[-LAST:], right)
     _near(lse[:, -LAST:], right_lse)
     dout, few_dout = _vast(rows, size)
-    dqkv = _run(form, "attention", "backward", dout, qkv, out, lse, starts, *rest, count=8)
+    dqkv = _run(backend, "attention", "backward", dout, qkv, out, lse, starts, *rest, count=8)
     right = _reference("attention", "backward", few_dout, few, right, right_lse, few_starts, *rest)
     _near(dqkv[-LAST:], right)

@@ -1,4 +1,4 @@
-"""The parity harness that tests and benchmarks share: one list of cases an operation. The rule: `bertfast.accuracy`."""
+"""The parity harness of tests and benchmarks: one list of cases an operation. The check: `bertfast.tuning.accuracy`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from bertfast import dispatch, ops
-from bertfast.accuracy import RESULTS, Expected, bounds, compare
+from bertfast.ops._contract import CONTRACTS
+from bertfast.tuning import bounds
+from bertfast.tuning.accuracy import Expected, compare
+from bertfast.tuning.inputs import Case, make_gradient, make_inputs
 
 from . import formulas
-from .cases import CASES, Case, make_gradient, make_inputs, timed_cases
+from .cases import CASES, timed_cases
 from .mutations import mutations
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "other_bits",
     "public",
     "refusal",
+    "refuses",
     "timed_cases",
 ]
 
@@ -61,7 +65,7 @@ def check_forward(
     device: torch.device | str = "cpu",
     tf32: bool = False,
 ) -> None:
-    """The result of a backend, and all that it saves for backward, by the two-error rule.
+    """The result of a backend, and all that it saves for backward, by the accuracy check.
 
     tf32: the backend may compute float32 products in it; 10 bits of mantissa are float16's, so torch's float16 is the
     yardstick.
@@ -70,9 +74,11 @@ def check_forward(
     expected = _expected(operation, case, dtype, tf32)[0]
     label = f"{operation} {case} {dtype} {backend}"
     with dispatch.use_backend(backend), torch.no_grad():
-        compare(f"{label}: {RESULTS[operation][0]}", public(operation)(**inputs), expected[0])
+        compare(
+            f"{label}: {CONTRACTS[operation].results[0]}", public(operation)(**inputs), expected[0]
+        )
         results = _forward_op(operation, inputs)
-    for name, result, wanted in zip(RESULTS[operation], results, expected, strict=True):
+    for name, result, wanted in zip(CONTRACTS[operation].results, results, expected, strict=True):
         compare(f"{label}, saving: {name}", result, wanted)
 
 
@@ -145,7 +151,7 @@ def compare_gradients(
     label: str = "",
     tf32: bool = False,
 ) -> None:
-    """What `differentiate` returned, by the two-error rule."""
+    """What `differentiate` returned, by the accuracy check."""
     for name, expected in _expected(operation, case, dtype, tf32)[1].items():
         compare(f"{label or operation}: gradient of {name}", found[name], expected)
 
@@ -169,8 +175,12 @@ def refusal(
     device: torch.device | str = "cpu",
 ) -> str | None:
     """Why the backend does not compute this case, in the words of its supports(); None if it does."""
-    args = arguments(operation, direction, case, dtype, device=device)
-    return dispatch.reasons(operation, direction, args)[backend]
+    return dispatch.reasons(arguments(operation, direction, case, dtype, device=device))[backend]
+
+
+def refuses(operation: str, backend: str, *args) -> str | None:
+    """Why the backend does not compute the forward of these arguments, or None."""
+    return dispatch.reasons(CONTRACTS[operation].forward(*args))[backend]
 
 
 def expect(operation: str, case: Case, dtype: torch.dtype, tf32: bool = False) -> None:
@@ -186,15 +196,17 @@ def arguments(
     save: bool = True,
     device: torch.device | str = "cpu",
 ) -> tuple:
-    """The positional arguments of the op, and of a form's function, for a case."""
+    """The call of a backend for a case: the arguments of the op, in order."""
+    contract = CONTRACTS[operation]
     named = {**make_inputs(operation, case, dtype, device), "save": save}
     if direction == "backward":
         with dispatch.use_backend("reference"):
             results = _forward_op(operation, make_inputs(operation, case, dtype, device))
-        named |= dict(zip(RESULTS[operation], results, strict=True))
-        named |= {f"d{RESULTS[operation][0]}": make_gradient(case, results[0])}
-        named |= {"needs": [True] * len(op(operation, direction)._schema.returns)}
-    return tuple(named[argument.name] for argument in op(operation, direction)._schema.arguments)
+        named |= dict(zip(contract.results, results, strict=True))
+        named |= {f"d{contract.results[0]}": make_gradient(case, results[0])}
+        named |= {"needs": [True] * len(contract.gradients)}
+    kind = getattr(contract, direction)
+    return kind(*(named[name] for name in kind._fields))
 
 
 def op(operation: str, direction: str) -> torch._ops.OpOverload:
@@ -245,17 +257,15 @@ def _expected(
 ) -> tuple[list[Expected], dict[str, Expected]]:
     """What to expect of each result and of each gradient."""
     results, gradients = _plain(operation, case, dtype, torch.float64)
-    yardstick = torch.float16 if tf32 else dtype
-    torch_results, torch_gradients = _plain(operation, case, dtype, yardstick)
-    torch_results = (
-        tuple(result.to(yardstick) for result in torch_results) if tf32 else torch_results
-    )
-    dout = make_gradient(case, torch_results[0].to(case.ln_dtype(dtype))).double()
+    peer = torch.float16 if tf32 else dtype
+    eager_results, eager_gradients = _plain(operation, case, dtype, peer)
+    eager_results = tuple(result.to(peer) for result in eager_results) if tf32 else eager_results
+    dout = make_gradient(case, eager_results[0].to(case.ln_dtype(dtype))).double()
     sizes, gradient_sizes = getattr(bounds, operation)(
         dout, **_cast(make_inputs(operation, case, dtype), torch.float64)
     )
-    triples = [Expected(*item) for item in zip(results, torch_results, sizes, strict=True)]
+    triples = [Expected(*item) for item in zip(results, eager_results, sizes, strict=True)]
     return triples, {
-        name: Expected(truth, torch_gradients[name], gradient_sizes[name])
-        for name, truth in gradients.items()
+        name: Expected(exact, eager_gradients[name], gradient_sizes[name])
+        for name, exact in gradients.items()
     }

@@ -1,4 +1,4 @@
-"""Each operation as anybody would write it in torch: what the forms are compared with, in float64
+"""Each operation as anybody would write it in torch: what the backends are compared with, in float64
 and in their own dtype.
 
 Every function takes the arguments of the public one and returns what the forward op does: the
@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch.nn import functional as F
 
-from bertfast.accuracy.bounds import statistics
 from bertfast.ops._philox import attention_keep, dropout, hidden_keep
+from bertfast.tuning.bounds import statistics
 
 
 def embedding(

@@ -1,4 +1,4 @@
-"""Wrong variants of every operation, each one slip of a kernel: the two-error rule must reject them
+"""Wrong variants of every operation, each one slip of a kernel: the accuracy check must reject them
 all.
 """
 

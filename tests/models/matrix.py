@@ -25,8 +25,10 @@ HEAD = (
 
 def way_of(log: Sequence[dispatch.Choice]) -> str:
     """transformers: its own forward ran at least once; modules: some stood in for a Linear; else fused."""
-    forms = {choice.form for choice in log}
-    return next((form for form in ("transformers", "modules") if form in forms), "fused")
+    backends = {choice.backend for choice in log}
+    return next(
+        (backend for backend in ("transformers", "modules") if backend in backends), "fused"
+    )
 
 
 class Matrix:

@@ -252,4 +252,4 @@ def test_fused_still(changeable):
     for name in ("BertModel", "BertForTokenClassification", "BertForMaskedLM"):
         with dispatch.record() as log:
             changeable(name)
-        assert "transformers" not in {choice.form for choice in log}
+        assert "transformers" not in {choice.backend for choice in log}

@@ -71,7 +71,7 @@ def test_outputs_that_transformers_records_are_still_recorded():
     again = model(IDS, attention_mask=MASK)  # the hooks that it left are inactive
     with dispatch.record() as log:
         model(IDS, attention_mask=MASK)
-    assert "transformers" not in {choice.form for choice in log}
+    assert "transformers" not in {choice.backend for choice in log}
     torch.testing.assert_close(again[0][MASK.bool()], output[0][MASK.bool()], atol=1e-5, rtol=1e-4)
 
 

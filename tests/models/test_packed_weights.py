@@ -209,7 +209,7 @@ def test_training_drops_the_cache(ours):
 def test_explain(ours):
     model = ours()
     table = bertfast.explain(model.train(), {"input_ids": IDS}).splitlines()
-    assert table[0].split()[:4] == ["operation", "direction", "form", "calls"]
+    assert table[0].split()[:4] == ["operation", "direction", "backend", "calls"]
     rows = {tuple(line.split()[:2]): line.split()[2:4] for line in table[1:]}
     for operation, calls in {"embedding": 1, "attention": 2, "linear_gelu": 2}.items():
         assert rows[operation, "forward"][1] == rows[operation, "backward"][1] == str(calls)

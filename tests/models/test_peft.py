@@ -138,11 +138,11 @@ def test_packed(name, way):
     finally:
         leaf.forward = forward
     assert seen == [(1, tokens, 48)] * 4  # query and value of two layers
-    called = [choice.operation for choice in log if choice.form == "modules"]
+    called = [choice.operation for choice in log if choice.backend == "modules"]
     assert sorted(called) == sorted(
         f"encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value")
     )
-    fused = {choice.operation for choice in log if choice.form != "modules"}
+    fused = {choice.operation for choice in log if choice.backend != "modules"}
     assert fused >= {"embedding", "attention", "linear_layernorm", "linear_gelu"}
 
 

@@ -21,10 +21,10 @@ REAL = MASK.bool()
 
 
 def run(model, **options):
-    """last_hidden_state at real tokens, and what ran otherwise than fused: (operation, form, reason)."""
+    """last_hidden_state at real tokens, and what ran otherwise than fused: (operation, backend, reason)."""
     with dispatch.record() as log:
         states = model(IDS, attention_mask=MASK, **options).last_hidden_state
-    told = [(c.operation, c.form, c.reasons["fused"]) for c in log if "fused" in c.reasons]
+    told = [(c.operation, c.backend, c.reasons["fused"]) for c in log if "fused" in c.reasons]
     return states[REAL], told
 
 
@@ -175,8 +175,8 @@ def test_transformers_forward_runs(changed, way):
     finally:
         torch._dynamo.reset()
     got, told = run(ours)
-    (operation, form, why) = told[0]
-    assert (operation, form) == ("BertModel", "transformers")
+    (operation, backend, why) = told[0]
+    assert (operation, backend) == ("BertModel", "transformers")
     assert reason in why
     assert (got - want).abs().max() < 1e-5
     assert reason in bertfast.explain(ours, {"input_ids": IDS})
@@ -195,7 +195,7 @@ def test_stand_ins_are_called_with_rows(changed, way, train):
             states = model(IDS, attention_mask=MASK).last_hidden_state[REAL]
         states.sin().sum().backward()
         results.append((states, [p.grad for p in model.parameters() if p.grad is not None]))
-    assert [(c.operation, c.form) for c in log if "fused" in c.reasons] == [(place, "modules")]
+    assert [(c.operation, c.backend) for c in log if "fused" in c.reasons] == [(place, "modules")]
     assert sum(c.operation == "qkv_projection" for c in log) == (1 if "self" in place else 2)
     states, gradients = ((want, got) for want, got in zip(*results, strict=True))
     for want, got in [states, *zip(*gradients, strict=True)]:
@@ -283,7 +283,7 @@ def test_training_draws_the_same_dropout(ours):
         layer.output.dense = same_weights(Renamed(80, 48), layer.output.dense)
     torch.manual_seed(1)
     got, told = run(model)
-    assert [form for _, form, _ in told] == ["modules"] * 2
+    assert [backend for _, backend, _ in told] == ["modules"] * 2
     assert (got - want).abs().max() < 1e-4
 
 

@@ -115,7 +115,6 @@ def trained(model: torch.nn.Module, wrap, arguments: tuple, name: str, rank: int
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dispatch.set_measuring(False)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {}
     for case, (name, wrap, arguments) in CASES.items():

@@ -1,4 +1,4 @@
-"""The C++ form under AddressSanitizer and UndefinedBehaviorSanitizer, for one instruction set."""
+"""The C++ backend under AddressSanitizer and UndefinedBehaviorSanitizer, for one instruction set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads of the C++ form: one OpenMP, as many as torch has, no GIL, forks, and results that do not depend on them."""
+"""Threads of the backend cpu: one OpenMP, as many as torch has, no GIL, forks; results do not depend on them."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ PARITY = [
 
 
 def results(operation, case, dtype) -> list[torch.Tensor]:
-    """The result and, where the C++ form has a backward, the gradients."""
+    """The result and, where the C++ backend has a backward, the gradients."""
     inputs = make_inputs(operation, case, dtype)
     found = [public(operation)(**inputs)]
     if refusal(operation, "backward", case, dtype, "cpu") is None:

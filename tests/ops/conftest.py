@@ -1,7 +1,7 @@
 """What the operations' tests share: their parameters, and skips in the words of supports().
 
 A test module names its OPERATION; arguments called case, dtype, backend, pair and mutation are
-filled in for it. The forms of a GPU are executed on CPU tensors (gpu_code), and on a GPU run as
+filled in for it. The backends of a GPU are executed on CPU tensors (gpu_code), and on a GPU run as
 they are (--device cuda).
 """
 
@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import harness
-from gpu_code.forms import GPU_FORMS, allowing_tf32, running
+from gpu_code.backends import GPU_BACKENDS, allowing_tf32, running
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TF32 = "tf32"  # float32 whose products may round their inputs
-HOST_FORMS = ("cpu", "reference", "torch")
+HOST_BACKENDS = ("cpu", "reference", "eager")
 # that have torch's own product as a choice
 WITH_MATMUL = ("qkv_projection", "linear_gelu", "linear_layernorm", "gelu_layernorm")
 # Compiling is slow: in these dtypes the cases that a Triton kernel's code can tell apart.
@@ -47,15 +47,17 @@ def pytest_generate_tests(metafunc):
     names, on_gpu = metafunc.fixturenames, metafunc.config.getoption("--device") != "cpu"
     if "case" in names:
         axis = "backend" if "backend" in names else "pair"
-        forms = _forms(operation, on_gpu)
-        runs = _pairs(operation, on_gpu) if axis == "pair" else [(form,) for form in forms]
+        backends = _backends_of(operation, on_gpu)
+        runs = _pairs(operation, on_gpu) if axis == "pair" else [(backend,) for backend in backends]
         rows = list(_parity_rows(operation, runs, on_gpu))
         ids = ["-".join([str(case), dtype, *run]) for case, dtype, run in rows]
         values = [(case, dtype, run if axis == "pair" else run[0]) for case, dtype, run in rows]
         metafunc.parametrize(("case", "dtype", axis), values, ids=ids)
         return
     values = {
-        "backend": {form: form for form in _forms(operation, on_gpu) if form != "torch"},
+        "backend": {
+            backend: backend for backend in _backends_of(operation, on_gpu) if backend != "eager"
+        },
         "mutation": dict(harness.mutations(operation)),
         "direction": {"forward": "forward", "backward": "backward"},
     }
@@ -64,38 +66,38 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(name, list(choices.values()), ids=list(choices))
 
 
-def _forms(operation: str, on_gpu: bool) -> list[str]:
-    """The forms that the operation has, or where Triton cannot be imported would have."""
-    asked = (*GPU_FORMS, "torch", "reference") if on_gpu else (*HOST_FORMS, *GPU_FORMS)
-    return [form for form in asked if form != "triton_matmul" or operation in WITH_MATMUL]
+def _backends_of(operation: str, on_gpu: bool) -> list[str]:
+    """The backends that the operation has, or where Triton cannot be imported would have."""
+    asked = (*GPU_BACKENDS, "eager", "reference") if on_gpu else (*HOST_BACKENDS, *GPU_BACKENDS)
+    return [backend for backend in asked if backend != "triton:torch" or operation in WITH_MATMUL]
 
 
 def _pairs(operation: str, on_gpu: bool) -> list[tuple[str, str]]:
-    """(form of the forward, form of the backward): every form with itself and with the reference."""
+    """(backend of the forward, backend of the backward): every backend with itself and with the reference."""
     pairs = []
-    for form in _forms(operation, on_gpu):
-        pairs += {(form, form): 0, ("reference", form): 0, (form, "reference"): 0}
+    for backend in _backends_of(operation, on_gpu):
+        pairs += {(backend, backend): 0, ("reference", backend): 0, (backend, "reference"): 0}
     return list(dict.fromkeys(pairs))
 
 
 def _parity_rows(operation: str, runs: list[tuple], on_gpu: bool):
-    """(case, dtype, forms) of each parity test."""
+    """(case, dtype, backends) of each parity test."""
     for case in harness.cases(operation):
         for dtype in (*DTYPES, TF32):
             for run in runs:
-                device_form = bool(set(run) & set(GPU_FORMS))
-                if dtype == TF32 and not device_form:
+                on_gpu_backend = bool(set(run) & set(GPU_BACKENDS))
+                if dtype == TF32 and not on_gpu_backend:
                     continue
-                if dtype == "fp32" and "torch" in run:  # the reference itself
+                if dtype == "fp32" and "eager" in run:  # the reference itself
                     continue
-                if device_form and not on_gpu and not _executed(case, dtype, run):
+                if on_gpu_backend and not on_gpu and not _executed(case, dtype, run):
                     continue
                 yield case, dtype, run
 
 
 def _executed(case: harness.Case, dtype: str, run: tuple) -> bool:
-    """Whether a form of a GPU is executed in this test on a machine without one."""
-    if run[0] in GPU_FORMS and run[-1] == "reference":
+    """Whether a backend of a GPU is executed in this test on a machine without one."""
+    if run[0] in GPU_BACKENDS and run[-1] == "reference":
         return False  # what it saves is held to the rule by the forward's test
     if len(set(run)) == 2 and dtype != "bf16":
         return False
@@ -104,17 +106,17 @@ def _executed(case: harness.Case, dtype: str, run: tuple) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _executed_form(request):
-    """The form that a test without cases names computes on an emulated device."""
+def _executed_backend(request):
+    """The backend that a test without cases names computes on an emulated device."""
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
-    forms = () if "case" in parameters else (parameters.get("backend"),)
-    with running(*forms, device=request.config.getoption("--device")):
+    backends = () if "case" in parameters else (parameters.get("backend"),)
+    with running(*backends, device=request.config.getoption("--device")):
         yield
 
 
 @pytest.fixture
 def check_forward(request):
-    """harness.check_forward, or a skip where the form refuses."""
+    """harness.check_forward, or a skip where the backend refuses."""
 
     def check(operation, case, dtype, backend):
         with _running(request, operation, case, dtype, backend) as options:
@@ -126,14 +128,14 @@ def check_forward(request):
 
 @pytest.fixture
 def check_backward(request):
-    """harness.check_backward for (form of the forward, form of the backward), or a skip where one
+    """harness.check_backward for (backend of the forward, backend of the backward), or a skip where one
     refuses.
     """
 
     def check(operation, case, dtype, pair):
         with _running(request, operation, case, dtype, *pair) as options:
-            for direction, form in zip(("forward", "backward"), pair, strict=True):
-                _skip_where_refused(operation, direction, case, form, options)
+            for direction, backend in zip(("forward", "backward"), pair, strict=True):
+                _skip_where_refused(operation, direction, case, backend, options)
             forward, backward = pair
             harness.check_backward(operation, case, backend=backward, forward=forward, **options)
 
@@ -141,18 +143,18 @@ def check_backward(request):
 
 
 @contextlib.contextmanager
-def _running(request, operation, case, dtype, *forms):
-    """Where the forms run; gives the options of testing's checks."""
+def _running(request, operation, case, dtype, *backends):
+    """Where the backends run; gives the options of testing's checks."""
     device = request.config.getoption("--device")
     options = {"dtype": DTYPES.get(dtype, torch.float32), "device": device, "tf32": dtype == TF32}
     harness.expect(operation, case, options["dtype"], options["tf32"])  # outside the emulation
-    with allowing_tf32(dtype == TF32), running(*forms, device=device):
+    with allowing_tf32(dtype == TF32), running(*backends, device=device):
         yield options
 
 
 @pytest.fixture
 def check_mutation():
-    """The two-error rule must reject the function: its result or its gradients, in some case at
+    """The accuracy check must reject the function: its result or its gradients, in some case at
     fp32.
     """
 
@@ -186,10 +188,12 @@ def check_op():
     return check
 
 
-def _skip_where_refused(operation, direction, case, form, options):
-    reason = harness.refusal(operation, direction, case, options["dtype"], form, options["device"])
+def _skip_where_refused(operation, direction, case, backend, options):
+    reason = harness.refusal(
+        operation, direction, case, options["dtype"], backend, options["device"]
+    )
     if reason is not None:
-        pytest.skip(f"{operation}, {direction}, {form}: {reason}")
+        pytest.skip(f"{operation}, {direction}, {backend}: {reason}")
 
 
 def _asks_for_gradient(value):

@@ -11,8 +11,8 @@ import torch
 
 import harness
 from bertfast import dispatch
-from bertfast.dispatch import keys
-from gpu_code.forms import GPU_FORMS, running
+from bertfast.dispatch.calls import key_of
+from gpu_code.backends import GPU_BACKENDS, running
 
 HALF, WIDE = torch.bfloat16, torch.float32
 PRODUCT = ("x", "weight", "bias")
@@ -48,16 +48,16 @@ def run(operation, inputs, autocast=None):
 
 @either
 @pytest.mark.parametrize("p", [0.0, 0.1])
-@pytest.mark.parametrize("backend", ["cpu", *GPU_FORMS, "torch", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", *GPU_BACKENDS, "eager", "reference"])
 def test_dtypes(operation, backend, p):
-    """Of what each form gives: the product's of the product's, float32 of all beside it."""
+    """Of what each backend gives: the product's of the product's, float32 of all beside it."""
     case = replace(mixed(operation), p=p)
     saved = {"linear_layernorm": WIDE, "gelu_layernorm": HALF}[operation]  # z, the pre-activation
     forward, backward = (
         harness.arguments(operation, direction, case, HALF) for direction in DIRECTIONS
     )
     with running(backend), dispatch.use_backend(backend):
-        if reason := dispatch.reasons(operation, "forward", forward)[backend]:
+        if reason := dispatch.reasons(forward)[backend]:
             pytest.skip(reason)
         results = harness.op(operation, "forward")(*forward)
         assert [result.dtype for result in results] == [WIDE, saved, WIDE, WIDE]
@@ -68,7 +68,7 @@ def test_dtypes(operation, backend, p):
 
 @either
 def test_one_dtype_for_all_is_not_enough(operation):
-    """What computes a mixed case in the product's dtype alone breaks the two-error rule."""
+    """What computes a mixed case in the product's dtype alone breaks the accuracy check."""
 
     def narrow(**inputs):
         inputs = {k: v.to(HALF) if k in BESIDE else v for k, v in inputs.items()}
@@ -114,14 +114,9 @@ def test_autocast_takes_the_widest_dtype_beside_the_product(given, expected):
 def test_mixed_dtypes_are_measured_apart(operation, direction):
     case = harness.cases(operation)[1]
     args = harness.arguments(operation, direction, case, HALF)
-    beside = [
-        value.to(WIDE) if name in BESIDE else value
-        for name, value in zip(dispatch.names(operation, direction), args, strict=True)
-    ]
-    one, two = (
-        keys.key_of(keys.mark_of(operation, direction, tuple(given))) for given in (args, beside)
-    )
-    assert one._replace(ln_dtype=WIDE) == two
+    beside = {name: getattr(args, name).to(WIDE) for name in BESIDE if name in args._fields}
+    one, two = key_of(args), key_of(args._replace(**beside))
+    assert one._replace(ln_dtype="float32") == two
     assert one.text().replace(" bfloat16 ", " bfloat16+float32 ") == two.text()
 
 

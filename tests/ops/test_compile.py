@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from bertfast import ops
-from bertfast.ops._philox import draw_seed
+from bertfast.ops._seed import draw_seed
 
 HIDDEN, HEADS, WORDS = 16, 2, 40
 

@@ -123,7 +123,7 @@ def test_nothing_saved_cannot_be_differentiated(operation):
 
 
 @every_operation
-@pytest.mark.parametrize("backend", dispatch.ORDER)
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton", "reference"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_no_tokens(operation, backend, grad):
     inputs = harness.make_inputs(operation, EMPTY, torch.float32)

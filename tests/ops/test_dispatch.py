@@ -1,6 +1,4 @@
-"""The choice of a form where nothing is measured: order, names, the environment variable, records, threads, forms that
-are absent or broken.
-"""
+"""The choice of a backend: order, names, the environment variable, records, threads, what is absent or broken."""
 
 from __future__ import annotations
 
@@ -16,69 +14,66 @@ import torch
 
 from bertfast import dispatch, ops
 from bertfast.errors import ArgumentError, UnsupportedError
+from bertfast.ops._contract import CONTRACTS
+from bertfast.ops._loading import Backends
 
 
-def _form(reason=None):
+def _backend(reason=None):
     return SimpleNamespace(
-        supports=lambda direction, *args: reason, forward=lambda x, w, b, save: (x + 1, None)
+        supports=lambda call: reason, forward=lambda x, w, b, save: (x + 1, None)
     )
 
 
-@pytest.fixture(autouse=True)
-def _nothing_measured():
-    with dispatch.measuring(False):
-        yield
-
-
 @pytest.fixture
-def forms(monkeypatch):
-    """linear_gelu with a form cpu that refuses."""
-    table = {"cpu": _form("too slow here"), "reference": _form()}
-    monkeypatch.setitem(dispatch._FORMS, "linear_gelu", table)
+def backends(monkeypatch):
+    """linear_gelu with a backend cpu that refuses."""
+    table = {"cpu": _backend("too slow here"), "reference": _backend()}
+    monkeypatch.setitem(dispatch._BACKENDS, "linear_gelu", table)
     return table
 
 
 ARGS = (torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(3))
+CALL = CONTRACTS["linear_gelu"].forward(*ARGS, False)
 
 
 def test_every_operation_is_registered():
     assert sorted(dispatch.operations()) == sorted(ops.__all__)
     for name in ops.__all__:
-        assert list(dispatch._FORMS[name]) == list(dispatch.NAMES)
+        assert list(dispatch._BACKENDS[name]) == list(dispatch.NAMES)
 
 
-def test_automatic_choice_falls_through_and_is_recorded(forms):
+def test_automatic_choice_falls_through_and_is_recorded(backends):
     with dispatch.record() as log, dispatch.record() as inner, torch.no_grad():
         assert (ops.linear_gelu(*ARGS) == 1).all()
     assert log == inner == [("linear_gelu", "forward", "reference", {"cpu": "too slow here"})]
-    assert dispatch.reasons("linear_gelu", "forward", ARGS) == {
+    assert dispatch.reasons(CALL) == {
         "cpu": "too slow here",
         "reference": None,
     }
 
 
-def test_first_form_that_supports_runs(forms):
-    forms["cpu"] = _form()
-    assert dispatch.choose("linear_gelu", "forward", ARGS) is forms["cpu"]
+def test_first_backend_that_supports_runs(backends):
+    backends["cpu"] = _backend()
+    assert dispatch.choose(CALL) == ("cpu", backends["cpu"])
 
 
-def test_named_form_never_falls_through(forms):
+def test_named_backend_never_falls_through(backends):
     with dispatch.use_backend("cpu"), dispatch.record() as log:
         with pytest.raises(
             UnsupportedError, match=r"linear_gelu, forward: cpu: too slow here\. Take use_backend"
         ):
             ops.linear_gelu(*ARGS)
         with dispatch.use_backend("reference"):
-            assert dispatch.choose("linear_gelu", "forward", ARGS) is forms["reference"]
+            assert dispatch.choose(CALL)[0] == "reference"
         assert dispatch.backend() == "cpu"
-    assert [choice.form for choice in log] == [None, "reference"]
+    assert [choice.backend for choice in log] == [None, "reference"]
     assert dispatch.backend() == "auto"
 
 
-def test_all_forms_refuse(forms):
-    forms["reference"] = _form("no")
+def test_all_backends_refuse(backends):
+    backends["reference"] = _backend("no")
     with pytest.raises(UnsupportedError, match="cpu: too slow here; reference: no"):
-        dispatch.choose("linear_gelu", "forward", ARGS)
+        dispatch.choose(CALL)
 
 
 def test_bad_name():
@@ -100,7 +95,7 @@ def test_environment_variable(monkeypatch):
     with pytest.raises(
         ArgumentError, match="BERTFAST_BACKEND: expected one of auto, cpu, .*, got 'gpu'"
     ):
-        dispatch.choose("linear_gelu", "forward", ARGS)
+        dispatch.choose(CALL)
     monkeypatch.undo()
     dispatch._environment.cache_clear()
 
@@ -127,13 +122,13 @@ def _backward_in_a_thread(out, around=contextlib.nullcontext):
     thread.join()
 
 
-def test_backward_runs_in_the_form_of_the_forward():
+def test_backward_runs_in_the_backend_of_the_forward():
     x = torch.ones(2, 3, requires_grad=True)
     with dispatch.record() as log:
         with dispatch.use_backend("reference"):
             out = ops.linear_gelu(x, *ARGS[1:])
         _backward_in_a_thread(out)
-    assert [(c.direction, c.form) for c in log] == [
+    assert [(c.direction, c.backend) for c in log] == [
         ("forward", "reference"),
         ("backward", "reference"),
     ]
@@ -152,7 +147,7 @@ def test_backward_obeys_a_choice_of_its_own():
         seen.extend(log)
 
     _backward_in_a_thread(out, around)
-    assert [(c.direction, c.form) for c in seen] == [("backward", "cpu")]
+    assert [(c.direction, c.backend) for c in seen] == [("backward", "cpu")]
 
 
 def test_a_record_ends_with_its_block():
@@ -179,33 +174,31 @@ import sys
 sys.modules["bertfast._cpu"] = None
 import torch
 from bertfast import dispatch, ops
-dispatch.set_measuring(False)
 args = torch.ones(2, 3), torch.ones(3, 3), torch.ones(3)
 with dispatch.record() as log:
     ops.linear_gelu(*args)
-print(log[0].form, log[0].reasons["cpu"])
+print(log[0].backend, log[0].reasons["cpu"])
 """
     assert _run(program).stdout.startswith("reference native extension not built")
 
 
 def test_absent_module_refuses_with_its_error(monkeypatch):
-    monkeypatch.setitem(dispatch._FORMS, "linear_gelu", {})
-    monkeypatch.setitem(sys.modules, "bertfast.ops.linear_gelu.native", None)
-    dispatch.register("linear_gelu", "bertfast.ops.linear_gelu")
-    found = dispatch.reasons("linear_gelu", "forward", (*ARGS, False))
+    monkeypatch.setitem(dispatch._BACKENDS, "linear_gelu", {})
+    monkeypatch.setitem(sys.modules, "bertfast.ops.linear_gelu.cpu", None)
+    dispatch.register("linear_gelu", Backends("linear_gelu"))
+    found = dispatch.reasons(CALL)
     assert found["cpu"].startswith("native extension not built: ")
 
 
-def test_forms_are_imported_when_they_are_asked_for():
-    """What runs on the CPU imports neither Triton nor the forms that it does not take."""
+def test_backends_are_imported_when_they_are_asked_for():
+    """What runs on the CPU imports neither Triton nor the backends that it does not take."""
     program = """
 import sys, torch, bertfast
 from bertfast import ops
 loaded = lambda: {n for n in sys.modules if n == "triton" or n.startswith("bertfast.ops.linear_gelu.")}
 assert loaded() == set(), loaded()
-bertfast.dispatch.set_measuring(False)
-ops.linear_gelu(torch.ones(2, 3), torch.ones(3, 3), torch.ones(3))
-assert loaded() == {"bertfast.ops.linear_gelu.native"}, loaded()
+bertfast.ops.linear_gelu(torch.ones(2, 3), torch.ones(3, 3), torch.ones(3))
+assert loaded() == {"bertfast.ops.linear_gelu.cpu"}, loaded()
 """
     _run(program)
 
@@ -217,22 +210,25 @@ BROKEN = {
     "old": "__version__ = '3.2.0'",
 }
 TELL = """
-import logging, sys, torch
+import logging, sys, torch, types
 logging.basicConfig(stream=sys.stdout, format="LOGGED %(message)s")
 from bertfast import UnsupportedError, dispatch, ops
-from bertfast.dispatch import forms
+from bertfast.ops._contract import CONTRACTS
 args = torch.ones(2, 3), torch.ones(3, 3), torch.ones(3)
 with dispatch.record() as log:
     ops.linear_gelu(*args)
-print("RAN", log[0].form)
+print("RAN", log[0].backend)
 try:
     with dispatch.use_backend("triton"):
         ops.linear_gelu(*args)
 except UnsupportedError as error:
     print("NAMED", error)
 for operation in ("linear_gelu", "linear_gelu", "gelu_layernorm"):
-    form = dispatch._FORMS[operation]["triton"]
-    print("GPU", forms.refuses("triton", form, "forward", (*args, False), "cuda"))
+    call = CONTRACTS[operation].forward
+    call = call(*args, *(None,) * (len(call._fields) - 3))
+    lead = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    call = type("OnGpu", (call.__class__,), {"lead": lead})(*call)
+    print("GPU", dispatch.backends_of(operation)["triton"].supports(call))
 """
 
 

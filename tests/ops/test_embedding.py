@@ -1,4 +1,4 @@
-"""embedding: parity of every form, gradients, mutations, the torch.library ops, bad arguments."""
+"""embedding: parity of every backend, gradients, mutations, the torch.library ops, bad arguments."""
 
 from __future__ import annotations
 

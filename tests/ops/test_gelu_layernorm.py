@@ -1,4 +1,4 @@
-"""gelu_layernorm: parity of every form, gradients, mutations, the torch.library ops, bad arguments."""
+"""gelu_layernorm: parity of every backend, gradients, mutations, the torch.library ops, bad arguments."""
 
 from __future__ import annotations
 

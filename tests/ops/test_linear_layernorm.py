@@ -1,4 +1,4 @@
-"""linear_layernorm: parity of every form, gradients, mutations, the torch.library ops, bad
+"""linear_layernorm: parity of every backend, gradients, mutations, the torch.library ops, bad
 arguments.
 """
 

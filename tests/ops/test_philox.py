@@ -8,8 +8,10 @@ import numpy
 import pytest
 import torch
 
+import harness
 from bertfast import dispatch, ops
 from bertfast.ops import _philox
+from bertfast.ops._seed import draw_seed
 
 MASK = 0xFFFFFFFF
 
@@ -155,12 +157,11 @@ def test_what_is_kept_of_attention(backend):
         assert torch.equal(found != 0, keep)
 
 
-@pytest.fixture(params=dispatch.ORDER)
+@pytest.fixture(params=("cpu", "cuda", "triton", "reference"))
 def backend(request):
     qkv, starts = torch.zeros(1, 3, 1, 8), torch.tensor([0, 1], dtype=torch.int32)
-    reason = dispatch.reasons(
-        "attention", "forward", (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), False)
-    )[request.param]
+    given = (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), False)
+    reason = harness.refuses("attention", request.param, *given)
     if reason is not None:
         pytest.skip(reason)
     return request.param
@@ -168,16 +169,16 @@ def backend(request):
 
 def test_draw_seed_follows_torch_generator():
     torch.manual_seed(3)
-    first = [_philox.draw_seed("cpu") for _ in range(3)]
+    first = [draw_seed("cpu") for _ in range(3)]
     torch.manual_seed(3)
-    again = [_philox.draw_seed(torch.device("cpu")) for _ in range(3)]
+    again = [draw_seed(torch.device("cpu")) for _ in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({seed.item() for seed in first}) == 3
     assert first[0].dtype is torch.int64
     assert first[0].shape == (1,)
     torch.manual_seed(3)
     compiled = torch.compile(
-        lambda: (_philox.draw_seed("cpu"), _philox.draw_seed("cpu")),
+        lambda: (draw_seed("cpu"), draw_seed("cpu")),
         fullgraph=True,
         backend="aot_eager",
     )
@@ -192,6 +193,6 @@ def test_seed_op():
 
 def test_seeds_use_all_bits():
     torch.manual_seed(0)
-    seeds = numpy.array([_philox.draw_seed("cpu").item() for _ in range(200)]).view(numpy.uint64)
+    seeds = numpy.array([draw_seed("cpu").item() for _ in range(200)]).view(numpy.uint64)
     assert int(numpy.bitwise_or.reduce(seeds)) == 2**64 - 1
     assert int(numpy.bitwise_and.reduce(seeds)) == 0

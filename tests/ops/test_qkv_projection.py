@@ -1,4 +1,4 @@
-"""qkv_projection: parity of every form, gradients, mutations, the torch.library ops, bad arguments."""
+"""qkv_projection: parity of every backend, gradients, mutations, the torch.library ops, bad arguments."""
 
 from __future__ import annotations
 

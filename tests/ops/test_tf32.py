@@ -1,4 +1,4 @@
-"""Both of torch's ways to allow tf32 in products of float32 reach the forms of a GPU."""
+"""Both of torch's ways to allow tf32 in products of float32 reach the backends of a GPU."""
 
 from __future__ import annotations
 

@@ -222,6 +222,6 @@ def test_the_packages_of_nvcc_are_the_same_everywhere():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for text in (linux, readme):
         assert set(re.findall(r"nvidia-[\w-]+==[\d.*]+", text)) == pins
-    advice = (ROOT / "csrc/cuda_toolkit.py").read_text(encoding="utf-8")
+    advice = (ROOT / "build_tools/cuda_toolkit.py").read_text(encoding="utf-8")
     (packages,) = re.findall(r'^PACKAGES = "(.*)"$', advice, re.M)
     assert set(packages.split()) == {pin.partition("==")[0] for pin in pins}

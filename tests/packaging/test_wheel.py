@@ -51,8 +51,9 @@ def test_sdist_holds_what_a_build_needs(dist):
     (sdist,) = dist.glob("bertfast-*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    suffixes = ("cpp", "h", "cu", "cuh", "py")
+    suffixes = ("cpp", "h", "cu", "cuh")
     sources = {str(p.relative_to(ROOT)) for s in suffixes for p in ROOT.glob(f"csrc/**/*.{s}")}
+    sources |= {str(p.relative_to(ROOT)) for p in ROOT.glob("build_tools/*.py")}
     rest = {
         "setup.py",
         "pyproject.toml",

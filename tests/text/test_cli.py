@@ -232,7 +232,7 @@ BASE = {
 def test_parameter_table():
     totals = {30522: "109,482,240", 21128: "102,267,648"}
     for vocab_size, total in totals.items():
-        *rows, last = parameter_table({**BASE, "vocab_size": vocab_size})
+        *rows, last = parameter_table({**BASE, "vocab_size": vocab_size}).splitlines()
         assert last.split()[:2] == ["total", total]
         counts = {" ".join(row.split()[:-1]): int(row.split()[-1].replace(",", "")) for row in rows}
         layer = counts["encoder.layer, each of 12"]

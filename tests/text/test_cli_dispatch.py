@@ -1,18 +1,19 @@
-"""`bertfast verify`, `bertfast tune` and what `bertfast info` says of forms and measurements."""
+"""`bertfast verify`, `bertfast tune` and what `bertfast info` says of tables."""
 
 from __future__ import annotations
 
 import functools
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from bertfast import Encoder, dispatch
-from bertfast.cli import main
-from bertfast.dispatch import measured, table
+from bertfast import dispatch
+from bertfast.cli import info, main
+from bertfast.dispatch import decisions
+from bertfast.dispatch.decisions import Decision
+from bertfast.tuning import measuring
 
 
 @pytest.fixture
@@ -20,13 +21,13 @@ def run(tmp_path, monkeypatch):
     """Runs the command with a cache folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    measured.forget()
+    decisions.forget()
 
     def call(*arguments):
         return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
     yield call
-    measured.forget()
+    decisions.forget()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -34,21 +35,21 @@ def test_verify(run, tiny, dtype):
     result = run("verify", tiny, "--rounds", "1", "--dtype", dtype, "--train")
     assert result.exit_code == 0, result.output
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
-    for form in ("auto", "cpu", "reference", "transformers"):
-        assert lines[form].count(" ms") == 2
+    for backend in ("auto", "cpu", "reference", "transformers"):
+        assert lines[backend].count(" ms") == 2
     assert {"embeddings", "encoder.layer.0", "encoder.layer.1"} <= lines.keys()
     assert "tokens, torch." + dtype in lines["6"]
-    assert "no such form" in lines["triton_matmul"]
-    assert (" ms" in lines["torch"]) == (dtype == "bfloat16")
+    assert "triton finds no device" in lines["triton:torch"] or "no device" not in lines["triton"]
+    assert (" ms" in lines["eager"]) == (dtype == "bfloat16")
     result = run("verify", tiny, "--rounds", "1", "--dtype", dtype)
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
     assert lines["cpu"].count(" ms") == 1
-    assert "gradients" not in lines["form"]
+    assert "gradients" not in lines["backend"]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_verify_fails_above_tolerance(run, tiny, monkeypatch, direction):
-    """One form that is off by a thousandth, in its result or in one gradient."""
+    """One backend that is off by a thousandth, in its result or in one gradient."""
 
     def off(right, *args):
         results = right(*args)
@@ -60,8 +61,8 @@ def test_verify_fails_above_tolerance(run, tiny, monkeypatch, direction):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_verify_shows_forms_that_raise(run, tiny, monkeypatch, direction):
-    """As a kernel that this machine cannot compile; the other forms are checked all the same."""
+def test_verify_shows_backends_that_raise(run, tiny, monkeypatch, direction):
+    """As a kernel that this machine cannot compile; the other backends are checked all the same."""
 
     def broken(right, *args):
         raise RuntimeError("no kernel\nfor this")
@@ -75,14 +76,13 @@ def test_verify_shows_forms_that_raise(run, tiny, monkeypatch, direction):
 
 def _verify_with(change, direction, run, tiny, monkeypatch):
     """`bertfast verify`, which has to fail, with change(function, its arguments) as linear_gelu in C++."""
-    right = dispatch._FORMS["linear_gelu"]["cpu"]
+    right = dispatch.backends_of("linear_gelu")["cpu"]
     functions = {"forward": right.forward, "backward": right.backward}
     functions[direction] = functools.partial(change, functions[direction])
     wrong = SimpleNamespace(supports=right.supports, **functions)
-    found = {name: dispatch._FORMS["linear_gelu"][name] for name in ("torch", "reference")}
-    monkeypatch.setitem(dispatch._FORMS, "linear_gelu", {"cpu": wrong, **found})
-    with dispatch.measuring(False):
-        result = run("verify", tiny, "--rounds", "1", "--train")
+    found = {name: dispatch.backends_of("linear_gelu")[name] for name in ("eager", "reference")}
+    monkeypatch.setitem(dispatch._BACKENDS, "linear_gelu", {"cpu": wrong, **found})
+    result = run("verify", tiny, "--rounds", "1", "--train")
     assert result.exit_code == 1
     assert result.stderr == "bertfast: above tolerance or raised: auto, cpu\n"
     return result
@@ -112,43 +112,35 @@ def test_mistakes(run, tiny, arguments, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_tune_fills_the_table(run, tiny):
-    with dispatch.use_backend("reference"):  # as BERTFAST_BACKEND may say; tuning is free of it
-        result = run("tune", tiny, "--tokens", "5,40", "--length", "8", "--training")
+def test_tune_needs_a_gpu(run, tiny):
+    for arguments in ((), ("--device", "cpu")):
+        result = run("tune", tiny, *arguments)
+        assert result.exit_code == 2
+        assert "--device: expected a CUDA GPU" in result.stderr
+        assert "On a CPU the backend cpu serves every size" in result.stderr
+
+
+def test_tune_measures_every_operation(run, tiny, monkeypatch):
+    """Here on the CPU with a clock that is made up; the table is kept where `info` says."""
+    monkeypatch.setattr("bertfast.cli.tune.place_of", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(measuring, "CANDIDATES", ("cpu", "eager"))
+    monkeypatch.setattr(measuring, "stopwatch", lambda run, device: 1.0)
+    result = run("tune", tiny, "--tokens", "5,40", "--length", "8", "--training")
     assert result.exit_code == 0, result.output
-    (path,) = table.folder().glob("*.json")
+    path = decisions.path_of(torch.device("cpu"))
     assert result.stdout.splitlines()[-1] == f"kept in {path}"
-    keys = json.loads(path.read_text())["measured"]
-    for operation in ("embedding", "qkv_projection", "attention", "linear_gelu"):
+    keys = decisions.table(torch.device("cpu"))
+    for operation in dispatch.operations():
         for direction in ("forward", "backward"):
             for tokens in (8, 64):
                 start = f"{operation} {direction} float32 tokens={tokens} "
                 assert any(key.startswith(start) for key in keys), start
-    dropout = {key.split("dropout=")[1][0] for key in keys if key.startswith("attention")}
-    assert dropout == {"0", "1"}
-    found = run("info").stdout
-    assert f"measured: {len(keys)} kinds of calls, " in found
-    assert f"kept in {path}" in found
 
 
-def test_a_tuned_model_is_not_measured_again(run, tiny, monkeypatch):
-    """The keys that tuning fills are those that an encoder meets."""
-    assert run("tune", tiny, "--tokens", "16", "--length", "8").exit_code == 0
-    measured.forget()
-    monkeypatch.setattr(measured, "_measure", lambda *call: pytest.fail("measured again"))
-    encoder = Encoder.from_pretrained(tiny)
-    with dispatch.measuring(True), dispatch.record() as log:
-        encoder.encode(["a a a a a a"] * 2)
-    assert len(log) == 11
-    reasons = [reason for choice in log for reason in choice.reasons.values()]
-    assert all("measured" in reason for reason in reasons), reasons
-    assert len(reasons) >= 11
-
-
-def test_info_shows_what_was_struck_off(run):
-    found = measured.table_of(torch.device("cpu"))
-    found.add("some call", table.Decision("cpu", {"cpu": 1.0}, {"torch": "raised Oops: a reason"}))
-    measured.forget()
-    text = run("info").stdout
-    assert "measured: 1 kinds of calls, cpu 1\n" in text
-    assert "struck off: torch, some call: raised Oops: a reason\n" in text
+def test_info_shows_what_was_rejected(run, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    decision = Decision("cuda", {"cuda": 1.0}, {"triton": "raised Oops: a reason"})
+    monkeypatch.setattr(decisions, "table", lambda device: {"some call": decision})
+    text = "\n".join(info._measured(gpu))
+    assert text.startswith("tuning table: 1 kinds of calls, cuda 1; ")
+    assert "rejected: triton, some call: raised Oops: a reason" in text

@@ -6,36 +6,39 @@ from itertools import pairwise
 
 import torch
 
-from .._autograd import gradients, statistics_dtype, upcast
+from .._formulas import gradients, statistics_dtype, upcast
 from .._philox import attention_keep, dropout
 
 
 def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
     tokens, _, heads, size = qkv.shape
-    (wide,), dtype = upcast(qkv), statistics_dtype(qkv.dtype)
-    out, lse = wide.new_zeros(tokens, heads, size), wide.new_zeros(heads, tokens, dtype=dtype)
+    (qkv_fp32,), dtype = upcast(qkv), statistics_dtype(qkv.dtype)
+    out, lse = (
+        qkv_fp32.new_zeros(tokens, heads, size),
+        qkv_fp32.new_zeros(heads, tokens, dtype=dtype),
+    )
     for row, (start, stop) in _sequences(cu_seqlens):
         keep = _keep(seed, p, row, heads, stop - start)
-        out[start:stop] = _attend(wide[start:stop], scale, p, keep)
-        lse[:, start:stop] = _logits(wide[start:stop], scale).to(dtype).logsumexp(-1)
+        out[start:stop] = _attend(qkv_fp32[start:stop], scale, p, keep)
+        lse[:, start:stop] = _logits(qkv_fp32[start:stop], scale).to(dtype).logsumexp(-1)
     return out.to(qkv.dtype).flatten(1), lse
 
 
 def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
-    (wide,) = upcast(qkv)
-    dout = dout.unflatten(1, qkv.shape[2:]).to(wide.dtype)
-    dqkv = torch.zeros_like(wide)
+    (qkv_fp32,) = upcast(qkv)
+    dout = dout.unflatten(1, qkv.shape[2:]).to(qkv_fp32.dtype)
+    dqkv = torch.zeros_like(qkv_fp32)
     for row, (start, stop) in _sequences(cu_seqlens):
         keep = _keep(seed, p, row, qkv.shape[2], stop - start)
         (dqkv[start:stop],) = gradients(
             lambda piece, keep=keep: _attend(piece, scale, p, keep),
-            (wide[start:stop],),
+            (qkv_fp32[start:stop],),
             dout[start:stop],
         )
     return dqkv.to(qkv.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None
 
 

@@ -1,4 +1,4 @@
-"""Launcher of the Triton form."""
+"""Launcher of the Triton backend."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ... import dispatch
 from .. import _triton
 from .._philox import keep_scale, threshold
 from .._triton import Config, Table
@@ -103,12 +104,10 @@ BACKWARD_WHOLE = Table(
 )
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the Triton form computes this, else the reason."""
-    qkv = args[0 if direction == "forward" else 1]
-    reason = _triton.refuses(qkv, product=True)
-    if reason is None and qkv.shape[3] > LARGEST_HEAD:
-        return f"head size {qkv.shape[3]}; the triton form computes up to {LARGEST_HEAD}"
+def supports(call) -> str | None:
+    reason, size = _triton.refuses(call.lead, product=True), call.qkv.shape[3]
+    if reason is None and size > LARGEST_HEAD:
+        return f"head size {size}; the triton backend computes up to {LARGEST_HEAD}"
     return reason
 
 
@@ -185,13 +184,13 @@ def _whole_config(qkv: Tensor, max_seqlen: int) -> Config | None:
     """Of a kernel whose blocks hold the longest sequence, where there is one."""
     key = _key(qkv)
     entry = BACKWARD_WHOLE.configs(_triton.arch()).get(key)
-    if entry is None or max_seqlen > entry.blocks["BLOCK_N"]:
+    if entry is None or max_seqlen > entry.blocks["BLOCK_N"] or dispatch.is_batch_invariant():
         return None
     return BACKWARD_WHOLE.pick(key)
 
 
 def _length_class(max_seqlen: int) -> str:
-    return "short" if max_seqlen <= SHORT else "long"
+    return "short" if max_seqlen <= SHORT and not dispatch.is_batch_invariant() else "long"
 
 
 def _shape(qkv: Tensor) -> dict:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ... import dispatch
 from ...errors import ArgumentError
-from .. import _autograd
 from .._checks import check_dropout, check_indices, check_like, check_matrix, check_sequences
-
-dispatch.register("embedding", __name__)
+from .._contract import Contract
+from .._formulas import statistics_dtype
 
 
 def embedding(
@@ -48,51 +45,38 @@ def embedding(
     Returns: [T,H], the dtype of `position`. Differentiable once; backward keeps mean and rstd
     (fp32) and gathers again.
     Raises ArgumentError (shape, dtype, device; on the CPU an index out of its table),
-    UnsupportedError (a form asked for by name refuses).
+    UnsupportedError (a backend asked for by name refuses).
     """
-    save = _autograd.wants_grad(word, inputs_embeds, position, segment, ln_weight, ln_bias)
-    args = (
-        input_ids,
-        word,
-        inputs_embeds,
-        position_ids,
-        position,
-        token_type_ids,
-        segment,
-        ln_weight,
-        ln_bias,
-    )
-    args = (*args, eps, p, seed, cu_seqlens, padding_idx, save)
-    if save or _autograd.through_library():
-        return _autograd.differentiable("embedding", *args)[0]
-    return _forward(*args)[0]
+    return _CONTRACT(
+        input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, ln_weight, ln_bias, eps, p,
+        seed, cu_seqlens, padding_idx,
+    )  # fmt: skip
 
 
-def _forward(*args):
-    input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment = args[:7]
-    p, seed, cu_seqlens = args[10:13]
+def _check(a):
+    position, segment = a.position, a.segment
     check_matrix("position", position)
     rows, hidden = position.shape
-    _check_source(input_ids, word, inputs_embeds)
-    source, name = (inputs_embeds, "inputs_embeds") if input_ids is None else (word, "word")
+    _check_source(a.input_ids, a.word, a.inputs_embeds)
+    by_ids = a.input_ids is not None
+    source, name = (a.word, "word") if by_ids else (a.inputs_embeds, "inputs_embeds")
     check_matrix(name, source)
     check_like(
         "position",
         position,
         (name, source, (source.shape[0], hidden)),
         ("segment", segment, (*segment.shape[:1], hidden)),
-        ("ln_weight", args[7], (hidden,)),
-        ("ln_bias", args[8], (hidden,)),
+        ("ln_weight", a.ln_weight, (hidden,)),
+        ("ln_bias", a.ln_bias, (hidden,)),
     )
-    tokens = source.shape[0] if input_ids is None else input_ids.numel()
-    if input_ids is not None:
-        check_indices("input_ids", input_ids, tokens, word.shape[0], position.device)
-    check_indices("position_ids", position_ids, tokens, rows, position.device)
-    check_indices("token_type_ids", token_type_ids, tokens, segment.shape[0], position.device)
-    check_dropout(p, seed, position.device)
-    if p > 0:
-        check_sequences(cu_seqlens, tokens, position.device)
-    return dispatch.choose("embedding", "forward", args).forward(*args)
+    tokens, device = a.input_ids.numel() if by_ids else source.shape[0], position.device
+    if by_ids:
+        check_indices("input_ids", a.input_ids, tokens, source.shape[0], device)
+    check_indices("position_ids", a.position_ids, tokens, rows, device)
+    check_indices("token_type_ids", a.token_type_ids, tokens, segment.shape[0], device)
+    check_dropout(a.p, a.seed, device)
+    if a.p > 0:
+        check_sequences(a.cu_seqlens, tokens, device)
 
 
 def _check_source(input_ids, word, inputs_embeds):
@@ -103,62 +87,43 @@ def _check_source(input_ids, word, inputs_embeds):
         raise ArgumentError("word", "a table with input_ids and None without", "the other")
 
 
-def _fwd(*args):
-    results = _forward(*args)
-    return results if args[-1] else (results[0], *_autograd.nothing_saved(args[4])[1:])
+def _shapes(a):
+    tokens, dtype = a.position_ids.shape[0], a.position.dtype
+    statistics = (tokens,), statistics_dtype(dtype)
+    return ((tokens, a.position.shape[1]), dtype), statistics, statistics
 
 
-def _fwd_fake(*args):
-    position_ids, position, save = args[3], args[4], args[-1]
-    out = position.new_empty(position_ids.shape[0], position.shape[1])
-    if not save:
-        return out, *_autograd.nothing_saved(position)[1:]
-    mean = position.new_empty(
-        position_ids.shape[0], dtype=_autograd.statistics_dtype(position.dtype)
-    )
-    return out, mean, torch.empty_like(mean)
-
-
-def _bwd(*args):
-    return _autograd.run_backward("embedding", *args)
-
-
-def _bwd_fake(
-    dout,
-    input_ids,
-    word,
-    inputs_embeds,
-    position_ids,
-    position,
-    token_type_ids,
-    segment,
-    ln_weight,
-    *rest,
-):
-    return _autograd.fake_gradients(
-        dout, rest[-1], word, inputs_embeds, position, segment, ln_weight, ln_weight
-    )
-
-
-def _saved(inputs, outputs):
-    _, p, seed, cu_seqlens, padding_idx, _ = inputs[9:]
-    return *inputs[:8], *outputs[1:], p, seed, cu_seqlens, padding_idx
-
-
-_SOURCES = (
+_CONTRACT = Contract(
+    "embedding",
     "Tensor? input_ids, Tensor? word, Tensor? inputs_embeds, Tensor position_ids, Tensor position, "
-    "Tensor token_type_ids, Tensor segment, Tensor ln_weight, "
+    "Tensor token_type_ids, Tensor segment, Tensor ln_weight, Tensor ln_bias, float eps, float p, Tensor? seed, "
+    "Tensor? cu_seqlens, SymInt padding_idx",
+    lead="position",
+    check=_check,
+    results=("out", "mean", "rstd"),
+    shapes=_shapes,
+    saved=(
+        "input_ids",
+        "word",
+        "inputs_embeds",
+        "position_ids",
+        "position",
+        "token_type_ids",
+        "segment",
+        "ln_weight",
+        "mean",
+        "rstd",
+        "p",
+        "seed",
+        "cu_seqlens",
+        "padding_idx",
+    ),
+    gradients={
+        "word": None,
+        "inputs_embeds": None,
+        "position": None,
+        "segment": None,
+        "ln_weight": None,
+        "ln_bias": lambda b: b.ln_weight,
+    },
 )
-_DROPOUT = "float p, Tensor? seed, Tensor? cu_seqlens, SymInt padding_idx, "
-_autograd.define(
-    f"embedding_fwd({_SOURCES}Tensor ln_bias, float eps, {_DROPOUT}bool save) -> (Tensor, Tensor, Tensor)",
-    _fwd,
-    _fwd_fake,
-)
-_autograd.define(
-    f"embedding_bwd(Tensor dout, {_SOURCES}Tensor mean, Tensor rstd, {_DROPOUT}bool[] needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _bwd,
-    _bwd_fake,
-)
-_autograd.differentiate("embedding", wanted=(1, 2, 4, 6, 7, 8), arguments=_saved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._autograd import layer_norm, layer_norm_gradients, rounded, statistics_dtype, upcast
+from .._formulas import layer_norm, layer_norm_gradients, rounded, statistics_dtype, upcast
 from .._philox import dropout, hidden_keep
 
 
@@ -49,9 +49,9 @@ def backward(
 ):
     z = _sum(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment)
     keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p > 0 else None
-    dout, wide_ln_weight = upcast(dout, ln_weight)
+    dout, ln_weight_fp32 = upcast(dout, ln_weight)
     dz, dln_weight, dln_bias = layer_norm_gradients(
-        dropout(dout, p, keep), z, mean, rstd, wide_ln_weight
+        dropout(dout, p, keep), z, mean, rstd, ln_weight_fp32
     )
     dword = _scatter(dz, input_ids, word) if needs[0] and word is not None else None
     if dword is not None and padding_idx >= 0:
@@ -64,7 +64,7 @@ def backward(
     )
 
 
-def supports(direction, *args):
+def supports(call):
     return None
 
 

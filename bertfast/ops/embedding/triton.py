@@ -1,4 +1,4 @@
-"""Launcher of the Triton form: three gathers, their sum, LN and dropout in one kernel.
+"""Launcher of the Triton backend: three gathers, their sum, LN and dropout in one kernel.
 
 The gradients of the tables need no dense one-hot and no atomics: the indices of all tables are sorted together, and
 the sorted list is cut into chunks of equal length. A chunk adds up the runs of equal indices that lie in it and writes
@@ -119,8 +119,8 @@ def _embedding_fwd_kernel(
     gain, shift = load_row(gain_ptr, columns, features), load_row(shift_ptr, columns, features)
     out = normal * gain + shift
     out = drop(out, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS)
-    places = token.to(tl.int64) * features + columns
-    tl.store(out_ptr + places, out.to(out_ptr.dtype.element_ty), mask=inside)
+    offsets = token.to(tl.int64) * features + columns
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -181,8 +181,8 @@ def _embedding_bwd_kernel(
         rstd = tl.load(rstd_ptr + token, mask=live, other=0.0)
         normal = tl.where(inside, (z - mean) * rstd, 0.0)
         dz = normalize_gradient(dout, normal, rstd, gain, inside, features)
-        places = token.to(tl.int64) * features + columns
-        tl.store(dz_ptr + places, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        offsets = token.to(tl.int64) * features + columns
+        tl.store(dz_ptr + offsets, dz.to(dz_ptr.dtype.element_ty), mask=inside)
         dgain += dout * normal
         dshift += dout
     store_sums(partial_ptr, dgain, 0, chunk, chunks, columns, features)
@@ -290,8 +290,8 @@ def _embedding_long_runs_kernel(
         for start in range(chunk + 1, last + 1, BLOCK_CHUNKS):
             among = start + tl.arange(0, BLOCK_CHUNKS)[:, None]
             inside = (among <= last) & (columns < features)[None, :]
-            places = among.to(tl.int64) * features + columns[None, :]
-            total += tl.load(head_ptr + places, mask=inside, other=0.0)
+            offsets = among.to(tl.int64) * features + columns[None, :]
+            total += tl.load(head_ptr + offsets, mask=inside, other=0.0)
         tail = tl.load(
             tail_ptr + chunk.to(tl.int64) * features + columns, mask=columns < features, other=0.0
         )
@@ -309,10 +309,8 @@ def _embedding_long_runs_kernel(
         )
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the Triton form computes this, else the reason."""
-    position = args[5 if direction == "backward" else 4]
-    return _triton.refuses(position) or refuses(position.shape[1])
+def supports(call) -> str | None:
+    return _triton.refuses(call.lead) or refuses(call.position.shape[1])
 
 
 def forward(

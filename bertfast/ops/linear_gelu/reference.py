@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.nn import functional as F
 
-from .._autograd import gradients, linear_gradients, rounded, upcast
+from .._formulas import gradients, linear_gradients, rounded, upcast
 
 
 def forward(x, weight, bias, save):
@@ -18,5 +18,5 @@ def backward(dout, x, weight, pre, needs):
     return rounded(linear_gradients(dpre, wide_x, wide_weight, needs), x.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None

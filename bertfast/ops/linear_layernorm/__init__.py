@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import dispatch
-from .. import _autograd
+from .._autocast import autocast, autocast_beside
 from .._checks import check_beside, check_dropout, check_like, check_matrix, check_sequences
-
-dispatch.register("linear_layernorm", __name__)
+from .._contract import Contract
+from .._formulas import statistics_dtype
 
 
 def linear_layernorm(
@@ -45,75 +44,53 @@ def linear_layernorm(
 
     Returns: [T,N], dtype of residual. Differentiable once; backward keeps z in the dtype of
     residual, and mean and rstd in fp32.
-    Raises ArgumentError (shape, dtype, device), UnsupportedError (a form asked for by name
+    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name
     refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
-        x, weight, bias = _autograd.autocast(x, weight, bias)
-        residual, ln_weight, ln_bias = _autograd.autocast_beside(x, residual, ln_weight, ln_bias)
-    save = _autograd.wants_grad(x, residual, weight, bias, ln_weight, ln_bias)
-    args = (x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save)
-    if save or _autograd.through_library():
-        return _autograd.differentiable("linear_layernorm", *args)[0]
-    return _forward(*args)[0]
+        x, weight, bias = autocast(x, weight, bias)
+        residual, ln_weight, ln_bias = autocast_beside(x, residual, ln_weight, ln_bias)
+    return _CONTRACT(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens)
 
 
-def _forward(*args):
-    x, weight, bias, residual, ln_weight, ln_bias, _, p, seed, cu_seqlens, _ = args
-    check_matrix("x", x)
-    check_matrix("residual", residual)
-    tokens, columns = x.shape
-    row = residual.shape[1:]
+def _check(a):
+    check_matrix("x", a.x)
+    check_matrix("residual", a.residual)
+    tokens, columns = a.x.shape
+    row = a.residual.shape[1:]
     check_beside(
-        x,
-        ("residual", residual, (tokens, *row)),
-        ("ln_weight", ln_weight, row),
-        ("ln_bias", ln_bias, row),
+        a.x,
+        ("residual", a.residual, (tokens, *row)),
+        ("ln_weight", a.ln_weight, row),
+        ("ln_bias", a.ln_bias, row),
     )
-    check_like("x", x, ("weight", weight, (*row, columns)), ("bias", bias, row))
-    check_dropout(p, seed, x.device)
-    if p > 0:
-        check_sequences(cu_seqlens, tokens, x.device)
-    return dispatch.choose("linear_layernorm", "forward", args).forward(*args)
+    check_like("x", a.x, ("weight", a.weight, (*row, columns)), ("bias", a.bias, row))
+    check_dropout(a.p, a.seed, a.x.device)
+    if a.p > 0:
+        check_sequences(a.cu_seqlens, tokens, a.x.device)
 
 
-def _fwd(*args):
-    results = _forward(*args)
-    return results if args[-1] else (results[0], *_autograd.nothing_saved(args[3]))
+def _shapes(a):
+    like = (a.residual.shape, a.residual.dtype)
+    statistics = (a.x.shape[:1], statistics_dtype(a.x.dtype))
+    return like, like, statistics, statistics
 
 
-def _fwd_fake(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save):
-    out = residual.new_empty(residual.shape)
-    if not save:
-        return out, *_autograd.nothing_saved(residual)
-    mean = x.new_empty(x.shape[0], dtype=_autograd.statistics_dtype(x.dtype))
-    return out, torch.empty_like(out), mean, torch.empty_like(mean)
-
-
-def _bwd(*args):
-    return _autograd.run_backward("linear_layernorm", *args)
-
-
-def _bwd_fake(dout, x, weight, z, mean, rstd, ln_weight, p, seed, cu_seqlens, needs):
-    bias = x.new_empty(weight.shape[0])
-    return _autograd.fake_gradients(dout, needs, x, weight, bias, z, ln_weight, ln_weight)
-
-
-def _saved(inputs, outputs):
-    x, weight, _, _, ln_weight, _, _, p, seed, cu_seqlens, _ = inputs
-    return x, weight, *outputs[1:], ln_weight, p, seed, cu_seqlens
-
-
-_autograd.define(
-    "linear_layernorm_fwd(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor ln_weight, Tensor ln_bias, "
-    "float eps, float p, Tensor? seed, Tensor? cu_seqlens, bool save) -> (Tensor, Tensor, Tensor, Tensor)",
-    _fwd,
-    _fwd_fake,
+_CONTRACT = Contract(
+    "linear_layernorm",
+    "Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor ln_weight, Tensor ln_bias, float eps, float p, "
+    "Tensor? seed, Tensor? cu_seqlens",
+    lead="x",
+    check=_check,
+    results=("out", "z", "mean", "rstd"),
+    shapes=_shapes,
+    saved=("x", "weight", "z", "mean", "rstd", "ln_weight", "p", "seed", "cu_seqlens"),
+    gradients={
+        "x": None,
+        "weight": None,
+        "bias": lambda b: b.x.new_empty(b.weight.shape[0]),
+        "residual": lambda b: b.z,
+        "ln_weight": None,
+        "ln_bias": lambda b: b.ln_weight,
+    },
 )
-_autograd.define(
-    "linear_layernorm_bwd(Tensor dout, Tensor x, Tensor weight, Tensor z, Tensor mean, Tensor rstd, Tensor ln_weight, "
-    "float p, Tensor? seed, Tensor? cu_seqlens, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _bwd,
-    _bwd_fake,
-)
-_autograd.differentiate("linear_layernorm", wanted=(0, 1, 2, 3, 4, 5), arguments=_saved)

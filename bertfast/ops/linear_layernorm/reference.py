@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from torch.nn import functional as F
 
-from .._autograd import layer_norm, layer_norm_gradients, linear_gradients, rounded, upcast
+from .._formulas import layer_norm, layer_norm_gradients, linear_gradients, rounded, upcast
 from .._philox import dropout, hidden_keep
 
 
 def forward(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, save):
     keep = hidden_keep(seed, p, cu_seqlens, *residual.shape) if p > 0 else None
-    x, weight, bias, residual_, ln_weight, ln_bias = upcast(
+    x, weight, bias, residual_fp32, ln_weight, ln_bias = upcast(
         x, weight, bias, residual, ln_weight, ln_bias
     )
-    z = residual_ + dropout(F.linear(x, weight, bias), p, keep)
+    z = residual_fp32 + dropout(F.linear(x, weight, bias), p, keep)
     out, mean, rstd = layer_norm(z, ln_weight, ln_bias, eps)
     return *rounded((out, z), residual.dtype), mean, rstd
 
 
 def backward(dout, x, weight, z, mean, rstd, ln_weight, p, seed, cu_seqlens, needs):
     keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p > 0 else None
-    dout, x_, weight, z_, ln_weight = upcast(dout, x, weight, z, ln_weight)
-    dz, dln_weight, dln_bias = layer_norm_gradients(dout, z_, mean, rstd, ln_weight)
-    products = linear_gradients(dropout(dz, p, keep).to(x_.dtype), x_, weight, needs)
+    dout, x_fp32, weight, z_fp32, ln_weight = upcast(dout, x, weight, z, ln_weight)
+    dz, dln_weight, dln_bias = layer_norm_gradients(dout, z_fp32, mean, rstd, ln_weight)
+    products = linear_gradients(dropout(dz, p, keep).to(x_fp32.dtype), x_fp32, weight, needs)
     return *rounded(products, x.dtype), *rounded((dz, dln_weight, dln_bias), z.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None

@@ -34,12 +34,12 @@ def _cross_entropy_list_kernel(labels_ptr, rows_ptr, count_ptr, lse_ptr, tokens,
 
 @triton.jit
 def logits_tile(
-    x_ptr, row, live, x_stride, weight_ptr, weight_stride, bias_ptr, columns, vocabulary, k,
+    x_ptr, row, live, x_stride, weight_ptr, weight_stride, bias_ptr, columns, vocab_size, k,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """x[row] · weight[columns]ᵀ + bias[columns], fp32 [BLOCK_M, BLOCK_N]; -inf beyond the vocabulary."""
     depth = tl.arange(0, BLOCK_K)
-    inside = columns < vocabulary
+    inside = columns < vocab_size
     logits = add_product(
         tl.zeros([BLOCK_M, BLOCK_N], tl.float32),
         x_ptr + row[:, None] * x_stride + depth[None, :], None, live[:, None], 1, 1,
@@ -60,10 +60,10 @@ def _finite(high):
 @triton.jit(do_not_specialize=["tokens", "row_blocks", "spans"])
 def _cross_entropy_spans_kernel(
     x_ptr, x_stride, weight_ptr, weight_stride, bias_ptr, labels_ptr, rows_ptr, count_ptr, partial_ptr, tokens,
-    vocabulary, k, row_blocks, spans, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    vocab_size, k, row_blocks, spans, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """For listed rows and a span of words: the largest logit, Σ exp(logit - largest), and the label's logit or 0, into
+    """For listed rows and a span of entries: largest logit, Σ exp(logit - largest), and the label's logit or 0, into
     partial [3, spans, tokens].
     """
     span = tl.program_id(0) // row_blocks
@@ -77,10 +77,10 @@ def _cross_entropy_spans_kernel(
         high = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         target = tl.zeros([BLOCK_M], tl.float32)
-        for start in range(span * SPAN, tl.minimum((span + 1) * SPAN, vocabulary), BLOCK_N):
+        for start in range(span * SPAN, tl.minimum((span + 1) * SPAN, vocab_size), BLOCK_N):
             columns = start + tl.arange(0, BLOCK_N)
             logits = logits_tile(
-                x_ptr, row, live, x_stride, weight_ptr, weight_stride, bias_ptr, columns, vocabulary, k,
+                x_ptr, row, live, x_stride, weight_ptr, weight_stride, bias_ptr, columns, vocab_size, k,
                 PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             higher = tl.maximum(high, tl.max(logits, 1))
@@ -97,7 +97,7 @@ def _cross_entropy_spans_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "spans"])
 def _cross_entropy_combine_kernel(
-    partial_ptr, labels_ptr, rows_ptr, count_ptr, lse_ptr, sums_ptr, tokens, vocabulary, spans
+    partial_ptr, labels_ptr, rows_ptr, count_ptr, lse_ptr, sums_ptr, tokens, vocab_size, spans
 ):
     """lse of `SLOTS` listed rows from their spans, and the sum of their losses into sums [blocks].
 
@@ -128,7 +128,7 @@ def _cross_entropy_combine_kernel(
     shares = tl.where(live[None, :], total * tl.exp(high - base[None, :]), 0.0)
     lse = base + tl.log(tl.sum(shares, 0))
     tl.store(lse_ptr + row, lse, mask=live)
-    loss = tl.where((label >= 0) & (label < vocabulary), lse - tl.sum(target, 0), float("nan"))
+    loss = tl.where((label >= 0) & (label < vocab_size), lse - tl.sum(target, 0), float("nan"))
     tl.store(sums_ptr + tl.program_id(0), tl.sum(tl.where(live, loss, 0.0), 0))
 
 

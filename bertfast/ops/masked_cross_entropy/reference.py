@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .._autograd import linear_gradients, rounded, statistics_dtype, upcast
+from .._formulas import linear_gradients, rounded, statistics_dtype, upcast
 
 
 def forward(x, weight, bias, labels, ignore_index, num_items):
@@ -19,18 +19,18 @@ def forward(x, weight, bias, labels, ignore_index, num_items):
 
 def backward(dloss, x, weight, bias, labels, lse, ignore_index, num_items, needs):
     rows, targets = _labelled(labels, ignore_index)
-    x_rows, wide_weight, wide_bias = upcast(x[rows], weight, bias)
-    logits = F.linear(x_rows, wide_weight, wide_bias).to(statistics_dtype(x.dtype))
+    x_rows, weight_fp32, bias_fp32 = upcast(x[rows], weight, bias)
+    logits = F.linear(x_rows, weight_fp32, bias_fp32).to(statistics_dtype(x.dtype))
     dlogits = torch.exp(logits - lse[rows, None])
     dlogits[torch.arange(len(rows), device=x.device), targets] -= 1
     dlogits *= dloss / (len(rows) if num_items is None else num_items)
-    dx_rows, dweight, dbias = linear_gradients(dlogits.to(x_rows.dtype), x_rows, wide_weight, needs)
+    dx_rows, dweight, dbias = linear_gradients(dlogits.to(x_rows.dtype), x_rows, weight_fp32, needs)
     dbias = None if bias is None else dbias
     dx = None if dx_rows is None else dx_rows.new_zeros(x.shape).index_copy(0, rows, dx_rows)
     return rounded((dx, dweight, dbias), x.dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None
 
 

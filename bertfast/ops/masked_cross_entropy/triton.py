@@ -1,4 +1,4 @@
-"""Launcher of the Triton form: labelled rows only, the vocabulary in pieces, never a [T, vocabulary] matrix.
+"""Launcher of the Triton backend: labelled rows only, the vocabulary in pieces, never a [T, vocabulary] matrix.
 
 How many rows have a label is known on the device alone. A first kernel lists them; the grids are sized for T rows, and
 blocks beyond the list exit. Forward: a block walks a span of the vocabulary for its rows with an online log-sum-exp;
@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import dispatch
 from .. import _triton
-from .._autograd import thaw
+from .._formulas import thaw
 from .._layernorm_triton import dense_rows
 from .._triton import Config, Table, cdiv, precision
 from ._triton_backward import (
@@ -29,12 +30,12 @@ from ._triton_forward import (
 )
 
 _MANY = 256  # tokens from which blocks have many rows; labels stand at a part of them
-_STRETCH = 4096  # words whose gradients of logits are in memory at once
+_STRETCH = 4096  # entries whose gradients of logits are in memory at once
 _WIDTH = 128  # its rows are whole multiples of this, as this is of every block size: no tile needs a mask there
 
 
 def _table(name: str, span: dict[str, int], few_k: int, fp32_registers: int | None = None) -> Table:
-    """Block shapes of a kernel that holds logits; `span`: {"SPAN": words of a block} where it walks several tiles."""
+    """Block shapes of a kernel that holds logits; `span`: {"SPAN": entries of a block} where it walks several tiles."""
 
     def shape(
         m: int, n: int, k: int, num_warps: int, num_stages: int, max_registers: int | None = None
@@ -59,9 +60,8 @@ _SMALL = {"num_warps": 4, "num_stages": 1}  # of the kernels that hold no produc
 _LISTING = {"num_warps": 8, "num_stages": 1}  # of the one that lists rows
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the Triton form computes this, else the reason."""
-    return _triton.refuses(args[1 if direction == "backward" else 0], product=True)
+def supports(call) -> str | None:
+    return _triton.refuses(call.lead, product=True)
 
 
 def forward(
@@ -69,22 +69,22 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `bertfast.ops.masked_cross_entropy`. Four launches; a label out of the vocabulary makes the loss NaN."""
     x, weight, bias, labels = _dense(x, weight, bias, labels)
-    (tokens, k), vocabulary = x.shape, weight.shape[0]
+    (tokens, k), vocab_size = x.shape, weight.shape[0]
     lse = x.new_empty(tokens, dtype=torch.float32)
     loss = x.new_empty((), dtype=torch.float32)
     rows, count = _listed(labels, ignore_index, lse)
     config = _pick(_LOGITS, x)
     row_blocks = cdiv(tokens, config.blocks["BLOCK_M"])
-    spans = cdiv(vocabulary, config.blocks["SPAN"])
+    spans = cdiv(vocab_size, config.blocks["SPAN"])
     partial = x.new_empty(3, spans, tokens, dtype=torch.float32)
     sums = x.new_empty(cdiv(tokens, SLOTS.value), dtype=torch.float32)
     if tokens:
         _cross_entropy_spans_kernel[(row_blocks * spans,)](
-            x, x.stride(0), weight, weight.stride(0), bias, labels, rows, count, partial, tokens, vocabulary, k,
+            x, x.stride(0), weight, weight.stride(0), bias, labels, rows, count, partial, tokens, vocab_size, k,
             row_blocks, spans, PRECISION=precision(x), **config.options(),
         )  # fmt: skip
         _cross_entropy_combine_kernel[(sums.numel(),)](
-            partial, labels, rows, count, lse, sums, tokens, vocabulary, spans, **_SMALL
+            partial, labels, rows, count, lse, sums, tokens, vocab_size, spans, **_SMALL
         )
     _cross_entropy_loss_kernel[(1,)](sums, count, loss, sums.numel(), num_items, **_SMALL)
     return loss, lse
@@ -94,7 +94,7 @@ def backward(
     dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, lse: Tensor, ignore_index: int,
     num_items: int | None, needs: list[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """See `bertfast.ops.masked_cross_entropy`: gradients of x, weight, bias. Two launches a stretch of words."""
+    """See `bertfast.ops.masked_cross_entropy`: gradients of x, weight, bias. Two launches a stretch of entries."""
     x, weight, bias, labels = _dense(x, weight, bias, labels)
     tokens, k = x.shape
     new = torch.empty_like if tokens else torch.zeros_like
@@ -115,26 +115,26 @@ def backward(
 def _stretches(terms, dloss, num_items, grads):
     """The gradients, one stretch of the vocabulary after another."""
     (listed, weight, bias, labels, rows, count, lse), (dx, dweight, dbias) = terms, grads
-    (tokens, k), vocabulary = listed.shape, weight.shape[0]
-    width = min(_STRETCH, _WIDTH * cdiv(vocabulary, _WIDTH))
+    (tokens, k), vocab_size = listed.shape, weight.shape[0]
+    width = min(_STRETCH, _WIDTH * cdiv(vocab_size, _WIDTH))
     dlogits = listed.new_empty(tokens, width)
-    several = dx is not None and vocabulary > width
+    several = dx is not None and vocab_size > width
     sums = listed.new_empty((tokens, k) if several else (1, 1), dtype=torch.float32)
     config, dloss = _pick(_BACKWARD, listed), dloss.float()
     m, n = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
     row_blocks = cdiv(tokens, m)
-    for start in range(0, vocabulary, width):
-        words = min(width, vocabulary - start)
-        _cross_entropy_dlogits_kernel[(row_blocks * cdiv(words, _WIDTH) * (_WIDTH // n),)](
-            listed, weight, weight.stride(0), bias, labels, rows, count, lse, dlogits, start, vocabulary, k, width,
+    for start in range(0, vocab_size, width):
+        entries = min(width, vocab_size - start)
+        _cross_entropy_dlogits_kernel[(row_blocks * cdiv(entries, _WIDTH) * (_WIDTH // n),)](
+            listed, weight, weight.stride(0), bias, labels, rows, count, lse, dlogits, start, vocab_size, k, width,
             row_blocks, PRECISION=precision(listed), **config.options(),
         )  # fmt: skip
-        dw_blocks = 0 if dweight is None else cdiv(words, m) * cdiv(k, n)
-        db_blocks = 0 if dbias is None else cdiv(words, n)
+        dw_blocks = 0 if dweight is None else cdiv(entries, m) * cdiv(k, n)
+        db_blocks = 0 if dbias is None else cdiv(entries, n)
         dx_blocks = 0 if dx is None else row_blocks * cdiv(k, n)
         _cross_entropy_gradients_kernel[(dw_blocks + db_blocks + dx_blocks,)](
             dlogits, listed, weight, weight.stride(0), rows, count, dloss, num_items, sums, dx, dweight, dbias, start,
-            words, int(start + words == vocabulary), k, width, row_blocks, dw_blocks, db_blocks,
+            entries, int(start + entries == vocab_size), k, width, row_blocks, dw_blocks, db_blocks,
             PRECISION=precision(listed), **config.options(),
         )  # fmt: skip
 
@@ -158,4 +158,5 @@ def _pick(table: Table, x: Tensor) -> Config:
     """By precision for float32, else by how many tokens there are."""
     if x.dtype == torch.float32:
         return table.pick("tf32" if precision(x) == "tf32" else "fp32")
-    return table.pick("many" if x.shape[0] > _MANY else "few")
+    many = x.shape[0] > _MANY or dispatch.is_batch_invariant()
+    return table.pick("many" if many else "few")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .._autograd import linear_gradients, rounded, upcast
+from .._formulas import linear_gradients, rounded, upcast
 
 
 def forward(x, wq, wk, wv, bq, bk, bv, num_heads):
-    wide, *weights = upcast(x, wq, wk, wv, bq, bk, bv)
-    parts = [F.linear(wide, weights[i], weights[i + 3]).to(x.dtype) for i in range(3)]
+    x_fp32, *weights = upcast(x, wq, wk, wv, bq, bk, bv)
+    parts = [F.linear(x_fp32, weights[i], weights[i + 3]).to(x.dtype) for i in range(3)]
     return torch.stack(parts, dim=1).unflatten(2, (num_heads, -1))
 
 
@@ -24,5 +24,5 @@ def backward(dqkv, x, wq, wk, wv, needs):
     return rounded((dx, *(part[1] for part in parts), *(part[2] for part in parts)), dtype)
 
 
-def supports(direction, *args):
+def supports(call):
     return None

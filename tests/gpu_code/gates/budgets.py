@@ -103,7 +103,7 @@ def bytes_allowed(operation: str, direction: str) -> float:
 
 # Of the bytes that an operation's kernels move when they run, the least share in accesses of 16 bytes.
 WIDE = 0.95
-# (form, operation, direction[, case]) -> (share, why it is less)
+# (backend, operation, direction[, case]) -> (share, why it is less)
 _FEW = "of a row of 256 features gain, shift and their sums have 2 or 4 elements a lane; the rows have 8"
 _HALF = (
     "; of a row in bf16 beside rows in float32 a lane moves 8 bytes: 4 elements, as of the others"
@@ -121,9 +121,9 @@ WIDE_LESS: dict[tuple[str, ...], tuple[float, str]] = {
 }
 
 
-def wide_share(form: str, operation: str, direction: str, case: str) -> float:
+def wide_share(backend: str, operation: str, direction: str, case: str) -> float:
     """The least share of bytes that are moved 16 at a time."""
-    key = (form, operation, direction)
+    key = (backend, operation, direction)
     return WIDE_LESS.get((*key, case), WIDE_LESS.get(key, (WIDE, "")))[0]
 
 

@@ -1,6 +1,6 @@
-"""Every kernel that the Triton forms ship, as the forms launch them: one record a (configuration, dtype) and arch.
+"""Every kernel that the Triton backends ship, as they launch it: one record a (configuration, dtype) and arch.
 
-The forms run on an emulated device that compiles and does not execute, at sizes that reach every entry of their tables.
+They run on an emulated device that compiles and does not execute, at sizes that reach every entry of their tables.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import harness
 from bertfast import dispatch
 from bertfast.ops import _triton
-from gpu_code.forms import allowing_tf32
+from gpu_code.backends import allowing_tf32
 from gpu_code.triton_driver import Launch, emulated
 from harness import Case
 
@@ -67,8 +67,8 @@ _SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]; "m
     "masked_cross_entropy": {"few": (_FEW, 768, 8192), "many": (_MANY, 768, 8192)},
 }
 
-# The forms around torch's own product have one kernel that the others have not: GELU by itself.
-_SECOND = {("linear_gelu", "few"): ("triton_matmul",)}
+# The backends around torch's own product have one kernel that the others have not: GELU by itself.
+_SECOND = {("linear_gelu", "few"): ("triton:torch",)}
 
 
 class Shipped(NamedTuple):
@@ -93,19 +93,19 @@ def take(
     with device as compiler, picks() as picked:
         for operation, dtype in product(operations, dtypes):
             for name, sizes in _SIZES[operation].items():
-                case, forms = _case(name, sizes), ("triton", *_SECOND.get((operation, name), ()))
-                for form in forms:
+                case, backends = _case(name, sizes), ("triton", *_SECOND.get((operation, name), ()))
+                for backend in backends:
                     with allowing_tf32(dtype == "tf32"):
-                        found = list(launched(compiler, operation, case, DTYPES[dtype], form))
+                        found = list(launched(compiler, operation, case, DTYPES[dtype], backend))
                     for direction, launches in found:
                         shipped += (Shipped(operation, direction, name, dtype, x) for x in launches)
     return _distinct(shipped), picked
 
 
 def launched(
-    device, operation: str, case: Case, dtype: torch.dtype, form: str = "triton"
+    device, operation: str, case: Case, dtype: torch.dtype, backend: str = "triton"
 ) -> Iterator[tuple[str, list]]:
-    """("forward", its launches), then ("backward", its launches) of a form of an operation."""
+    """("forward", its launches), then ("backward", its launches) of a backend of an operation."""
     inputs = harness.make_inputs(operation, case, dtype)
     leaves = {
         name: value.detach().requires_grad_()
@@ -113,7 +113,7 @@ def launched(
         else value
         for name, value in inputs.items()
     }
-    with dispatch.use_backend(form):
+    with dispatch.use_backend(backend):
         before = len(device.launches)
         out = harness.public(operation)(**leaves)
         middle = len(device.launches)
@@ -124,7 +124,7 @@ def launched(
 
 @contextlib.contextmanager
 def picks() -> Iterator[set[tuple[str, str]]]:
-    """Collects the (table, key) pairs that the forms pick in the block."""
+    """Collects the (table, key) pairs that the backends pick in the block."""
     picked: set[tuple[str, str]] = set()
     plain = _triton.Table.pick
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from gpu_code import cuda_driver, nvcc
-from gpu_code.forms import allowing_tf32
+from gpu_code.backends import allowing_tf32
 from gpu_code.gates import budgets, census, cubins
 from gpu_code.gates.cards import CARDS, resident_blocks
 from harness import Case

@@ -1,0 +1,30 @@
+"""The dtypes of an operation's arguments under torch.autocast."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The arguments of a product under torch.autocast: in its dtype, as torch's own linear has them.
+
+    A frozen weight keeps its dtype, and the others follow it. float64 is left alone, as torch leaves it.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    frozen = [tensor.dtype for tensor in given if hasattr(type(tensor), "unpack")]
+    dtype = frozen[0] if frozen else torch.get_autocast_dtype(given[0].device.type)
+    if any(tensor.dtype == torch.float64 for tensor in given):
+        return list(tensors)
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
+
+
+def autocast_beside(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """What LN takes besides a product of x under torch.autocast: in the widest dtype among them all.
+
+    float32 stays, as it does where torch's own LN takes a residual in float32.
+    """
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), x.dtype)
+    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]

@@ -1,0 +1,23 @@
+"""What the launchers of native kernels share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ._philox import keep_scale, threshold
+
+_NO_DROPOUT = {"seed": 0, "threshold": 0, "scale": 1.0}
+
+
+def dropout(p: float, seed: Tensor | None) -> dict[str, Any]:
+    """The fields of csrc/common/dropout.h."""
+    if seed is None:
+        return _NO_DROPOUT
+    return {"seed": seed.data_ptr(), "threshold": threshold(p), "scale": keep_scale(p)}
+
+
+def sequences(cu_seqlens: Tensor | None) -> int:
+    """How many sequences there are; 0 where the kernel need not know."""
+    return 0 if cu_seqlens is None else cu_seqlens.numel() - 1

@@ -1,0 +1,58 @@
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ... import extension
+from ...extension import pointer
+from .._native import dropout
+
+
+def supports(direction: str, x: Tensor, *_) -> str | None:
+    """None where the C++ backend computes this, else the reason."""
+    return extension.refuses(x)
+
+
+def forward(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    p: float,
+    seed: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See `bertfast.ops.attention`; the second result is None unless `save`."""
+    tokens, _, heads, d = qkv.shape
+    if qkv.stride()[1:] != (heads * d, d, 1):
+        qkv = qkv.contiguous()
+    cu_seqlens = cu_seqlens.contiguous()
+    out = qkv.new_empty(tokens, heads * d)
+    lse = extension.statistics(qkv, (heads, tokens), save)
+    extension.launch(
+        "attention_fwd", qkv, qkv=qkv.data_ptr(), cu_seqlens=cu_seqlens.data_ptr(), out=out.data_ptr(),
+        lse=pointer(lse), tokens=tokens, sequences=cu_seqlens.numel() - 1, heads=heads, head_size=d,
+        qkv_stride=qkv.stride(0), scale=scale, dropout=dropout(p, seed),
+    )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float,
+    seed: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """See `bertfast.ops.attention`: the gradient of qkv."""
+    tokens, _, heads, d = qkv.shape
+    if qkv.stride()[1:] != (heads * d, d, 1):
+        qkv = qkv.contiguous()
+    dout, out, lse, cu_seqlens = extension.contiguous(dout, out, lse, cu_seqlens)
+    dqkv = qkv.new_empty(qkv.shape)
+    if not extension.on_gpu(qkv):  # there the kernel does it, as nothing is read from the device
+        dqkv[int(cu_seqlens[-1]) :] = 0  # rows of no sequence
+    extension.launch(
+        "attention_bwd", qkv, dout=dout.data_ptr(), qkv=qkv.data_ptr(), out=out.data_ptr(), lse=lse.data_ptr(),
+        cu_seqlens=cu_seqlens.data_ptr(), dqkv=dqkv.data_ptr(), tokens=tokens, sequences=cu_seqlens.numel() - 1,
+        heads=heads, head_size=d, qkv_stride=qkv.stride(0), scale=scale, dropout=dropout(p, seed),
+    )  # fmt: skip
+    return dqkv

@@ -1,0 +1,22 @@
+// A struct from its field list, which is written once: FIELDS(FIELD) says FIELD(type, name) for
+// each field. The list makes the members, zero unless set, and `each_field`, by which bindings.cpp
+// fills them from what Python passes by the same names.
+#pragma once
+
+#define BF_MEMBER(TYPE, NAME) TYPE NAME = {};
+#define BF_VISIT(TYPE, NAME) visit(#NAME, NAME);
+#define BF_STRUCT(STRUCT, FIELDS)  \
+  struct STRUCT {                  \
+    FIELDS(BF_MEMBER)              \
+    template <class Visit>         \
+    void each_field(Visit visit) { \
+      FIELDS(BF_VISIT)             \
+    }                              \
+  };
+
+namespace bf {
+
+template <class T>
+using Three = T[3];
+
+}  // namespace bf

@@ -1,0 +1,73 @@
+#include <time.h>
+
+#include "product/pack.h"
+#include "product/weights.h"
+
+namespace bf {
+namespace BF_ISA {
+namespace {
+
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Ten chains hide the latency of a multiply-add on every core this is compiled for. Returns the
+// operations done.
+double multiply_add_chains(long rounds) {
+  constexpr int kChains = 10;
+  F acc[kChains];
+  for (int i = 0; i < kChains; ++i) acc[i] = splat(static_cast<float>(i));
+  const F x = splat(0.999f), y = splat(0.001f);
+  for (long i = 0; i < rounds; ++i) {
+#pragma GCC unroll 10
+    for (int j = 0; j < kChains; ++j) acc[j] = acc[j] * x + y;
+    asm volatile("");  // keeps the loop from being folded
+  }
+  F total = acc[0];
+  for (int j = 1; j < kChains; ++j) total += acc[j];
+  volatile float keep = sum_lanes(total);
+  (void)keep;
+  return 2.0 * kLanes * kChains * static_cast<double>(rounds);
+}
+
+}  // namespace
+
+void packed_size(const PackedSize& p) { *p.elements = packed_elements(p.n, p.k); }
+
+void pack_weight(const PackWeight& p) {
+  BF_DISPATCH_DTYPE(p.dtype, T, {
+    parallel_tasks(p.threads, panels(p.n), [&](long panel, int) {
+      pack_panel(static_cast<const T*>(p.weight) + panel * kNR * p.stride, p.stride,
+                 p.n - panel * kNR, p.k, static_cast<T*>(p.packed) + panel * kNR * p.k);
+    });
+  })
+}
+
+void unpack_weight(const PackWeight& p) {
+  BF_DISPATCH_DTYPE(p.dtype, T, {
+    parallel_tasks(p.threads, p.n, [&](long row, int) {
+      const T* panel = static_cast<const T*>(p.packed) + row / kNR * kNR * p.k + row % kNR;
+      T* out = static_cast<T*>(p.weight) + row * p.stride;
+      for (long c = 0; c < p.k; ++c) out[c] = panel[c * kNR];
+    });
+  })
+}
+
+void fma_peak(const FmaPeak& p) {
+  double done[256] = {}, spent[256] = {};
+  const int threads = p.threads < 256 ? p.threads : 256;
+  parallel_tasks(threads, threads, [&](long task, int) {
+    const double start = now();
+    double operations = 0;
+    while (now() - start < p.seconds) operations += multiply_add_chains(20000);
+    done[task] = operations;
+    spent[task] = now() - start;
+  });
+  *p.flops = 0;
+  for (int i = 0; i < threads; ++i) *p.flops += done[i] / spent[i];
+}
+
+}  // namespace BF_ISA
+}  // namespace bf

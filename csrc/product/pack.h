@@ -1,0 +1,61 @@
+// Packing of a row-major matrix into panels: dst[panel][k][kNR] from src[row][k], rows past `rows`
+// as zeros.
+#pragma once
+#include "product/gemm.h"
+
+namespace bf {
+namespace BF_ISA {
+namespace {
+
+// One panel; TS -> TD converts (fp32 panels of half rows for attention), equal types copy bits.
+template <class TS, class TD>
+static void pack_panel(const TS* src, long stride, long rows, long k, TD* dst) {
+  if (rows > kNR) rows = kNR;
+  long done = 0;
+#if !defined(__clang__)
+  if constexpr (sizeof(TD) == sizeof(float)) {
+    for (; done + kLanes <= k; done += kLanes) {
+      for (int block = 0; block < kNR; block += kLanes) {
+        F v[kLanes];
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r)
+          v[r] = block + r < rows ? load(src + (block + r) * stride + done) : F{};
+        transpose(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(dst + (done + i) * kNR + block, v[i]);
+      }
+    }
+  }
+#endif
+  for (long c = done; c < k; ++c)
+    for (int r = 0; r < kNR; ++r) {
+      if constexpr (sizeof(TD) == sizeof(TS)) {
+        dst[c * kNR + r] = r < rows ? src[r * stride + c] : TD{};
+      } else {
+        dst[c * kNR + r] = r < rows ? load_n(src + r * stride + c, 1)[0] : 0.0f;
+      }
+    }
+}
+
+// The other direction: dst[panel][row][kNR] from src[row][column] in fp32; columns past `columns`
+// as zeros. `panels` of them from column 0, `dst_rows` apart (the rows of a whole panel, of which
+// these may be a part).
+template <class T>
+static void pack_columns(const T* src, long stride, long rows, long columns, float* dst,
+                         long dst_rows) {
+  for (long row = 0; row < rows; ++row)
+    for (long column = 0; column < columns; column += kNR) {
+      float* to = dst + column * dst_rows + row * kNR;
+      const T* from = src + row * stride + column;
+      for (long i = 0; i < kNR; i += kLanes) {
+        const long left = columns - column - i;
+        store(to + i, left >= kLanes ? load(from + i)
+                      : left > 0     ? load_n(from + i, static_cast<int>(left))
+                                     : F{});
+      }
+    }
+}
+
+}  // namespace
+}  // namespace BF_ISA
+}  // namespace bf

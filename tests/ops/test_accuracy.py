@@ -1,0 +1,54 @@
+"""The accuracy check of bertfast.accuracy itself: what it lets pass and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import harness
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def _expected(rows: int, used: int, torch_error: float = 0.0):
+    """A [rows,8] table of ones of which `used` rows have terms, and torch's values of it."""
+    size = torch.zeros(rows, 8, dtype=torch.float64)
+    size[:used] = 1.0
+    return harness.Expected(size, (size * (1 + torch_error)).float(), size)
+
+
+def _off(expected, error: float):
+    return expected.exact + error * expected.size
+
+
+@pytest.mark.parametrize("rows", [4, 4000])
+def test_rows_without_terms_do_not_count(rows):
+    """Neither in the errors nor in n: the rule says the same of a table that is mostly unused."""
+    expected = _expected(rows, used=4)
+    harness.compare("table", _off(expected, EPS), expected)
+    with pytest.raises(AssertionError, match="RMS"):
+        harness.compare("table", _off(expected, 3 * EPS), expected)
+
+
+def test_errors_are_held_to_those_of_torch():
+    expected = _expected(400, used=400, torch_error=64 * EPS)
+    harness.compare("result", _off(expected, 80 * EPS), expected)
+    with pytest.raises(AssertionError, match="RMS"):
+        harness.compare("result", _off(expected, 110 * EPS), expected)
+
+
+def test_one_element_is_held_to_its_row():
+    expected = _expected(400, used=400)
+    got = expected.exact.clone()
+    got[7, 3] += 9 * EPS
+    with pytest.raises(AssertionError, match=r"\[7, 3\]"):
+        harness.compare("result", got, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_number_is_no_result(value):
+    expected = _expected(400, used=4, torch_error=64 * EPS)
+    got = expected.exact.clone()
+    got[300, 0] = value
+    with pytest.raises(AssertionError, match=r"\[300, 0\]"):
+        harness.compare("result", got, expected)
