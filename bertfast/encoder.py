@@ -18,11 +18,10 @@ from .checkpoint.hub import require, resolve
 from .checkpoint.load import load_bert
 from .core.batch import pack_rows
 from .core.encode import encode_packed
-from .core.weights import BertWeights
+from .core.weights import BertWeights, prepack_layers
 from .data.pooling import Recipe, check_pooling, pool, read_recipe
 from .data.tokenizer import Tokenizer, check_texts
 from .errors import ArgumentError, UnsupportedError
-from .ops.packed import Cache
 
 BATCH_TOKENS = 4096
 WINDOW_TEXTS = 4096  # texts that are sorted by length together
@@ -58,7 +57,6 @@ class Encoder:
         self.tokenizer = tokenizer
         self.recipe = recipe or Recipe()
         self.batch_invariant = batch_invariant
-        self._packed = Cache()
         limit = self.weights.max_positions
         said = self.recipe.max_length or tokenizer.max_length
         self.max_length = min(limit, said or limit)
@@ -104,6 +102,7 @@ class Encoder:
         folder = folder / recipe.transformer
         tokenizer = Tokenizer.from_folder(folder)
         weights = load_bert(folder, dtype, device)._replace(pooler=None)
+        prepack_layers(weights.layers)
         return cls(weights, tokenizer, recipe, batch_invariant)
 
     @property
@@ -245,7 +244,7 @@ class Encoder:
             return np.zeros((len(ids), self.dimension), np.float32)
         order = dispatch.batch_invariant() if self.batch_invariant else nullcontext()
         weights = self.weights
-        with self._packed.active(), order:
+        with order:
             states = encode_packed(weights, pack_rows(ids, weights.device))  # [T,H]
         return pool(states, [len(row) for row in ids], pooling, normalize).float().cpu().numpy()
 

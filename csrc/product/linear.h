@@ -255,6 +255,7 @@ static void product(const Rows<T>& x, const Weights& weights, int threads, Epilo
 template <class T, class Finish>
 static void product_whole_rows(const Rows<T>& x, const Weights& weight, int threads,
                                Finish finish) {
+  if (x.count == 0) return;
   constexpr long kSlab = 80 * kMR;
   const long ldz = panels(weight.n) * kNR, slab = ceil_div(x.count, ceil_div(x.count, kSlab));
   float* z = static_cast<float*>(scratch(4 * slab * ldz, Slot::kOperand));
