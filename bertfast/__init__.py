@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .data.fill_mask import fill_mask
 from .dispatch import batch_invariant, use_backend
-from .encoder import Encoder
 from .errors import (
     ArgumentError,
     BertfastError,
@@ -17,6 +15,8 @@ from .errors import (
     UnsupportedError,
 )
 from .explain import explain
+from .inference.encoder import Encoder
+from .inference.fill_mask import fill_mask
 
 if TYPE_CHECKING:
     from transformers import BertConfig

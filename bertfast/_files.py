@@ -11,30 +11,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_OPEN_FILES = tuple(map(Path, ("/dev", "/dev/fd", "/proc/self/fd")))  # their names are links
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """For a writer that wants a file name: give it the yielded temporary path, in the same directory.
 
     When the block ends well, that file is flushed to disk and renamed to `path`; when it raises, it is removed and
-    `path` is as before. A device or pipe (``/dev/null``) is yielded as it is and never replaced. Several files become
-    visible together by entering them all in one ``contextlib.ExitStack``: the last entered is renamed first.
+    `path` is as before. Of a symbolic link the target is replaced, and the link stays. A device, a pipe or an open file
+    (``/dev/null``, ``/dev/fd/3``) is yielded as it is and never replaced. Several files become visible together by
+    entering them all in one ``contextlib.ExitStack``: the last entered is renamed first.
 
     Raises:
         OSError: with `path` as its file name, when the directory is missing or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if (path.exists() and not path.is_file()) or path.parent in _OPEN_FILES:
         yield path
         return
-    temporary, mode = _create(path)
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    temporary = target.with_name(
+        f".bertfast-{secrets.token_hex(8)}.tmp"
+    )  # short, as names are limited
     try:
+        mode = _create(temporary, target, path)
         yield temporary
         _flush(temporary)
         os.chmod(temporary, mode)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -85,19 +94,16 @@ def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
     return value
 
 
-def _create(path: Path) -> tuple[Path, int]:
-    """An empty file beside `path`, and the permissions that the finished file shall have: those of the file that it
-    replaces, else what the umask leaves (a writer may make the temporary file anew, with others)."""
-    temporary = path.with_name(
-        f".bertfast-{secrets.token_hex(8)}.tmp"
-    )  # short: `path` may be as long as allowed
+def _create(temporary: Path, target: Path, path: Path) -> int:
+    """Makes an empty file; returns the permissions that it shall have in the end: those of the file that it replaces,
+    else what the umask leaves (a writer may make the temporary file anew, with others)."""
     try:
-        mode = path.stat().st_mode & 0o777 if path.is_file() else None
+        mode = target.stat().st_mode & 0o777 if target.is_file() else None
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     try:
-        return temporary, os.fstat(handle).st_mode & 0o777 if mode is None else mode
+        return os.fstat(handle).st_mode & 0o777 if mode is None else mode
     finally:
         os.close(handle)
 

@@ -18,6 +18,7 @@
 #include "qkv_projection/op.h"
 #ifdef BF_CUDA
 #include "common/cuda_driver.h"
+#include "common/limits.h"
 #else
 #include "common/runtime.h"
 #include "product/weights.h"
@@ -174,6 +175,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "targets", [] { return std::string(BF_CUDA_TARGETS); },
       "what was compiled for, as in 80,90,90+PTX");
+  py::dict limits;
+  for (const Limit& limit : kLimits) limits[limit.name] = py::make_tuple(limit.least, limit.most);
+  m.attr("limits") = limits;
   m.def("toolkit_version", toolkit_version, "of the CUDA toolkit, as in 13000");
   m.def("driver_version", driver_version, "the newest CUDA that the driver serves; 0: no driver");
 }

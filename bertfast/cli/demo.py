@@ -15,9 +15,9 @@ import click
 import numpy as np
 
 from .. import dispatch
-from ..encoder import Encoder
 from ..errors import BertfastError, UnsupportedError
-from . import files
+from ..inference.encoder import Encoder
+from ..text.readers import reading
 from .encode import encode
 from .info import native_code
 
@@ -43,7 +43,7 @@ Examples:
 def demo(model: str | None, text: str | None, output: str, rounds: int) -> None:
     """Encode a text file, search it, and compare with plain PyTorch."""
     model, text = model or _default_model(), text or _default_text()
-    with files.reading(text, "txt") as lines:
+    with reading(text, "txt") as lines:
         texts = list(lines)
     encoder = Encoder.from_pretrained(model)
     click.echo(f"model  {_short(model)}\ntext   {_short(text)}, {len(texts)} sentences\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -14,9 +15,11 @@ import click
 import numpy as np
 import torch
 
-from ..data.pooling import POOLINGS
-from ..encoder import BATCH_TOKENS, Encoder
-from ..errors import BertfastError
+from ..errors import ArgumentError, BertfastError, InputFileError
+from ..inference.devices import default_device
+from ..inference.encoder import BATCH_TOKENS, Encoder
+from ..text.pooling import POOLINGS
+from ..text.readers import READERS, Texts, reading
 from . import files
 
 
@@ -24,20 +27,22 @@ class Outcome(NamedTuple):
     """What an encoding did."""
 
     texts: int
+    dimension: int
     seconds: float
 
 
 def check_device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A device that torch can use here."""
+    """A device that torch can use here: the one that is asked for, or the best."""
     try:
-        torch.empty(0, device=value or "cpu")
+        return str(torch.empty(0, device=value or default_device()).device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise click.BadParameter(str(error).partition("\n")[0]) from error
-    return value
 
 
 device_option = click.option(
-    "--device", callback=check_device, help="Where the model runs.  [default: cpu]"
+    "--device",
+    callback=check_device,
+    help="Where the model runs.  [default: a CUDA GPU if a backend serves one, else cpu]",
 )
 dtype_option = click.option(
     "--dtype",
@@ -64,7 +69,7 @@ whole, and not at all when something fails.
 @click.option("-o", "--output", default="-", show_default=True, help="File to write; - is a pipe.")
 @click.option(
     "--input-format",
-    type=click.Choice(list(files.READERS)),
+    type=click.Choice(list(READERS)),
     help="Of INPUT.  [default: by its name; txt, a text a line, for a pipe]",
 )
 @click.option(
@@ -84,6 +89,12 @@ whole, and not at all when something fails.
 )
 @click.option("--max-length", type=int, help="Most tokens of a text.  [default: the checkpoint's]")
 @click.option("--prompt", help="Put before every text.  [default: the checkpoint's, if any]")
+@click.option("--prompt-name", help="Or the name of one of the checkpoint's prompts.")
+@click.option(
+    "--truncate-dim",
+    type=int,
+    help="Numbers of a vector.  [default: as the checkpoint says, or all]",
+)
 @click.option(
     "--batch-tokens", type=int, default=BATCH_TOKENS, show_default=True, help="Tokens at a time."
 )
@@ -110,8 +121,8 @@ def encode(
     """
     # Everything that may be wrong about the files is met before the model is loaded.
     with (
-        _removed_on_terminate(),
-        files.reading(input, input_format, field) as texts,
+        _removed_on_signals(),
+        reading(input, input_format, field) as texts,
         files.output(output, output_format) as target,
     ):
         encoder = Encoder.from_pretrained(model, device=device, dtype=dtype)
@@ -119,23 +130,30 @@ def encode(
     rate = outcome.texts / max(outcome.seconds, 1e-9)
     name = "standard output" if output == "-" else output
     click.echo(
-        f"{name}: {outcome.texts} vectors of {encoder.dimension} in {outcome.seconds:.1f} s "
-        f"({rate:.0f} texts/s)",
+        f"{name}: {outcome.texts} vectors of {outcome.dimension} in {outcome.seconds:.1f} s "
+        f"({rate:.0f} texts/s on {encoder.device})",
         err=True,
     )
 
 
 def encode_to(
-    encoder: Encoder, texts: Iterator[str], target: files.Target, **options: Any
+    encoder: Encoder,
+    texts: Texts,
+    target: files.Target,
+    truncate_dim: int | None = None,
+    **options: Any,
 ) -> Outcome:
-    """Encode texts as they come and write them; `options` are those of `Encoder.encode`.
+    """Encode texts as they come and write them; the options are those of `Encoder.encode`.
 
     Raises:
+        InputFileError: a text that the encoder refuses, with its line.
         BertfastError: a vector is not finite.
     """
     count, start = 0, time.perf_counter()
-    with target.writer(encoder.dimension) as write:
-        for window, vectors in encoder.encode_iter(texts, **options):
+    blocks = encoder.encode_iter(texts, truncate_dim=truncate_dim, **options)
+    dimension = min(encoder.weights.hidden_size, truncate_dim or encoder.dimension)
+    with target.writer(dimension) as write:
+        for window, vectors in _with_lines(blocks, texts):
             finite = np.isfinite(vectors).all(1)
             if not finite.all():
                 raise BertfastError(
@@ -144,17 +162,39 @@ def encode_to(
                 )
             write(window, vectors)
             count += len(window)
-    return Outcome(count, time.perf_counter() - start)
+    return Outcome(count, dimension, time.perf_counter() - start)
+
+
+def _with_lines(blocks: Iterator[Any], texts: Texts) -> Iterator[Any]:
+    """The blocks, with errors that name a text by its index told by its line."""
+    try:
+        yield from blocks
+    except ArgumentError as error:
+        index = re.fullmatch(r"texts\[(\d+)\]", error.name)
+        if index is None:
+            raise
+        place = texts.place(int(index[1]))
+        raise InputFileError(str(error).replace(error.name, place, 1)) from error
 
 
 @contextmanager
-def _removed_on_terminate() -> Iterator[None]:
-    """Let a termination signal end the command the orderly way, which removes unfinished files."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def _removed_on_signals() -> Iterator[None]:
+    """Let a signal that ends the command do so the orderly way, which removes unfinished files; one that is ignored, as
+    under nohup, stays so."""
+
+    def leave(number: int, frame: Any) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # a second one would cut the removing short
+        sys.exit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before = {n: handler for n, handler in found.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from .. import dispatch
-from ..encoder import Encoder
 from ..explain import report
+from ..inference.encoder import Encoder
 from .encode import device_option, dtype_option
 
 

@@ -7,7 +7,7 @@ import click
 from .. import fill_mask as fill
 from ..checkpoint.hub import resolve
 from ..checkpoint.load import load_masked_lm
-from ..data.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .encode import device_option, dtype_option
 
 

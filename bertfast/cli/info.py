@@ -19,10 +19,10 @@ from ..core.batch import pack_rows
 from ..core.encode import encode_packed
 from ..core.heads import masked_lm_loss
 from ..core.weights import example_weights
-from ..data.pooling import RECIPE_FILES, Recipe, read_recipe
 from ..dispatch import decisions
 from ..errors import UnsupportedError
 from ..ops._loading import triton_cannot_run
+from ..text.recipe import RECIPE_FILES, Recipe, read_recipe
 
 DIRECTIONS = ("forward", "backward")
 

@@ -11,10 +11,10 @@ from .._table import table
 from ..checkpoint.hub import resolve
 from ..checkpoint.load import load_bert
 from ..core.weights import BertWeights
-from ..data.pooling import read_recipe
 from ..dispatch.calls import Key
 from ..dispatch.decisions import Decision
 from ..errors import ArgumentError
+from ..text.recipe import read_recipe
 from ..tuning import autotune, workload, write
 from .encode import device_option, dtype_option
 

@@ -21,10 +21,11 @@ from .. import dispatch
 from .._table import table
 from ..checkpoint.hub import require, resolve
 from ..checkpoint.load import load_bert
-from ..data.pooling import read_recipe
-from ..data.tokenizer import Tokenizer
 from ..errors import ArgumentError, UnsupportedError
-from . import Failure, files
+from ..text.readers import reading
+from ..text.recipe import read_recipe
+from ..text.tokenizer import Tokenizer
+from . import Failure
 from .encode import device_option, dtype_option
 
 TEXTS = (
@@ -258,5 +259,5 @@ def _ours(theirs: nn.Module) -> nn.Module:
 def _texts(path: str | None) -> list[str]:
     if path is None:
         return list(TEXTS)
-    with files.reading(path, "txt") as lines:
+    with reading(path, "txt") as lines:
         return list(lines)

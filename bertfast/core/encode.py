@@ -18,6 +18,7 @@ from ..dispatch import note
 from ..ops import _philox
 from ..ops._seed import draw_seed
 from .batch import PackedBatch, first_rows, one_row_each
+from .linear import linear
 from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
 
 Observer = Callable[[int, Tensor], Tensor]
@@ -186,4 +187,6 @@ def _enter(
 
 def called(part: Linear | Norm | Call, x: Tensor) -> Tensor:
     """What a part makes of rows [T,...]; modules get them as a batch of one row, [1,T,...]."""
-    return part(x) if isinstance(part, Linear | Norm) else part(x[None])[0]
+    if isinstance(part, Linear):
+        return linear(x, part.weight, part.bias)
+    return part(x) if isinstance(part, Norm) else part(x[None])[0]

@@ -27,7 +27,7 @@ def pool(pooler: Linear | Call, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
     A pooler that is no `Linear` is called with [B,1,H] and gives the pooled rows itself.
     """
     fused = isinstance(pooler, Linear)
-    pooled = torch.tanh(pooler(rows)) if fused else pooler(rows[:, None])
+    pooled = torch.tanh(called(pooler, rows)) if fused else pooler(rows[:, None])
     return pooled.masked_fill((cu_seqlens.diff() == 0)[:, None], 0)
 
 

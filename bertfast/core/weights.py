@@ -26,9 +26,6 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
 
 class Norm(NamedTuple):
     """LN over the last dimension; weight, bias [H]."""

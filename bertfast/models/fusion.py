@@ -58,8 +58,6 @@ _NOT_ELEMENTWISE = (  # of that module; PReLU may hold a number a feature
     nn.PReLU,
 )
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-
-
 _FORWARDS = {  # what fused operations stand in for, as it was when this module was imported
     kind: kind.forward
     for kind in (
@@ -160,6 +158,14 @@ def linear(
 ) -> Linear | Any:
     """The weights of a Linear, or what stands in its place. Raises Unfit."""
     return _leaf(nn.Linear, parent, name, dtype, where, kinds)
+
+
+def plain_linear(module: nn.Module) -> Linear | None:
+    """The weights of a torch Linear that nobody changed or observes; None for any other module."""
+    if type(module) is not nn.Linear or not _is_plain(module.__dict__):
+        return None
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    return Linear(weight, bias) if type(weight) in _PLAIN else None
 
 
 def norm(

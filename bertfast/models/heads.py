@@ -16,6 +16,7 @@ from transformers.models.bert import modeling_bert
 from ..core import heads
 from ..core.batch import one_row_each, row_a_sequence, take, unpack
 from ..core.encode import dropout
+from ..core.linear import linear
 from ..core.weights import MaskedLMWeights
 from ..ops._seed import draw_seed
 from . import fusion
@@ -89,6 +90,14 @@ class Head(Prepackable, CheckedLoading):
         """The output of a call; each head has its own."""
         raise TypeError(f"{type(self).__name__}: expected one of bertfast's heads")
 
+    def _linear(self, parent: nn.Module, name: str, x: Tensor) -> Tensor:
+        """What a head's last module makes of x [...,H]; that of transformers as the core computes it."""
+        module = parent._modules[name]
+        weights = fusion.plain_linear(module)
+        if weights is None:
+            return module(x)
+        return linear(x.flatten(0, -2), weights.weight, weights.bias).unflatten(0, x.shape[:-1])
+
     def _finish(self, kind: type, encoded: Encoded, given: dict[str, Any], **fields: Any) -> Any:
         return finish(self, kind, given, **fields, hidden_states=encoded.hidden_states)
 
@@ -111,7 +120,7 @@ class BertForSequenceClassification(PooledHead, modeling_bert.BertForSequenceCla
     _theirs = modeling_bert.BertForSequenceClassification
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self.classifier(self._dropped(encoded)), None
+        scores, loss = self._linear(self, "classifier", self._dropped(encoded)), None
         if "labels" in given:
             loss = self._loss(scores, given["labels"], _items(given, scores))
         return self._finish(
@@ -149,7 +158,7 @@ class BertForMultipleChoice(PooledHead, modeling_bert.BertForMultipleChoice):
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         choices, loss = flat_choices(given)[0], None
-        scores = self.classifier(self._dropped(encoded)).view(-1, choices)
+        scores = self._linear(self, "classifier", self._dropped(encoded)).view(-1, choices)
         if "labels" in given:
             labels = class_labels(
                 "labels", given["labels"], scores.shape[:1], choices, scores.device
@@ -165,8 +174,15 @@ class BertForNextSentencePrediction(PooledHead, modeling_bert.BertForNextSentenc
 
     _theirs = modeling_bert.BertForNextSentencePrediction
 
+    def _pairs(self, encoded: Encoded) -> Tensor:
+        if type(self.cls) is modeling_bert.BertOnlyNSPHead and not fusion.reason_of(
+            self.cls, "cls"
+        ):
+            return self._linear(self.cls, "seq_relationship", encoded.pooled)
+        return self.cls(encoded.pooled)
+
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self.cls(encoded.pooled), None
+        scores, loss = self._pairs(encoded), None
         if TRANSFORMERS_4 and "next_sentence_label" in given:  # its old name, which 4 still takes
             given["labels"] = given["next_sentence_label"]
         if "labels" in given:
@@ -190,7 +206,8 @@ class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         batch, loss = encoded.batch, None
-        scores = self.classifier(_drop(self.dropout, encoded.rows, batch.cu_seqlens)[None])[0]
+        rows = _drop(self.dropout, encoded.rows, batch.cu_seqlens)
+        scores = self._linear(self, "classifier", rows[None])[0]
         if "labels" in given:
             shape = (batch.batch, batch.length)
             labels = class_labels("labels", given["labels"], shape, self.num_labels, scores.device)
@@ -209,7 +226,7 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
         fusion.linear(self, "qa_outputs", None, "")
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self.qa_outputs(encoded.rows[None])[0], None  # [T,2]
+        scores, loss = self._linear(self, "qa_outputs", encoded.rows[None])[0], None  # [T,2]
         names = ("start_positions", "end_positions")
         if all(name in given for name in names):
             batch = row_a_sequence(encoded.batch) if encoded.packed_call else encoded.batch
@@ -309,7 +326,7 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
         learns, loss = "labels" in given and "next_sentence_label" in given, None
         wanted = self._wants_scores(given, learns)
         scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
-        related = self.cls.seq_relationship(encoded.pooled)  # [B,2]
+        related = self._linear(self.cls, "seq_relationship", encoded.pooled)  # [B,2]
         if learns:
             loss, labels = self._masked_lm_loss(encoded, scores, given)
             loss = loss + self._pairs_loss(related, labels, given)

@@ -57,7 +57,7 @@ def pack(weight: Tensor) -> PackedWeight:
 
 
 def operands(*weights: Tensor) -> tuple[list[Tensor], list[int]]:
-    """The weights [n, k] of one product as a native kernel reads them: tensors, and row strides, 0 for prepacked ones."""
+    """What a kernel reads of the weights [n, k] of one product: tensors, and row strides, 0 for prepacked ones."""
     if all(isinstance(weight, PrepackedParameter) for weight in weights):
         for weight in weights:
             weight.packed.check_variant()

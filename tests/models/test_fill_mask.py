@@ -7,7 +7,7 @@ import torch
 
 import bertfast
 from bertfast import ArgumentError, BertConfig
-from bertfast.data.tokenizer import Tokenizer
+from bertfast.text.tokenizer import Tokenizer
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] my dog is cute happy the cat ##s . , 明 月 几 时 有 把 酒 问 青 天"
 TEXTS = ["My dog is [MASK].", "[MASK] [MASK]s, [MASK]", "明月几时[MASK]，把酒问青[MASK]"]
@@ -73,7 +73,7 @@ def test_many_texts(loaded):
     """More than one packed call."""
     model, tokenizer = loaded
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertfast.data.fill_mask.BATCH_TOKENS", 20)
+        patch.setattr("bertfast.inference.fill_mask.BATCH_TOKENS", 20)
         got = bertfast.fill_mask(model, tokenizer, TEXTS * 3)
     want = bertfast.fill_mask(model, tokenizer, TEXTS)
     for mine, other in zip(got, want * 3, strict=True):

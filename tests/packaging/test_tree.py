@@ -24,9 +24,9 @@ LAYERS = {
     "bertfast.__main__": 8,
     "bertfast.integrations": 8,
     "bertfast.training": 7,
-    "bertfast.encoder": 7,
+    "bertfast.inference": 7,
     "bertfast.explain": 7,
-    "bertfast.data": 6,
+    "bertfast.text": 6,
     "bertfast.tuning": 6,
     "bertfast.models": 5,
     "bertfast.checkpoint": 4,
@@ -89,7 +89,7 @@ def test_operations_export_one_contract():
 
     assert set(ops.__all__) == set(dispatch.operations()) == set(CASES) == OPERATIONS
     for name in OPERATIONS:
-        for backend in FORMS:
+        for backend in BACKENDS:
             assert (PACKAGE / "ops" / name / f"{backend}.py").exists()
 
 

@@ -10,9 +10,9 @@ from ...extension import pointer
 from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(
@@ -33,7 +33,8 @@ def forward(
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
     weights, strides = operands(weight)
     extension.launch(
-        "gelu_layernorm_fwd", x, x=x.data_ptr(), weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
+        "gelu_layernorm_fwd", x, x=x.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
         ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(), pre=pointer(pre),
         mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0), eps=eps,
         ln_dtype=extension.DTYPE_CODES[ln_weight.dtype],

@@ -10,9 +10,9 @@ from ...extension import pointer
 from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -23,7 +23,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor
     pre = torch.empty_like(out) if save else None
     weights, strides = operands(weight)
     extension.launch(
-        "linear_gelu_fwd", x, x=x.data_ptr(), weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(), out=out.data_ptr(),
+        "linear_gelu_fwd", x, x=x.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(), out=out.data_ptr(),
         pre=pointer(pre), rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return out, pre

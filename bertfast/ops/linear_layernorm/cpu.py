@@ -11,9 +11,9 @@ from .._native import dropout, sequences
 from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(
@@ -30,7 +30,8 @@ def forward(
     weights, strides = operands(weight)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
-        "linear_layernorm_fwd", x, x=x.data_ptr(), weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
+        "linear_layernorm_fwd", x, x=x.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
         residual=residual.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
         z=pointer(z), mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0),
         residual_stride=residual.stride(0), eps=eps, ln_dtype=extension.DTYPE_CODES[residual.dtype],

@@ -9,9 +9,9 @@ from ...extension import pointer, pointers
 from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(
@@ -31,7 +31,8 @@ def forward(
     biases = [bias.contiguous() for bias in (bq, bk, bv)]
     out = x.new_empty(rows, 3, num_heads, n // num_heads)
     extension.launch(
-        "qkv_projection_fwd", x, x=x.data_ptr(), weight=pointers(weights), weight_stride=strides, bias=pointers(biases), out=out.data_ptr(),
+        "qkv_projection_fwd", x, x=x.data_ptr(), weight=pointers(weights),
+        weight_stride=strides, bias=pointers(biases), out=out.data_ptr(),
         rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return out

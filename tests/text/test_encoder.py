@@ -17,8 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 import bertfast
 from bertfast import ArgumentError, CheckpointError, Encoder, UnsupportedError, use_backend
 from bertfast.cli import main
-from bertfast.data.pooling import pool
-from bertfast.encoder import batches
+from bertfast.inference.encoder import batches
+from bertfast.text.pooling import pool
 
 TEXTS = [
     "",
@@ -89,7 +89,7 @@ def test_vectors_do_not_depend_on_the_batch(encoder):
 
 
 def test_windows_stream(encoder, monkeypatch):
-    monkeypatch.setattr("bertfast.encoder.WINDOW_TEXTS", 3)
+    monkeypatch.setattr("bertfast.inference.encoder.WINDOW_TEXTS", 3)
     expected, taken = encoder.encode(TEXTS), 0
 
     def source():
@@ -115,7 +115,7 @@ def test_batches_hold_the_budget():
 
 
 def test_truncation_is_reported_once(encoder, caplog, monkeypatch):
-    monkeypatch.setattr("bertfast.encoder.WINDOW_TEXTS", 2)
+    monkeypatch.setattr("bertfast.inference.encoder.WINDOW_TEXTS", 2)
     with caplog.at_level(logging.WARNING, "bertfast"):
         cut = encoder.encode([*TEXTS, "sea " * 63, "sea " * 62])
     assert [record.getMessage() for record in caplog.records] == [
@@ -184,7 +184,7 @@ def test_bad_arguments(encoder, arguments, message):
 
 
 def test_index_counts_over_windows(encoder, monkeypatch):
-    monkeypatch.setattr("bertfast.encoder.WINDOW_TEXTS", 2)
+    monkeypatch.setattr("bertfast.inference.encoder.WINDOW_TEXTS", 2)
     with pytest.raises(ArgumentError, match=r"texts\[5\]"):
         encoder.encode(["a"] * 5 + [None])
 
@@ -251,7 +251,7 @@ def test_model_in_a_subfolder_of_the_hub(sentence_model, tiny, monkeypatch):
             shutil.copytree(tiny, folder / "0_BERT")
         return folder
 
-    monkeypatch.setattr("bertfast.encoder.resolve", resolve)
+    monkeypatch.setattr("bertfast.inference.encoder.resolve", resolve)
     assert Encoder.from_pretrained("owner/name", revision="v1").encode("a").shape == (32,)
     assert [call[::2] for call in asked] == [("owner/name", "v1")] * 2
     assert asked[0][1] is None

@@ -145,7 +145,7 @@ def test_out_of_memory(run, tiny, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("bertfast.encoder.pool", fail)
+    monkeypatch.setattr("bertfast.inference.encoder.pool", fail)
     result = run("encode", tiny, "in.txt", "-o", "out.npy")
     assert result.exit_code == 1
     assert result.stderr == "bertfast: out of memory: try a smaller --batch-tokens\n"

@@ -14,12 +14,13 @@ import pytest
 
 from bertfast.cli import files
 from bertfast.errors import ArgumentError, InputFileError, UnsupportedError
+from bertfast.text.readers import reading
 
 ROWS = ["plain", "", "道可道", 'a "quoted", text\nof two lines', " spaces "]
 
 
 def read(path, kind=None, field="text") -> list[str]:
-    with files.reading(str(path), kind, field) as texts:
+    with reading(str(path), kind, field) as texts:
         return list(texts)
 
 
@@ -114,7 +115,7 @@ def test_bad_parquet(tmp_path, column, message):
 
 def test_lines_before_a_bad_one_are_streamed(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\n\xff\n")
-    with files.reading(str(tmp_path / "a.txt")) as texts:
+    with reading(str(tmp_path / "a.txt")) as texts:
         assert next(texts) == "one"
         with pytest.raises(InputFileError, match="line 2"):
             next(texts)

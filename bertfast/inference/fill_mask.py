@@ -13,7 +13,7 @@ from ..core.encode import encode_packed
 from ..core.heads import masked_lm_scores
 from ..core.weights import BertWeights, MaskedLMWeights
 from ..errors import ArgumentError, UnsupportedError
-from .tokenizer import Tokenizer, check_texts
+from ..text.tokenizer import Tokenizer, check_texts
 
 MASK = "[MASK]"
 BATCH_TOKENS = 4096
@@ -58,7 +58,8 @@ def fill_mask(
         UnsupportedError: the model's modules were changed, so that only transformers' own forward runs.
     """
     weights = model if isinstance(model, tuple) else _weights_of(model)
-    words = min(len(tokenizer), len(weights[0].embeddings.word))
+    table = len(weights[0].embeddings.word)
+    words = min(len(tokenizer), table)
     if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= words:
         raise ArgumentError("top_k", f"an integer from 1 to {words}", repr(top_k))
     mask = tokenizer.backend.token_to_id(MASK)
@@ -67,6 +68,7 @@ def fill_mask(
     single = isinstance(texts, str)
     limit = weights[0].max_positions
     rows = _rows([texts] if single else list(texts), tokenizer, mask, limit)
+    tokenizer.check_ids(rows, table)
     spell, filled = tokenizer.backend.id_to_token, []
     for batch in _batches(rows):
         best = iter(_best(weights, batch, mask, words, top_k))

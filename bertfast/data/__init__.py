@@ -1,1 +1,0 @@
-"""Text: token ids (`tokenizer`), and vectors of token states (`pooling`)."""

@@ -1,0 +1,1 @@
+"""Texts in; vectors (`encoder`) or words (`fill_mask`) out."""
