@@ -285,11 +285,6 @@ double fma_peak(int threads, double seconds) {
   return flops;
 }
 
-std::uint64_t sample_hash_of(Address matrix, long rows, long columns, long row_bytes,
-                             int item_bytes) {
-  return sample_hash(at(matrix), rows, columns, row_bytes, item_bytes);
-}
-
 // Whether module objects are as a list of their parts says: each of its class, with no hook and no
 // forward of its own, holding the very modules and parameters of the list. `dicts` are the modules'
 // __dict__. Asked on every call of a model; in Python it would take longer than a small kernel.
@@ -358,7 +353,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
   m.def("packed_size", packed_size);
-  m.def("sample_hash", sample_hash_of);
   m.def("fma_peak", fma_peak);
   m.def("variants", variants,
         "instruction sets of this build that run on this processor, narrow to wide");

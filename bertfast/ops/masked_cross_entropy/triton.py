@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ... import dispatch
 from .. import _triton
-from .._formulas import thaw
 from .._layernorm_triton import dense_rows
 from .._triton import Config, Table, cdiv, precision
+from .._weights import unpacked
 from ._triton_backward import (
     _cross_entropy_dlogits_kernel,
     _cross_entropy_gather_kernel,
@@ -145,7 +145,7 @@ def _stretches(terms, dloss, num_items, grads):
 
 def _dense(x, weight, bias, labels):
     bias = None if bias is None else bias.contiguous()
-    return dense_rows(x), dense_rows(thaw(weight)), bias, labels.contiguous()
+    return dense_rows(x), dense_rows(unpacked(weight)), bias, labels.contiguous()
 
 
 def _listed(labels, ignore_index, lse):
