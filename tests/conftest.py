@@ -16,6 +16,7 @@ from bertfast import dispatch, ops
 sys.path.insert(0, os.path.dirname(__file__))  # the package gpu_code
 
 from gpu_code.backends import GPU_BACKENDS
+from harness import seeds
 
 DIRECTIONS = ("forward", "backward")
 OPERATIONS = ops.__all__
@@ -25,7 +26,7 @@ _RAN: Counter[tuple[str, str, str]] = Counter()  # (backend, operation, directio
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--seed", type=int, default=20, help="seed of torch, numpy and random in every test"
+        "--seed", type=int, default=seeds.seed(), help="seed of all that is drawn in tests"
     )
     parser.addoption(
         "--device",
@@ -35,6 +36,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-architectures", action="store_true", help="gate every architecture, not three"
     )
+
+
+def pytest_configure(config):
+    os.environ[seeds.VARIABLE] = str(config.getoption("seed"))  # before a test module is imported
 
 
 def pytest_report_header(config):

@@ -25,7 +25,7 @@ _CASES = [(name, case) for name in harness.OPERATIONS for case in harness.cases(
 
 
 @contextlib.contextmanager
-def programs_in(order: str, seed: int = 20):
+def programs_in(order: str):
     """Programs of each launch in that order, whatever the grid says."""
     builder, plain = interpreter.interpreter_builder, interpreter.interpreter_builder.set_grid_idx
     permutations: dict[tuple, list] = {}
@@ -35,7 +35,7 @@ def programs_in(order: str, seed: int = 20):
         if grid not in permutations:
             cells = list(product(*map(range, grid)))
             if order == "shuffled":
-                random.Random(seed).shuffle(cells)
+                random.Random(harness.seeds.seed()).shuffle(cells)
             permutations[grid] = cells[::-1] if order == "reversed" else cells
         plain(*permutations[grid][(x * grid[1] + y) * grid[2] + z])
 

@@ -17,6 +17,7 @@ import transformers
 import bertfast
 from bertfast import BertConfig, BertModel, dispatch
 from bertfast.explain import table
+from models.ecosystem import SPREAD
 from models.matrix import Matrix, way_of
 
 TINY = {
@@ -97,7 +98,7 @@ def ours():
         model = BertModel(BertConfig(**{**TINY, **fields}))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.3)
+                parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, SPREAD)
         return model.to(dtype).eval()
 
     return make
@@ -125,7 +126,7 @@ def head():
         model = getattr(bertfast, name)(BertConfig(**{**TINY, **fields}))
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                parameter.normal_(1.0 if key.endswith("LayerNorm.weight") else 0.0, 0.3)
+                parameter.normal_(1.0 if key.endswith("LayerNorm.weight") else 0.0, SPREAD)
         return model.to(dtype).eval()
 
     return make
