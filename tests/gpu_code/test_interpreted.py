@@ -13,11 +13,12 @@ import harness
 
 
 @pytest.mark.parametrize("operation", harness.OPERATIONS)
-def test_interpreted(operation):
+def test_interpreted(operation, request):
     pytest.importorskip("triton", reason="triton is not installed")
     file = Path(__file__).with_name("interpreted_parity.py")
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"]
     command += ["-k", f"{operation}-", "--override-ini", "addopts=--import-mode=importlib"]
+    command += ["--all"] if request.config.getoption("--all") else []
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CI": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
