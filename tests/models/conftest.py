@@ -50,14 +50,6 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=long)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _little_garbage():
     """Trainer collects garbage at each start, which takes most of a small run: the imported modules are left out."""
