@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +20,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         weight: [N,K]. bias: [N] or None.
     """
-    if not (x.is_cpu or dispatch.is_batch_invariant()):
+    traced = torch.compiler.is_compiling()  # which sees no context variables
+    if not x.is_cpu and (traced or not dispatch.is_batch_invariant()):
         return F.linear(x, weight, bias)
     count = weight.shape[0]
     if bias is None:
@@ -25,5 +29,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if rest := -count % 3:
         weight, bias = F.pad(weight, (0, 0, 0, rest)), F.pad(bias, (0, rest))
     weights, biases = (t.unflatten(0, (3, -1)).unbind(0) for t in (weight, bias))
-    out = ops.qkv_projection(x, *weights, *biases, num_heads=1).flatten(1)
+    with contextlib.nullcontext() if traced else dispatch.labelled("linear"):
+        out = ops.qkv_projection(x, *weights, *biases, num_heads=1).flatten(1)
     return out[:, :count] if rest else out

@@ -29,6 +29,7 @@ __all__ = [
     "choose",
     "inside",
     "is_batch_invariant",
+    "labelled",
     "note",
     "operations",
     "product",
@@ -62,12 +63,14 @@ class Scope(NamedTuple):
     """What holds for a piece of code.
 
     Fields:
-        backend: asked for by name. invariant: as `batch_invariant`. product: see `product`. logs: who records.
+        backend: asked for by name. invariant: as `batch_invariant`. product: see `product`. label: see `labelled`.
+        logs: who records.
     """
 
     backend: str | None = None
     invariant: bool = False
     product: str = ""
+    label: str = ""
     logs: tuple[_Log, ...] = ()
 
 
@@ -147,6 +150,11 @@ def product() -> str:
     return _SCOPE.get().product
 
 
+def labelled(label: str) -> contextlib.AbstractContextManager[None]:
+    """Let records of what runs in the block, and of its backward, say `label` in the place of the operation's name."""
+    return _held(_SCOPE.get()._replace(label=label))
+
+
 @contextlib.contextmanager
 def record() -> Iterator[list[Choice]]:
     """Collect a `Choice` for every operation that runs in the block, in order."""
@@ -173,7 +181,8 @@ def inside(outer: Scope) -> Iterator[None]:
     here = _SCOPE.get()
     logs = (log for log in outer.logs if log.open and not any(log is own for own in here.logs))
     named = here.backend or outer.backend
-    with _held(Scope(named, here.invariant or outer.invariant, logs=(*here.logs, *logs))):
+    invariant, label = here.invariant or outer.invariant, here.label or outer.label
+    with _held(Scope(named, invariant, label=label, logs=(*here.logs, *logs))):
         yield
 
 
@@ -236,8 +245,10 @@ def _first(
         if reason is None and name in found:
             reason = found[name].supports(call)
             if reason is None:
-                if _SCOPE.get().logs:
-                    note(call.operation, call.direction, name, {**rejected, **slower, **refused})
+                held = _SCOPE.get()
+                if held.logs:
+                    passed_over = {**rejected, **slower, **refused}
+                    note(held.label or call.operation, call.direction, name, passed_over)
                 return name, found[name]
         refused[name] = reason or "not there"
     note(call.operation, call.direction, None, refused)
