@@ -30,7 +30,7 @@ constexpr int kMR = 4, kNR = 8, kKC = 192;
 #endif
 
 // Of so few rows one tile is made where the weight is read as it lies.
-constexpr int kFewRows = kLanes == 16 ? 16 : kMR;
+constexpr int kFewRows = kLanes > kMR ? kLanes : kMR;
 
 BF_INLINE long panels(long n) { return (n + kNR - 1) / kNR; }
 BF_INLINE long packed_elements(long n, long k) { return panels(n) * kNR * k; }
@@ -99,9 +99,9 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
 template <class TW>
 using Micro = void (*)(long, const float*, long, const TW*, float*, long, bool, Fetch);
 
-template <class TW, Left L = Left::kRows>
+template <class TW, Left L = Left::kRows, int NR = kNR>
 static Micro<TW> micro_of(int rows) {
-#define BF_MICRO(R) micro<L, (R <= kMR ? R : kMR), kNR, TW>
+#define BF_MICRO(R) micro<L, (R <= kMR ? R : kMR), NR, TW>
   static constexpr Micro<TW> table[] = {BF_MICRO(1), BF_MICRO(2),  BF_MICRO(3),  BF_MICRO(4),
                                         BF_MICRO(5), BF_MICRO(6),  BF_MICRO(7),  BF_MICRO(8),
                                         BF_MICRO(9), BF_MICRO(10), BF_MICRO(11), BF_MICRO(12)};
@@ -124,15 +124,15 @@ struct Tiles {
 // K is cut into blocks of equal size, at most kKC.
 BF_INLINE long k_block(long k) { return ceil_div(k, ceil_div(k, kKC)); }
 
-// c[rows, kNR] = (or +=) a[rows, kc] * b[kc, kNR]; tile_at(r) is where the tile of row r begins,
+// c[rows, NR] = (or +=) a[rows, kc] * b[kc, NR]; tile_at(r) is where the tile of row r begins,
 // lda (0: the tile's height) the stride of what is not contiguous in it. The tiles share out what
 // is to be fetched.
-template <Left L, class TW, class TileAt>
+template <Left L, int NR = kNR, class TW, class TileAt>
 BF_INLINE void tiles_product(TileAt tile_at, long lda, long rows, long kc, const TW* b, Fetch next,
                              float* c, long ldc, bool accumulate) {
   const Tiles tiles(rows);
-  const Micro<TW> tall = micro_of<TW, L>(tiles.height < kMR ? tiles.height + 1 : kMR),
-                  low = micro_of<TW, L>(tiles.height);
+  const Micro<TW> tall = micro_of<TW, L, NR>(tiles.height < kMR ? tiles.height + 1 : kMR),
+                  low = micro_of<TW, L, NR>(tiles.height);
   const long share = ceil_div(next.fours, tiles.count);
   long r = 0;
   for (long tile = 0; tile < tiles.count; ++tile) {
@@ -168,14 +168,15 @@ struct Rows {
   long stride, count, k;
 };
 
-// Rows in fp32, tile by tile, k after k, the rows of a tile side by side: read in order whatever
-// the stride of x was (rows a multiple of 4096 bytes apart fall into one set of L1). `to` has
-// kLanes elements to spare.
+// Rows in fp32, tile by tile, k after k, the rows of a tile side by side, rows past x.count as
+// zeros: read in order whatever the stride of x was (rows a multiple of 4096 bytes apart fall into
+// one set of L1). `to` has kLanes elements to spare.
 template <class T>
 static void pack_rows(const Rows<T>& x, long first, const Tiles& tiles, float* to) {
   const T* from = x.data + first * x.stride;
   for (long tile = 0; tile < tiles.count; ++tile) {
     const int height = tiles.rows(tile);
+    const long left = x.count - first, real = left < height ? left : height;
     long k = 0;
 #if !defined(__clang__)
     constexpr int kGroups = (kFewRows + kLanes - 1) / kLanes;
@@ -186,7 +187,7 @@ static void pack_rows(const Rows<T>& x, long first, const Tiles& tiles, float* t
 #pragma GCC unroll 16
         for (int r = 0; r < kLanes; ++r) {
           const int row = g * kLanes + r;
-          v[g][r] = row < height ? load(from + row * x.stride + k) : F{};
+          v[g][r] = row < real ? load(from + row * x.stride + k) : F{};
         }
         transpose(v[g]);
       }
@@ -198,7 +199,9 @@ static void pack_rows(const Rows<T>& x, long first, const Tiles& tiles, float* t
     }
 #endif
     for (; k < x.k; ++k)
-      for (int r = 0; r < height; ++r) to[k * height + r] = load_n(from + r * x.stride + k, 1)[0];
+      for (int r = 0; r < height; ++r)
+        to[k * height + r] = r < real ? load_n(from + r * x.stride + k, 1)[0] : 0.0f;
+    first += height;
     from += height * x.stride;
     to += height * x.k;
   }

@@ -51,4 +51,9 @@ with dispatch.use_backend("cpu"):
 for n, k in ((1, 1), (33, 7), (384, 65)):
     weight = torch.randn(n, k)
     assert torch.equal(_weights.pack(weight).unpack(), weight)
+    for rows in (1, 16, 17, 300):  # turned in registers, and block by block; prepacked
+        x, bias = torch.randn(rows, k), torch.randn(n)
+        with dispatch.use_backend("cpu"):
+            plain = public("linear_gelu")(x, weight, bias)
+            assert plain.equal(public("linear_gelu")(x, _weights.prepack(weight), bias))
 print("clean")
