@@ -7,7 +7,6 @@ import os
 import statistics
 import time
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,7 +87,7 @@ def _encode_by_command(model: str, text: str, output: str) -> np.ndarray:
 
 
 def _compare(encoder: Encoder, texts: Sequence[str], vectors: np.ndarray) -> float:
-    """The largest difference of the vectors from those of the reference form."""
+    """The largest difference of the vectors from those of the reference backend."""
     with dispatch.use_backend("reference"):
         expected = encoder.encode(texts, progress=False)
     difference = float(np.abs(vectors - expected).max(initial=0))
@@ -99,11 +98,10 @@ def _compare(encoder: Encoder, texts: Sequence[str], vectors: np.ndarray) -> flo
 
 
 def _time(encoder: Encoder, texts: Sequence[str], rounds: int) -> None:
-    """Print the speeds of the form that is chosen and of the reference, measured in turn."""
+    """Print the speeds of the backend that is chosen and of the reference, measured in turn."""
     with dispatch.record() as log:
         encoder.encode(texts, progress=False)
-    forms = Counter(choice.form for choice in log)
-    used = " and ".join(str(form) for form in forms)
+    used = " and ".join(dict.fromkeys(str(choice.backend) for choice in log))
     seconds: dict[str, list[float]] = {"auto": [], "reference": []}
     for _ in range(rounds):
         for backend, times in seconds.items():
@@ -115,7 +113,7 @@ def _time(encoder: Encoder, texts: Sequence[str], rounds: int) -> None:
     tokens = sum(map(len, rows))
     medians = {backend: statistics.median(times) for backend, times in seconds.items()}
     click.echo(f"{'':<44}{'sentences/s':>14}{'real tokens/s':>18}")
-    labels = {"auto": f"bertfast, form {used}", "reference": "plain PyTorch (form reference)"}
+    labels = {"auto": f"bertfast, backend {used}", "reference": "plain PyTorch (backend reference)"}
     for backend, label in labels.items():
         median = medians[backend]
         click.echo(f"{label:<44}{len(texts) / median:>14,.0f}{tokens / median:>18,.0f}")

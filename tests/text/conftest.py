@@ -33,7 +33,8 @@ def tiny(tmp_path_factory) -> Path:
     )
     torch.manual_seed(20)
     BertModel(config).save_pretrained(folder)
-    shutil.copy(MINILM / "vocab.txt", folder)
+    for name in ("vocab.txt", "tokenizer.json"):
+        shutil.copy(MINILM / name, folder)
     return folder
 
 
