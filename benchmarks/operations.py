@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 import harness
 from bertfast import dispatch
-from bertfast.ops import packed
 from harness import formulas
 
 from .race import RACES, Race, report
@@ -49,11 +48,9 @@ def run(
 
 def _run_race(race: Race, operation: str, case: harness.Case) -> None:
     inputs = harness.make_inputs(operation, case, torch.float32)
-    cache = packed.Cache()
 
     def ours() -> Tensor:
-        with cache.active():
-            return harness.public(operation)(**inputs)
+        return harness.public(operation)(**inputs)
 
     with dispatch.use_backend("cpu"):
         _compare(race.group, ours(), getattr(formulas, operation)(**inputs)[0])

@@ -14,7 +14,6 @@ import torch
 from bertfast import BertConfig, BertModel
 from bertfast.core.batch import pack, unpack
 from bertfast.core.encode import encode_packed
-from bertfast.ops.packed import Cache
 
 from .peers import transformers_bert
 from .race import RACES, Race, fma_peak, report, widest
@@ -38,12 +37,11 @@ def run_race() -> Race:
     theirs = transformers_bert.build(CONFIG, model.state_dict(), "sdpa", pooler=False)
     ids, mask = torch.randint(0, 99, (2, 8)), torch.ones(2, 8, dtype=torch.int64)
     mask[1, 5:] = 0
-    weights, cache = model.view(), Cache()
+    weights = model.view()
 
     def core() -> torch.Tensor:
-        with cache.active():
-            batch = pack(mask, 2, 8, "cpu", input_ids=ids)
-            return unpack(encode_packed(weights, batch), batch)
+        batch = pack(mask, 2, 8, "cpu", input_ids=ids)
+        return unpack(encode_packed(weights, batch), batch)
 
     ours = model(ids, attention_mask=mask).last_hidden_state
     assert core().equal(ours)

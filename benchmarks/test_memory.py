@@ -14,7 +14,7 @@ from .memory import measure_call
 from .peers import transformers_bert
 
 SHAPE, LOAD = "base", "ragged-32"
-CONTENDERS = ("bertfast", "bertfast-frozen", "sdpa")
+CONTENDERS = ("bertfast", "bertfast-prepacked", "sdpa")
 
 
 def measure(pipe, name: str, threads: int) -> None:
@@ -23,8 +23,8 @@ def measure(pipe, name: str, threads: int) -> None:
     model, batch = models.model(SHAPE), models.batch(LOAD)
     if name == "sdpa":
         model = transformers_bert.build(models.config(SHAPE), model.state_dict(), "sdpa")
-    if name == "bertfast-frozen":
-        model.freeze()
+    if name == "bertfast-prepacked":
+        model.prepack()
     with torch.no_grad():
         pipe.send(measure_call(lambda: model(**batch)))
 

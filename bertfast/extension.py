@@ -58,20 +58,29 @@ def refuses(x: Tensor) -> str | None:
     if cpu is None:
         return REASON
     if x.device.type != "cpu":
-        return f"tensors on {x.device.type}; the cpu form computes on cpu"
+        return f"tensors on {x.device.type}; the cpu backend computes on cpu"
     if x.dtype not in DTYPE_CODES:
-        return f"dtype {x.dtype}; the cpu form computes in float32, bfloat16 and float16"
+        return f"dtype {x.dtype}; the cpu backend computes in float32, bfloat16 and float16"
     return None
 
 
-def refuses_cuda(x: Tensor) -> str | None:
-    """Why the CUDA backend cannot compute on tensors like `x`, or None."""
+def refuses_cuda(x: Tensor, **sizes: tuple[int, ...]) -> str | None:
+    """Why the CUDA backend cannot compute on tensors like `x` or on problems of these sizes, or None.
+
+    Args:
+        sizes: by the names of `_cuda.limits` (csrc/common/limits.h), to which the kernels hold their callers.
+    """
     if cuda is None:
         return CUDA_REASON
     if not on_gpu(x):
-        return f"tensors on {x.device.type}; the cuda form computes on cuda"
+        return f"tensors on {x.device.type}; the cuda backend computes on cuda"
     if x.dtype not in DTYPE_CODES:
-        return f"dtype {x.dtype}; the cuda form computes in float32, bfloat16 and float16"
+        return f"dtype {x.dtype}; the cuda backend computes in float32, bfloat16 and float16"
+    for name, given in sizes.items():
+        least, most = cuda.limits[name]
+        for size in given:
+            if not least <= size <= most:
+                return f"{name} {size}; the cuda backend computes {least} to {most}"
     return driver_refuses() or _card_refuses(x.device)
 
 
@@ -215,22 +224,14 @@ def describe() -> dict:
         dict with `built` (bool), `reason` (why not, or None), `instruction_sets` (those of this build that run here,
         narrow to wide), `active` (the one in use), `threads` (what the kernels use now), `openmp` (the runtime's file).
     """
-    if cpu is None:
-        return {
-            "built": False,
-            "reason": REASON,
-            "instruction_sets": [],
-            "active": None,
-            "threads": 0,
-            "openmp": None,
-        }
+    built = cpu is not None
     return {
-        "built": True,
-        "reason": None,
-        "instruction_sets": cpu.variants(),
-        "active": cpu.variant(),
-        "threads": cpu.usable_threads(torch.get_num_threads()),
-        "openmp": _openmp_file(),
+        "built": built,
+        "reason": REASON,
+        "instruction_sets": cpu.variants() if built else [],
+        "active": cpu.variant() if built else None,
+        "threads": cpu.usable_threads(torch.get_num_threads()) if built else 0,
+        "openmp": _openmp_file() if built else None,
     }
 
 

@@ -18,6 +18,7 @@
 #include "qkv_projection/op.h"
 #ifdef BF_CUDA
 #include "common/cuda_driver.h"
+#include "common/limits.h"
 #else
 #include "common/runtime.h"
 #include "product/weights.h"
@@ -174,6 +175,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "targets", [] { return std::string(BF_CUDA_TARGETS); },
       "what was compiled for, as in 80,90,90+PTX");
+  py::dict limits;
+  for (const Limit& limit : kLimits) limits[limit.name] = py::make_tuple(limit.least, limit.most);
+  m.attr("limits") = limits;
   m.def("toolkit_version", toolkit_version, "of the CUDA toolkit, as in 13000");
   m.def("driver_version", driver_version, "the newest CUDA that the driver serves; 0: no driver");
 }
@@ -281,11 +285,6 @@ double fma_peak(int threads, double seconds) {
   return flops;
 }
 
-std::uint64_t sample_hash_of(Address matrix, long rows, long columns, long row_bytes,
-                             int item_bytes) {
-  return sample_hash(at(matrix), rows, columns, row_bytes, item_bytes);
-}
-
 // Whether module objects are as a list of their parts says: each of its class, with no hook and no
 // forward of its own, holding the very modules and parameters of the list. `dicts` are the modules'
 // __dict__. Asked on every call of a model; in Python it would take longer than a small kernel.
@@ -354,7 +353,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
   m.def("packed_size", packed_size);
-  m.def("sample_hash", sample_hash_of);
   m.def("fma_peak", fma_peak);
   m.def("variants", variants,
         "instruction sets of this build that run on this processor, narrow to wide");

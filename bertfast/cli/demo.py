@@ -87,7 +87,7 @@ def _encode_by_command(model: str, text: str, output: str) -> np.ndarray:
 
 
 def _compare(encoder: Encoder, texts: Sequence[str], vectors: np.ndarray) -> float:
-    """The largest difference of the vectors from those of the reference backend."""
+    """The largest difference of the vectors from those of the reference form."""
     with dispatch.use_backend("reference"):
         expected = encoder.encode(texts, progress=False)
     difference = float(np.abs(vectors - expected).max(initial=0))
@@ -98,10 +98,10 @@ def _compare(encoder: Encoder, texts: Sequence[str], vectors: np.ndarray) -> flo
 
 
 def _time(encoder: Encoder, texts: Sequence[str], rounds: int) -> None:
-    """Print the speeds of the backend that is chosen and of the reference, measured in turn."""
+    """Print the speeds of the backends that are chosen and of the reference, measured in turn."""
     with dispatch.record() as log:
         encoder.encode(texts, progress=False)
-    used = " and ".join(dict.fromkeys(str(choice.backend) for choice in log))
+    used = " and ".join(dict.fromkeys(choice.backend for choice in log))
     seconds: dict[str, list[float]] = {"auto": [], "reference": []}
     for _ in range(rounds):
         for backend, times in seconds.items():
@@ -113,7 +113,7 @@ def _time(encoder: Encoder, texts: Sequence[str], rounds: int) -> None:
     tokens = sum(map(len, rows))
     medians = {backend: statistics.median(times) for backend, times in seconds.items()}
     click.echo(f"{'':<44}{'sentences/s':>14}{'real tokens/s':>18}")
-    labels = {"auto": f"bertfast, backend {used}", "reference": "plain PyTorch (backend reference)"}
+    labels = {"auto": f"bertfast, backend {used}", "reference": "plain PyTorch (reference)"}
     for backend, label in labels.items():
         median = medians[backend]
         click.echo(f"{label:<44}{len(texts) / median:>14,.0f}{tokens / median:>18,.0f}")

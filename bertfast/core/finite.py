@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, UnsupportedError
-from ..ops._formulas import thaw
+from ..ops._weights import unpacked
 
 
 def check_output(name: str, module: nn.Module, output: Tensor) -> None:
@@ -48,7 +48,7 @@ def check_results(model: nn.Module, outputs: Mapping[str, Tensor | None]) -> Non
 
 def _check_weights(module: nn.Module, prefix: str) -> None:
     for name, parameter in module.named_parameters():
-        count = parameter.numel() - int(torch.isfinite(thaw(parameter)).sum())
+        count = parameter.numel() - int(torch.isfinite(unpacked(parameter)).sum())
         if count:
             got = f"{count} of {parameter.numel()} that are NaN or infinite"
             advice = "Load or save the checkpoint again."

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import extension
+from ..ops._weights import prepack
+
 Call = Callable[[Tensor], Tensor]
 
 
@@ -103,6 +106,23 @@ class BertWeights(NamedTuple):
     @property
     def max_positions(self) -> int:
         return self.embeddings.position.shape[0]
+
+
+def prepack_layers(layers: list[LayerWeights]) -> None:
+    """Replace the weights of the layers' products by the C++ kernels' layout of them, where these serve them.
+
+    For an owner of the weights that writes to none of them.
+    """
+    for index, layer in enumerate(layers):
+        fused = ["query", "key", "value", "out", "outer"] + ["inner"] * (layer.activation is None)
+        parts = {name: getattr(layer, name) for name in fused}
+        layers[index] = layer._replace(
+            **{
+                name: part._replace(weight=prepack(part.weight))
+                for name, part in parts.items()
+                if isinstance(part, Linear) and extension.refuses(part.weight) is None
+            }
+        )
 
 
 class MaskedLMWeights(NamedTuple):

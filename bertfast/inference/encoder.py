@@ -21,9 +21,8 @@ from ..checkpoint.hub import require, resolve
 from ..checkpoint.load import load_bert
 from ..core.batch import pack_rows
 from ..core.encode import encode_packed
-from ..core.weights import BertWeights
+from ..core.weights import BertWeights, prepack_layers
 from ..errors import ArgumentError, UnsupportedError
-from ..ops.packed import Cache
 from ..text.pooling import check_pooling, pool
 from ..text.recipe import ADVICE, Recipe, read_recipe
 from ..text.tokenizer import Tokenizer, check_texts
@@ -89,7 +88,6 @@ class Encoder:
         self.tokenizer = tokenizer
         self.recipe = recipe or Recipe()
         self.batch_invariant = batch_invariant
-        self._packed = Cache()
         limit = self.weights.max_positions
         said = self.recipe.max_length or tokenizer.max_length
         self.max_length = min(limit, said or limit)
@@ -135,6 +133,7 @@ class Encoder:
         folder = folder / recipe.transformer
         tokenizer = Tokenizer.from_folder(folder, recipe.lower_case)
         weights = load_bert(folder, dtype, device or default_device())._replace(pooler=None)
+        prepack_layers(weights.layers)
         return cls(weights, tokenizer, recipe, batch_invariant)
 
     @property
@@ -321,7 +320,7 @@ class Encoder:
             width = min(weights.hidden_size, settings.truncate_dim or weights.hidden_size)
             return torch.zeros(len(ids), width, device=weights.device)
         order = dispatch.batch_invariant() if self.batch_invariant else nullcontext()
-        with self._packed.active(), order:
+        with order:
             states = encode_packed(weights, pack_rows(ids, weights.device))  # [T,H]
         scale = settings.normalize is None and self.recipe.normalize
         lengths = [len(row) for row in ids]

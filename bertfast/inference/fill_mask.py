@@ -79,7 +79,7 @@ def fill_mask(
 
 
 def _weights_of(model: Any) -> Weights:
-    head = getattr(model, "_words", None)
+    head = getattr(model, "_masked_lm", None)
     if head is None:
         raise ArgumentError("model", "a BertForMaskedLM", type(model).__name__)
     model.eval()

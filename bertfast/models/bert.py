@@ -14,8 +14,8 @@ from ..core.weights import BertWeights
 from ..errors import UnsupportedError
 from . import fusion
 from .engine import TRANSFORMERS_4, arguments, change_class, encode, finish, signed_as, theirs
-from .frozen import Freezable
 from .loading import CheckedLoading
+from .prepack import Prepackable
 
 
 class BertLayer(modeling_bert.BertLayer):
@@ -51,7 +51,7 @@ class BertLayer(modeling_bert.BertLayer):
         return encode_layer(weights, hidden_states[0], batch, seeds, first_only)[None]
 
 
-class BertModel(Freezable, CheckedLoading, modeling_bert.BertModel):
+class BertModel(Prepackable, CheckedLoading, modeling_bert.BertModel):
     """BERT's encoder: transformers' `BertModel`, whose forward computes real tokens only, in fused operations."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):

@@ -10,8 +10,7 @@ import contextlib
 import functools
 import inspect
 import logging
-import weakref
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +23,8 @@ from ..core.finite import check_output, check_results
 from ..core.heads import pool
 from ..core.weights import BertWeights, Linear
 from ..errors import UnsupportedError
-from ..ops.packed import Cache, FrozenParameter
-from . import fusion, snapshot
+from ..ops._weights import PrepackedParameter
+from . import fusion
 from .inputs import INPUTS, STARTS, make_batch
 
 try:
@@ -55,7 +54,6 @@ _IGNORED = frozenset(
 )
 _LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 _READ = frozenset((*INPUTS, *_OWN, *_LABELS, "output_hidden_states", "return_dict"))
-_CACHES: weakref.WeakKeyDictionary[nn.Module, Cache] = weakref.WeakKeyDictionary()
 _SAID: set[str] = set()  # reasons that the log has
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
@@ -141,8 +139,8 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     check = model if given.get("check_finite") else None
     first_only = first_only and wanted is None
     look = wanted is not None or check is not None
-    gradient = torch.no_grad() if _is_frozen(weights) else contextlib.nullcontext()
-    with gradient, kept_copies(model):
+    gradient = torch.no_grad() if _is_prepacked(weights) else contextlib.nullcontext()
+    with gradient:
         observe = _observer(batch, wanted, states, check) if look else None
         rows = encode_packed(weights, batch, first_only=first_only, observe=observe)
         pooled = _pooled(weights, rows, batch, first_only)
@@ -256,30 +254,6 @@ def finish(model: nn.Module, kind: type, given: Mapping[str, Any], **fields: Any
     return output if returns_dict(model, given) else output.to_tuple()
 
 
-def forget(model: nn.Module) -> None:
-    """Let go of what is held of a `BertModel`'s weights between calls."""
-    _CACHES.pop(model, None)
-    snapshot.forget(model)
-
-
-@contextlib.contextmanager
-def kept_copies(model: nn.Module) -> Iterator[None]:
-    """Inside the block packed copies of a `BertModel`'s weights are kept, in eval mode without grad."""
-    if torch.compiler.is_compiling():
-        yield
-    elif model.training:
-        _CACHES.pop(model, None)
-        yield
-    elif torch.is_grad_enabled():
-        yield
-    else:
-        cache = _CACHES.get(model)
-        if cache is None:
-            cache = _CACHES[model] = Cache()
-        with cache.active():
-            yield
-
-
-def _is_frozen(weights: BertWeights) -> bool:
+def _is_prepacked(weights: BertWeights) -> bool:
     query = getattr(weights.layers[0], "query", None) if len(weights.layers) else None
-    return isinstance(query, Linear) and isinstance(query.weight, FrozenParameter)
+    return isinstance(query, Linear) and isinstance(query.weight, PrepackedParameter)

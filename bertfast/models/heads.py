@@ -27,16 +27,15 @@ from .engine import (
     arguments,
     encode,
     finish,
-    kept_copies,
     signed_as,
     theirs,
 )
-from .frozen import Freezable
 from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
+from .prepack import Prepackable
 
 
-class Head(Freezable, CheckedLoading):
+class Head(Prepackable, CheckedLoading):
     """What all heads share. A subclass says in `_encode` what it needs and in `_answer` what it makes of the rows."""
 
     _theirs: type[nn.Module]  # transformers' class of the same name
@@ -292,8 +291,7 @@ class MaskedLMHead(Head):
         labels, count = take(labels, batch), _items(given, encoded.rows)
         if scores is not None:
             return heads.cross_entropy(*heads.labelled(scores, labels), count), labels
-        with kept_copies(self.bert):
-            return heads.masked_lm_loss(self._masked_lm(), encoded.rows, labels, count), labels
+        return heads.masked_lm_loss(self._masked_lm(), encoded.rows, labels, count), labels
 
 
 class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):

@@ -11,7 +11,8 @@ from transformers.models.bert import modeling_bert
 from ..errors import ArgumentError
 from . import heads
 from .bert import BertLayer, BertModel
-from .engine import change_class, forget
+from .engine import change_class
+from .snapshot import forget
 
 CLASSES = {  # transformers' class -> ours
     modeling_bert.BertModel: BertModel,

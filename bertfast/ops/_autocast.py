@@ -7,15 +7,17 @@ import functools
 import torch
 from torch import Tensor
 
+from ._weights import PrepackedParameter
+
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The arguments of a product under torch.autocast: in its dtype, as torch's own linear has them.
 
-    A frozen weight keeps its dtype, and the others follow it. float64 is left alone, as torch leaves it.
+    A prepacked weight keeps its dtype, and the others follow it. float64 is left alone, as torch leaves it.
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    frozen = [tensor.dtype for tensor in given if hasattr(type(tensor), "unpack")]
-    dtype = frozen[0] if frozen else torch.get_autocast_dtype(given[0].device.type)
+    prepacked = [tensor.dtype for tensor in given if isinstance(tensor, PrepackedParameter)]
+    dtype = prepacked[0] if prepacked else torch.get_autocast_dtype(given[0].device.type)
     if any(tensor.dtype == torch.float64 for tensor in given):
         return list(tensors)
     return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]

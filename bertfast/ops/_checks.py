@@ -19,7 +19,7 @@ def check_like(
     """Each (name, tensor, shape) has that shape, and the dtype and device of `like`, else
     ArgumentError.
 
-    A frozen weight (packed.FrozenParameter, on the meta device) may stand where `like` is on the
+    A prepacked weight (packed.PrepackedParameter, on the meta device) may stand where `like` is on the
     CPU.
     """
     dtype, device = like.dtype, like.device

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ._weights import unpacked
+
 _UPCAST: contextvars.ContextVar[bool] = contextvars.ContextVar("bertfast_upcast", default=True)
 
 
@@ -78,16 +80,10 @@ def in_own_dtype() -> Iterator[None]:
 
 
 def upcast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors in the dtype of sums (inside `in_own_dtype`: as they are); a frozen weight is unpacked first."""
+    """The tensors in the dtype of sums (inside `in_own_dtype`: as they are); a prepacked weight is unpacked first."""
     if not _UPCAST.get():
-        return [None if t is None else thaw(t) for t in tensors]
-    return [None if t is None else thaw(t).to(statistics_dtype(t.dtype)) for t in tensors]
-
-
-def thaw(weight: Tensor) -> Tensor:
-    """The weight itself, or the exact weight behind a packed.FrozenParameter."""
-    unpack = getattr(type(weight), "unpack", None)
-    return weight if unpack is None else unpack(weight)
+        return [None if t is None else unpacked(t) for t in tensors]
+    return [None if t is None else unpacked(t).to(statistics_dtype(t.dtype)) for t in tensors]
 
 
 def rounded(results: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor | None, ...]:

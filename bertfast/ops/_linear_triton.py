@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import dispatch
 from . import _gemm_triton
-from ._formulas import thaw
 from ._gelu_triton import gelu_of
+from ._weights import unpacked
 
 PRODUCTS = ("torch",)  # besides the own one
 
@@ -23,7 +23,7 @@ def linear(
     save: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """As `_gemm_triton.linear`."""
-    weights = [thaw(weight) for weight in weights]
+    weights = [unpacked(weight) for weight in weights]
     if dispatch.product() != "torch":
         return _gemm_triton.linear(x, weights, biases, gelu, save)
     pre = torch.addmm(_joined(biases), x, _joined(weights).t())
@@ -38,7 +38,7 @@ def linear_backward(
     pre: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """As `_gemm_triton.linear_backward`."""
-    weights = [thaw(weight) for weight in weights]
+    weights = [unpacked(weight) for weight in weights]
     if dispatch.product() != "torch":
         return _gemm_triton.linear_backward(dout, x, weights, needs, pre)
     dout, count = dout if pre is None else gelu_of(pre, dout), len(weights)

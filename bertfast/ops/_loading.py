@@ -43,13 +43,6 @@ def _load(package: str, name: str) -> Backend:
 
         return _eager.of(importlib.import_module(f"{package}.reference"))
     try:
-        if module in ("cpu", "cuda"):  # SHIM
-            part = importlib.import_module(f"{package}.{module}")
-            return SimpleNamespace(
-                forward=part.forward,
-                backward=part.backward,
-                supports=lambda call: part.supports(call.direction, *call),
-            )
         return importlib.import_module(f"{package}.{module}")
     except Exception as error:  # a broken installation raises whatever it likes
         if module in ("eager", "reference"):

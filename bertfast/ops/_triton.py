@@ -35,6 +35,7 @@ except Exception as error:  # a broken installation raises whatever it likes
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_ARCH = 80
+MOST_BLOCKS = 65535  # of a grid's second dimension
 knobs = getattr(triton, "knobs", None)  # Triton 3.3, of torch 2.7, reads variables instead
 
 

@@ -89,8 +89,7 @@ void attend_tile(const AttentionFwd& p, const Head<T>& h, const Buffers& b, long
     const long keys = h.length - key < kKeyBlock ? h.length - key : kKeyBlock;
     const long padded = padded_length - key < kKeyBlock ? padded_length - key : kKeyBlock;
     for (long panel = 0; panel < padded; panel += kNR)
-      tile(d, q, ldq, b.keys + (key + panel) * d, b.scores + panel, padded, false,
-           Fetch{nullptr, 0});
+      tile(d, q, ldq, b.keys + (key + panel) * d, b.scores + panel, padded, false, Fetch{});
     for (int r = 0; r < rows; ++r) {
       const float rescale = softmax_block(b.scores + r * padded, keys, padded, p.scale, state[r]);
       if (p.dropout.seed)
@@ -102,7 +101,7 @@ void attend_tile(const AttentionFwd& p, const Head<T>& h, const Buffers& b, long
     }
     for (long column = 0; column < d; column += kNR)
       tile(keys, b.scores, padded, b.values + column * h.length + key * kNR, b.out + column, wide,
-           key > 0, Fetch{nullptr, 0});
+           key > 0, Fetch{});
   }
   for (int r = 0; r < rows; ++r) {
     const float inverse = 1.0f / state[r].sum;

@@ -14,14 +14,12 @@
 // `tokens`, `sequences` and `heads` only. Backward's workspace holds delta [heads, tokens].
 #include "attention/backward.cuh"
 #include "attention/forward.cuh"
-#include "common/check.h"
 #include "common/launch.cuh"
+#include "common/limits.h"
 
 namespace bf {
 namespace cuda {
 namespace {
-
-constexpr long kMaxHeadSize = 128, kMaxHeads = 65535;
 
 // Runs the statements with D bound to the width of the tiles.
 #define BF_DISPATCH_HEAD_SIZE(SIZE, D, ...) \
@@ -38,8 +36,9 @@ constexpr long kMaxHeadSize = 128, kMaxHeads = 65535;
 
 template <class P>
 void check_sizes(const P& p) {
-  BF_CHECK(p.head_size > 0 && p.head_size <= kMaxHeadSize, "head size must be 1 to 128");
-  BF_CHECK(p.heads > 0 && p.heads <= kMaxHeads, "heads must be 1 to 65535");
+  BF_LIMIT(kSize, p.tokens);
+  BF_LIMIT(kHeadSize, p.head_size);
+  BF_LIMIT(kHeads, p.heads);
 }
 
 template <class T, class P>

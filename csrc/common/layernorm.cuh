@@ -9,10 +9,12 @@
 // dout are kept in registers over all rows of a block, added over its warps in their order and left
 // in the workspace for column_sums.cuh. Elements beyond n are zeros and are never stored.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "common/column_sums.cuh"
 #include "common/launch.cuh"
+#include "common/limits.h"
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
@@ -22,7 +24,20 @@ namespace cuda {
 namespace {
 
 constexpr int kRowThreads = 256, kRowWarps = kRowThreads / kWarp, kRowValues = 32;
-constexpr long kWarpRow = kRowValues * kWarp, kBlockRow = kRowValues * kRowThreads;
+constexpr long kWarpRow = kRowValues * kWarp;
+static_assert(kFeatures.most == kRowValues * kRowThreads, "a block's registers hold a row");
+
+// Launches KERNEL<TYPES, warps> with one warp or all of a block's to a row, as n needs.
+#define BF_LAUNCH_ROWS(KERNEL, TYPES, N, BLOCKS, SHARED, GPU, ...)                            \
+  do {                                                                                        \
+    const unsigned blocks = static_cast<unsigned>(BLOCKS);                                    \
+    if ((N) <= kWarpRow)                                                                      \
+      BF_LAUNCH((KERNEL<BF_UNPACK TYPES, 1>), blocks, kRowThreads, SHARED, GPU, __VA_ARGS__); \
+    else                                                                                      \
+      BF_LAUNCH((KERNEL<BF_UNPACK TYPES, kRowWarps>), blocks, kRowThreads, SHARED, GPU,       \
+                __VA_ARGS__);                                                                 \
+  } while (0)
+#define BF_UNPACK(...) __VA_ARGS__
 
 // A thread's part of a row that belongs to `warps` warps (1 or kRowWarps).
 template <class T, int warps>
@@ -139,9 +154,18 @@ struct LayernormBwd {
   bool vector;
 };
 
+template <class Op>
+LayernormBwd layernorm_bwd_of(const Op& p, float* sums, long stride, bool vector) {
+  const int rows = static_cast<int>(p.rows), n = static_cast<int>(p.n);
+  return {p.mean, p.rstd, p.ln_weight, sums, stride, rows, n, vector};
+}
+
+// Blocks that hold all rows at a time, and those of backward, each of which walks over rows.
+inline long row_blocks(long rows, long n) {
+  return n <= kWarpRow ? ceil_div(rows, kRowWarps) : rows;
+}
 inline int layernorm_bwd_blocks(long rows, long n) {
-  const long needed = n <= kWarpRow ? ceil_div(rows, kRowWarps) : rows;
-  return static_cast<int>(needed < multiprocessors() ? needed : multiprocessors());
+  return static_cast<int>(std::min<long>(row_blocks(rows, n), multiprocessors()));
 }
 inline std::size_t layernorm_bwd_shared(long n) {
   return n <= kWarpRow ? 2 * kWarpRow * sizeof(float) : 0;

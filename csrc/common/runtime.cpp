@@ -64,20 +64,4 @@ void longest_first(const std::int32_t* cu_seqlens, long sequences, std::int32_t*
   });
 }
 
-std::uint64_t sample_hash(const void* matrix, long rows, long columns, long row_bytes,
-                          int item_bytes) {
-  constexpr long kSamples = 128;
-  const char* base = static_cast<const char*>(matrix);
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  for (long i = 0; i < kSamples && rows > 0 && columns > 0; ++i) {
-    const long row = i * (rows - 1) / (kSamples - 1);
-    const long column =
-        (i * 7919 + 13) % columns;  // a stride coprime to common widths: no column is favoured
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, base + row * row_bytes + column * item_bytes, item_bytes);
-    hash = (hash ^ bits) * 0x100000001b3u;
-  }
-  return hash;
-}
-
 }  // namespace bf

@@ -1,5 +1,4 @@
-// What is compiled once for every instruction set: scratch memory, threads, the machine, weight
-// samples.
+// What is compiled once for every instruction set: scratch memory, threads, the machine.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,9 +29,5 @@ long l2_bytes();
 
 // Indices of the sequences, longest first (stable).
 void longest_first(const std::int32_t* cu_seqlens, long sequences, std::int32_t* order);
-
-// A hash of 128 elements spread over the rows and columns of a matrix: tells most in-place writes.
-std::uint64_t sample_hash(const void* matrix, long rows, long columns, long row_bytes,
-                          int item_bytes);
 
 }  // namespace bf

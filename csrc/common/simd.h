@@ -201,23 +201,41 @@ BF_INLINE F vgelu_slope(F x) {
 }
 
 #if !defined(__clang__)
-// In-place transpose of kLanes vectors by log2(kLanes) rounds of two-input shuffles.
-BF_INLINE void transpose(F v[kLanes]) {
-#pragma GCC unroll 4
-  for (int s = 1; s < kLanes; s *= 2) {
-    I low, high;
-    for (int l = 0; l < kLanes; ++l) {
-      low[l] = l & s ? kLanes + l - s : l;
-      high[l] = l & s ? kLanes + l : l + s;
-    }
+// One round of a transpose: of each two vectors S apart, what `low` and what `high` takes of both.
+template <int S, int Count>
+BF_INLINE void exchange(F* v, I low, I high) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & s) continue;
-      const F a = v[i], b = v[i + s];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + s] = __builtin_shuffle(a, b, high);
-    }
+  for (int pair = 0; pair < Count / 2; ++pair) {
+    const int i = pair / S * 2 * S + pair % S;
+    const F a = v[i], b = v[i + S];
+    v[i] = __builtin_shuffle(a, b, low);
+    v[i + S] = __builtin_shuffle(a, b, high);
   }
+}
+// Transposes kLanes vectors in place in two steps: of blocks of 4 x 4, then inside the blocks of
+// four vectors. Every shuffle is one instruction in every instruction set.
+BF_INLINE void transpose_blocks(F v[kLanes]) {
+  I even, odd;  // quarters of two vectors
+  for (int l = 0; l < kLanes; ++l) {
+    even[l] = l / 4 * 8 + l % 4;
+    odd[l] = even[l] + 4;
+  }
+  if constexpr (kLanes > 4) exchange<4, kLanes>(v, even, odd);
+  if constexpr (kLanes > 8) exchange<8, kLanes>(v, even, odd);
+}
+BF_INLINE void transpose_inside(F v[4]) {
+  I low, high;  // halves of the quarters of two vectors, interleaved
+  for (int l = 0; l < kLanes; ++l) {
+    low[l] = l / 4 * 4 + l % 4 / 2 + l % 2 * kLanes;
+    high[l] = low[l] + 2;
+  }
+  exchange<2, 4>(v, low, high);
+  exchange<1, 4>(v, low, high);
+}
+BF_INLINE void transpose(F v[kLanes]) {
+  transpose_blocks(v);
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes; i += 4) transpose_inside(v + i);
 }
 #endif
 

@@ -12,7 +12,6 @@
 // dtables are zeros. A token with an id outside its table gives a row of NaN, and adds to no table
 // with that id.
 // Workspace of backward: sums [blocks, 2, n], dz [rows, n] and the parts of the tables, all fp32.
-#include "common/check.h"
 #include "embedding/rows.cuh"
 #include "embedding/tables.cuh"
 
@@ -47,36 +46,20 @@ Workspace lay_out(const EmbeddingBwd& p) {
 template <class T>
 void forward(const EmbeddingFwd& p) {
   const bool vector = rows_are_vector<T>(p) && is_vector(p.ln_bias, 0) && is_vector(p.out, 0);
-  if (p.n <= kWarpRow)
-    BF_LAUNCH((embedding_fwd_kernel<T, 1>), static_cast<unsigned>(ceil_div(p.rows, kRowWarps)),
-              kRowThreads, 0, p.gpu, p, vector);
-  else
-    BF_LAUNCH((embedding_fwd_kernel<T, kRowWarps>), static_cast<unsigned>(p.rows), kRowThreads, 0,
-              p.gpu, p, vector);
+  BF_LAUNCH_ROWS(embedding_fwd_kernel, (T), p.n, row_blocks(p.rows, p.n), 0, p.gpu, p, vector);
 }
 
 template <class T>
 void backward(const EmbeddingBwd& p) {
   const Workspace w = lay_out(p);
   const bool vector = rows_are_vector<T>(p) && is_vector(p.dout, 0) && is_vector(p.dinputs, 0);
-  const LayernormBwd norm = {p.mean,
-                             p.rstd,
-                             p.ln_weight,
-                             w.sums,
-                             w.stride,
-                             static_cast<int>(p.rows),
-                             static_cast<int>(p.n),
-                             vector};
-  const int blocks = layernorm_bwd_blocks(p.rows, p.n);
-  if (p.n <= kWarpRow)
-    BF_LAUNCH((embedding_dz_kernel<T, 1>), blocks, kRowThreads, layernorm_bwd_shared(p.n), p.gpu, p,
-              norm, w.dz, w.stride);
-  else
-    BF_LAUNCH((embedding_dz_kernel<T, kRowWarps>), blocks, kRowThreads, layernorm_bwd_shared(p.n),
-              p.gpu, p, norm, w.dz, w.stride);
+  const LayernormBwd norm = layernorm_bwd_of(p, w.sums, w.stride, vector);
+  const int walking = layernorm_bwd_blocks(p.rows, p.n);
+  BF_LAUNCH_ROWS(embedding_dz_kernel, (T), p.n, walking, layernorm_bwd_shared(p.n), p.gpu, p, norm,
+                 w.dz, w.stride);
   ColumnSums sums = {};
-  sums.add({w.sums, 2 * w.stride, blocks, p.dln_weight, p.n});
-  sums.add({w.sums + w.stride, 2 * w.stride, blocks, p.dln_bias, p.n});
+  sums.add({w.sums, 2 * w.stride, walking, p.dln_weight, p.n});
+  sums.add({w.sums + w.stride, 2 * w.stride, walking, p.dln_bias, p.n});
   launch_column_sums<T>(sums, p.gpu);
   if (!w.dz) return;
   TableSums tables = {};
@@ -92,7 +75,10 @@ void backward(const EmbeddingBwd& p) {
   launch_tables<T>(tables, p.gpu);
 }
 
-void check_width(long n) { BF_CHECK(n > 0 && n <= kBlockRow, "rows must have 1 to 8192 features"); }
+void check_sizes(long rows, long n) {
+  BF_LIMIT(kSize, rows);
+  BF_LIMIT(kFeatures, n);
+}
 
 }  // namespace
 
@@ -100,7 +86,7 @@ std::size_t embedding_fwd_workspace(const EmbeddingFwd&) { return 0; }
 
 void embedding_fwd(const EmbeddingFwd& p) {
   if (p.rows == 0) return;
-  check_width(p.n);
+  check_sizes(p.rows, p.n);
   BF_DISPATCH_CUDA(p.dtype, T, forward<T>(p))
 }
 
@@ -113,7 +99,7 @@ std::size_t embedding_bwd_workspace(const EmbeddingBwd& p) {
 
 void embedding_bwd(const EmbeddingBwd& p) {
   if (p.rows == 0) return;
-  check_width(p.n);
+  check_sizes(p.rows, p.n);
   BF_DISPATCH_CUDA(p.dtype, T, backward<T>(p))
 }
 

@@ -6,11 +6,9 @@
 // for dln_weight and dln_bias (layernorm.cuh); the launch of the products for dx, dweight and
 // dbias; one that finishes all sums. Saved: pre, mean, rstd. What must hold: n <= 8192; all but x
 // and (backward) weight is contiguous.
-#include "common/check.h"
 #include "common/gelu.cuh"
-#include "common/layernorm.cuh"
 #include "gelu_layernorm/op.h"
-#include "product/product.h"
+#include "product/layernorm.cuh"
 
 namespace bf {
 namespace cuda {
@@ -90,83 +88,38 @@ __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
   layernorm_backward<T, R, warps>(p.layernorm, sums, source, gradient, target);
 }
 
-// The parts of the workspace of backward; what follows them is the products'.
-struct Workspace {
-  Arena arena;
-  int blocks;
-  long stride;
-  float* sums;
-  void* dy;
-
-  Workspace(const GeluLayernormBwd& p, void* base)
-      : arena(base), blocks(layernorm_bwd_blocks(p.rows, p.n)), stride(padded(p.n)) {
-    sums = arena.take<float>(2L * blocks * stride);
-    dy = arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
-  }
-};
-
-template <class T, class R>
-void launch_forward(const RowsFwd& p) {
-  if (p.op.n <= kWarpRow)
-    BF_LAUNCH((normalise_rows<T, R, 1>), static_cast<unsigned>(ceil_div(p.op.rows, kRowWarps)),
-              kRowThreads, 0, p.op.gpu, p);
-  else
-    BF_LAUNCH((normalise_rows<T, R, kRowWarps>), static_cast<unsigned>(p.op.rows), kRowThreads, 0,
-              p.op.gpu, p);
-}
-template <class T, class R>
-void launch_backward(const RowsBwd& p, int blocks, const Gpu& gpu) {
-  const std::size_t shared = layernorm_bwd_shared(p.layernorm.n);
-  if (p.layernorm.n <= kWarpRow)
-    BF_LAUNCH((differentiate_rows<T, R, 1>), blocks, kRowThreads, shared, gpu, p);
-  else
-    BF_LAUNCH((differentiate_rows<T, R, kRowWarps>), blocks, kRowThreads, shared, gpu, p);
-}
-
 }  // namespace
 
 std::size_t gelu_layernorm_fwd_workspace(const GeluLayernormFwd& p) {
-  const int splits = split_linear_fwd_of(p, nullptr).splits;
-  return splits > 1 ? splits * p.rows * p.n * sizeof(float) : 0;
+  return layernorm_fwd_workspace(p);
 }
 
 void gelu_layernorm_fwd(const GeluLayernormFwd& p) {
-  BF_CHECK(p.n <= kBlockRow, "gelu_layernorm on CUDA: at most 8192 features");
   if (p.rows == 0) return;
   const int bytes = dtype_bytes(p.dtype);
-  LinearFwd q = split_linear_fwd_of(p, p.pre ? p.pre : p.out);
-  if (!p.pre) q.out_stride = p.n * dtype_bytes(p.ln_dtype) / bytes;
-  if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
-  linear_fwd(q);
+  const LinearFwd q = p.pre ? launch_product(p, p.pre, p.n)
+                            : launch_product(p, p.out, p.n * dtype_bytes(p.ln_dtype) / bytes);
   const bool vector = is_vector(p.out, p.n * bytes) && is_vector(p.pre, 0) &&
                       is_vector(p.bias, 0) && is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
   const RowsFwd rows{p, q.partial, q.out[0], q.out_stride, q.splits, vector};
-  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R, launch_forward<T, R>(rows))
+  BF_DISPATCH_CUDA_LN(
+      p.dtype, T, p.ln_dtype, R,
+      BF_LAUNCH_ROWS(normalise_rows, (T, R), p.n, row_blocks(p.rows, p.n), 0, p.gpu, rows))
 }
 
 std::size_t gelu_layernorm_bwd_workspace(const GeluLayernormBwd& p) {
-  return Workspace(p, nullptr).arena.used() + linear_bwd_workspace(linear_bwd_of(p, nullptr));
+  return layernorm_bwd_workspace(p, true);
 }
 
 void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
-  BF_CHECK(p.n <= kBlockRow, "gelu_layernorm on CUDA: at most 8192 features");
-  const Workspace w(p, p.gpu.workspace);
+  const LayernormParts w(p, p.gpu.workspace, true);
   const bool vector = is_vector(p.dout, p.n * dtype_bytes(p.dtype)) && is_vector(p.pre, 0) &&
                       is_vector(p.ln_weight, 0);
-  const LayernormBwd layernorm{p.mean,
-                               p.rstd,
-                               p.ln_weight,
-                               w.sums,
-                               w.stride,
-                               static_cast<int>(p.rows),
-                               static_cast<int>(p.n),
-                               vector};
-  const RowsBwd rows{layernorm, p.dout, p.pre, w.dy};
-  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R, launch_backward<T, R>(rows, w.blocks, p.gpu))
-  LinearBwd q = linear_bwd_of(p, w.dy);
-  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n, p.ln_dtype};
-  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n, p.ln_dtype};
-  linear_bwd(q, w.arena.rest());
+  const RowsBwd rows{layernorm_bwd_of(p, w.sums, w.stride, vector), p.dout, p.pre, w.dy};
+  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R,
+                      BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
+                                     layernorm_bwd_shared(p.n), p.gpu, rows))
+  launch_gradients(p, w, w.dy);
 }
 
 }  // namespace cuda

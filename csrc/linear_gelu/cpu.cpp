@@ -1,6 +1,5 @@
 // Bias and GELU are applied to a few panels of the product while they are in L2.
 #include "linear_gelu/op.h"
-#include "product/gemm.h"
 #include "product/linear_bwd.h"
 
 namespace bf {
@@ -10,23 +9,21 @@ namespace {
 template <class T>
 void run(const LinearGeluFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
-  const T* packed = static_cast<const T*>(p.packed);
   const T* bias = static_cast<const T*>(p.bias);
   T* out = static_cast<T*>(p.out);
   T* pre = static_cast<T*>(p.pre);
-  product(
-      x, panels(p.n), [&](long panel) { return packed + panel * kNR * p.k; }, p.threads,
-      [&](const float* c, long ldc, long first, long rows, long panel) {
-        const long column = panel * kNR, columns = p.n - column < kNR ? p.n - column : kNR;
-        for (long r = 0; r < rows; ++r) {
-          const long at = (first + r) * p.n + column;
-          for_lanes(columns, [&](long i, int m) {
-            const F y = load(c + r * ldc + i) + load_some(bias + column + i, m);
-            if (pre) store_some(pre + at + i, y, m);
-            store_some(out + at + i, vgelu(y), m);
+  product(x, weight_of(p), p.threads,
+          [&](const float* c, long ldc, long first, long rows, long panel) {
+            const long column = panel * kNR, columns = p.n - column < kNR ? p.n - column : kNR;
+            for (long r = 0; r < rows; ++r) {
+              const long at = (first + r) * p.n + column;
+              for_lanes(columns, [&](long i, int m) {
+                const F y = load(c + r * ldc + i) + load_some(bias + column + i, m);
+                if (pre) store_some(pre + at + i, y, m);
+                store_some(out + at + i, vgelu(y), m);
+              });
+            }
           });
-        }
-      });
 }
 
 template <class T>

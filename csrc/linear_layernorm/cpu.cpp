@@ -3,7 +3,6 @@
 #include "common/layernorm.h"
 #include "common/philox.h"
 #include "linear_layernorm/op.h"
-#include "product/gemm.h"
 #include "product/linear_bwd.h"
 
 namespace bf {
@@ -14,7 +13,7 @@ template <class T, class R>
 void run(const LinearLayernormFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
   const T* bias = static_cast<const T*>(p.bias);
-  product_whole_rows(x, static_cast<const T*>(p.packed), p.n, p.threads, [&](float* z, long row) {
+  product_whole_rows(x, weight_of(p), p.threads, [&](float* z, long row) {
     const R* residual = static_cast<const R*>(p.residual) + row * p.residual_stride;
     for_lanes(p.n, [&](long i, int m) {
       store_some(z + i, load_some(z + i, m) + load_some(bias + i, m), m);

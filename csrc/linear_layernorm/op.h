@@ -8,7 +8,7 @@ namespace bf {
 
 #define BF_LINEAR_LAYERNORM_FWD(FIELD)                                                            \
   FIELD(const void*, x)        /* [rows, k], row stride x_stride */                               \
-  FIELD(const void*, packed)   /* weight [n, k], packed */                                        \
+  FIELD(const void*, weight)   /* [n, k], row stride weight_stride; 0: prepacked */               \
   FIELD(const void*, bias)     /* [n] */                                                          \
   FIELD(const void*, residual) /* [rows, n], row stride residual_stride */                        \
   FIELD(const void*, ln_weight)                                                                   \
@@ -19,6 +19,7 @@ namespace bf {
   FIELD(float*, rstd)                    /* [rows] or null */                                     \
   FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */            \
   BF_LINEAR_SIZES(FIELD)                                                                          \
+  FIELD(long, weight_stride)                                                                      \
   FIELD(long, residual_stride)                                                                    \
   FIELD(long, sequences)                                                                          \
   FIELD(float, eps)                                                                               \
@@ -29,7 +30,7 @@ namespace bf {
 #define BF_LINEAR_LAYERNORM_BWD(FIELD)                                                 \
   FIELD(const void*, dout)   /* [rows, n] */                                           \
   FIELD(const void*, x)      /* [rows, k], row stride x_stride */                      \
-  FIELD(const void*, weight) /* [n, k], row stride weight_stride, not packed */        \
+  FIELD(const void*, weight) /* [n, k], row stride weight_stride */                    \
   FIELD(const void*, z)      /* [rows, n] */                                           \
   FIELD(const float*, mean)  /* [rows] */                                              \
   FIELD(const float*, rstd)  /* [rows] */                                              \

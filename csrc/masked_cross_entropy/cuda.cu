@@ -13,7 +13,7 @@
 // backward the gathered rows, d of a slice and dx in fp32 (per split where rows are few).
 // What must hold: rows is a permutation of the tokens, labelled ones first; tokens, vocabulary and
 // k below 2^31. lse and logit beyond `count`, and dx of rows without a label, become 0.
-#include "common/check.h"
+#include "common/limits.h"
 #include "masked_cross_entropy/backward.cuh"
 #include "masked_cross_entropy/forward.cuh"
 
@@ -23,10 +23,9 @@ namespace {
 
 template <class P>
 void check_sizes(const P& p) {
-  constexpr long kLimit = 1l << 31;
-  BF_CHECK(p.labelled < kLimit && p.vocabulary < kLimit && p.k < kLimit,
-           "sizes must be below 2^31");
-  BF_CHECK(p.vocabulary > 0 && p.k > 0, "the weight must not be empty");
+  BF_LIMIT(kSize, p.labelled);
+  BF_LIMIT(kColumns, p.vocabulary);
+  BF_LIMIT(kColumns, p.k);
   BF_CHECK(p.count, "the number of labelled rows must be given");
 }
 

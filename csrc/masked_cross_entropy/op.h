@@ -6,20 +6,20 @@
 
 namespace bf {
 
-#define BF_MASKED_CROSS_ENTROPY_FWD(FIELD)                                                       \
-  FIELD(const void*, x)              /* [tokens, k], row stride x_stride */                      \
-  FIELD(const void*, weight)         /* [vocabulary, k], row stride weight_stride, not packed */ \
-  FIELD(const void*, bias)           /* [vocabulary] or null */                                  \
-  FIELD(const std::int64_t*, rows)   /* [labelled]: the labelled tokens */                       \
-  FIELD(const std::int64_t*, labels) /* [labelled]: their labels */                              \
-  FIELD(float*, lse)                 /* [labelled] */                                            \
-  FIELD(float*, logit)               /* [labelled]: the label's logit */                         \
-  FIELD(long, labelled)                                                                          \
-  FIELD(long, vocabulary)                                                                        \
-  FIELD(long, k)                                                                                 \
-  FIELD(long, x_stride)                                                                          \
-  FIELD(long, weight_stride)                                                                     \
-  FIELD(const std::int64_t*, count) /* [1], CUDA only */                                         \
+#define BF_MASKED_CROSS_ENTROPY_FWD(FIELD)                                           \
+  FIELD(const void*, x)              /* [tokens, k], row stride x_stride */          \
+  FIELD(const void*, weight)         /* [vocabulary, k], row stride weight_stride */ \
+  FIELD(const void*, bias)           /* [vocabulary] or null */                      \
+  FIELD(const std::int64_t*, rows)   /* [labelled]: the labelled tokens */           \
+  FIELD(const std::int64_t*, labels) /* [labelled]: their labels */                  \
+  FIELD(float*, lse)                 /* [labelled] */                                \
+  FIELD(float*, logit)               /* [labelled]: the label's logit */             \
+  FIELD(long, labelled)                                                              \
+  FIELD(long, vocabulary)                                                            \
+  FIELD(long, k)                                                                     \
+  FIELD(long, x_stride)                                                              \
+  FIELD(long, weight_stride)                                                         \
+  FIELD(const std::int64_t*, count) /* [1], CUDA only */                             \
   BF_WHERE(FIELD)
 
 #define BF_MASKED_CROSS_ENTROPY_BWD(FIELD)                                                   \

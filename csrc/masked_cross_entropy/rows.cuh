@@ -2,6 +2,7 @@
 // matrix, logits with their bias.
 #pragma once
 #include "common/exp.cuh"
+#include "common/limits.h"
 #include "masked_cross_entropy/op.h"
 #include "product/gemm.cuh"
 
@@ -10,6 +11,7 @@ namespace cuda {
 namespace {
 
 using ProductTile = Tile<64, 128, 32, 64, 2>;
+static_assert(kColumns.most == 65535L * ProductTile::kN, "tiles are a grid's second dimension");
 
 // Rows of k elements with room up to whole 16-byte groups, which are zeros.
 template <class T>

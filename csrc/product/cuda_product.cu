@@ -13,9 +13,9 @@
 // What must hold: sizes below 2^31; x, weight and results do not overlap.
 #include <type_traits>
 
-#include "common/check.h"
 #include "common/column_sums.cuh"
 #include "common/gelu.cuh"
+#include "common/limits.h"
 #include "product/gemm.cuh"
 #include "product/product.h"
 
@@ -25,7 +25,6 @@ namespace {
 
 constexpr int kMinDepths = 8;  // of a part of a sum: less than that the copies cannot hide
 constexpr int kMaxSplits = 16;
-constexpr long kMaxSize = (1L << 31) - 1;
 
 using Large = Tile<128, 128, 64, 64, 2>;      // many tokens
 using LargeTf32 = Tile<128, 128, 64, 32, 1>;  // the same: fragments of tf32 take more registers
@@ -202,7 +201,9 @@ void set_tiles(Product& p, const Extent& e, long tile, DType dtype, int splits) 
 }
 
 void check_sizes(long rows, long n, long k) {
-  BF_CHECK(rows <= kMaxSize && n <= kMaxSize && k <= kMaxSize, "sizes have to be below 2^31");
+  BF_LIMIT(kSize, rows);
+  BF_LIMIT(kSize, n);
+  BF_LIMIT(kSize, k);
 }
 
 template <class T, class Shape, bool fma>

@@ -1,7 +1,7 @@
-// The product core: C[rows, columns] += A[rows, K] * W[columns, K]^T on packed weights.
+// The product core: C[rows, columns] += A[rows, K] * W[columns, K]^T on panels of the weight.
 //
-// A packed weight is a run of panels of kNR output columns; a panel holds, for each k, its kNR
-// values side by side (columns past N are zeros). The microkernel keeps a kMR x kNR tile of C in
+// A panel is kNR output columns; it holds, for each k, its kNR values side by side (columns past N
+// are zeros). The microkernel keeps a kMR x kNR tile of C in
 // registers while k runs. K is cut into equal blocks of at most kKC: a panel's block stays in L1
 // while the rows of a task pass over it, the rows' block in L2, and the rounding error grows with
 // the block, not with K, as the blocks' sums are added. Every element of C is the same sum in the
@@ -29,6 +29,9 @@ constexpr int kMR = 6, kNR = 16, kKC = 192;
 constexpr int kMR = 4, kNR = 8, kKC = 192;
 #endif
 
+// Of so few rows one tile is made where the weight is read as it lies.
+constexpr int kFewRows = kLanes == 16 ? 16 : kMR;
+
 BF_INLINE long panels(long n) { return (n + kNR - 1) / kNR; }
 BF_INLINE long packed_elements(long n, long k) { return panels(n) * kNR * k; }
 
@@ -36,12 +39,19 @@ BF_INLINE long packed_elements(long n, long k) { return panels(n) * kNR * k; }
 // (rows contiguous).
 enum class Left { kRows, kColumns };
 
-// What the next block of the right operand is fetched with while this one is multiplied: `lines`
-// cache lines every four k.
+// What is fetched into L2 while a tile runs: `fours` times four of the kNR rows of the block of the
+// right operand that comes next. Each fourth step of k takes another row of a four, so that a line
+// of 16 numbers is asked for once.
 struct Fetch {
   const char* from;
-  long lines;
+  long stride, step;  // bytes to the next row, and of four k in a row
+  long fours;
 };
+template <class T>
+BF_INLINE Fetch fetch_of(const T* from, long stride) {
+  constexpr long size = sizeof(T);
+  return {reinterpret_cast<const char*>(from), stride * size, 4 * size, kNR / 4};
+}
 
 // One tile: c[MR, NR] (row stride ldc) = or += a[MR, kc] * b[kc, NR]; lda is the stride of what is
 // not contiguous in a.
@@ -71,8 +81,8 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
   };
   long k = 0;
   for (; k + 4 <= kc; k += 4) {
-    for (long i = 0; i < fetch.lines; ++i) __builtin_prefetch(fetch.from + 64 * i, 0, 2);
-    fetch.from += 64 * fetch.lines;
+    const char* line = fetch.from + k / 4 % 4 * fetch.stride + k / 4 * fetch.step;
+    for (long i = 0; i < fetch.fours; ++i, line += 4 * fetch.stride) __builtin_prefetch(line, 0, 2);
 #pragma GCC unroll 4
     for (int u = 0; u < 4; ++u) step(k + u);
   }
@@ -104,8 +114,8 @@ static Micro<TW> micro_of(int rows) {
 struct Tiles {
   long count;
   int height, higher;  // `higher` tiles of height + 1, the others of height
-  explicit Tiles(long rows)
-      : count(ceil_div(rows, kMR)),
+  explicit Tiles(long rows, long most = kMR)
+      : count(ceil_div(rows, most)),
         height(static_cast<int>(rows / count)),
         higher(static_cast<int>(rows % count)) {}
   int rows(long tile) const { return height + (tile < higher); }
@@ -115,24 +125,24 @@ struct Tiles {
 BF_INLINE long k_block(long k) { return ceil_div(k, ceil_div(k, kKC)); }
 
 // c[rows, kNR] = (or +=) a[rows, kc] * b[kc, kNR]; tile_at(r) is where the tile of row r begins,
-// lda (0: the tile's height) the stride of what is not contiguous in it. While the tiles run,
-// `next` is fetched: the block of b that comes after this one.
+// lda (0: the tile's height) the stride of what is not contiguous in it. The tiles share out what
+// is to be fetched.
 template <Left L, class TW, class TileAt>
-BF_INLINE void tiles_product(TileAt tile_at, long lda, long rows, long kc, const TW* b,
-                             const TW* next, float* c, long ldc, bool accumulate) {
+BF_INLINE void tiles_product(TileAt tile_at, long lda, long rows, long kc, const TW* b, Fetch next,
+                             float* c, long ldc, bool accumulate) {
   const Tiles tiles(rows);
   const Micro<TW> tall = micro_of<TW, L>(tiles.height < kMR ? tiles.height + 1 : kMR),
                   low = micro_of<TW, L>(tiles.height);
-  const long bytes = kc * kNR * static_cast<long>(sizeof(TW)), steps = tiles.count * (kc / 4);
-  const long lines = steps > 0 ? ceil_div(bytes, 64 * steps) : 0;
-  const char* fetch = reinterpret_cast<const char*>(next);
+  const long share = ceil_div(next.fours, tiles.count);
   long r = 0;
   for (long tile = 0; tile < tiles.count; ++tile) {
     const int height = tiles.rows(tile);
-    (tile < tiles.higher ? tall : low)(
-        kc, tile_at(r), lda ? lda : height, b, c + r * ldc, ldc, accumulate,
-        Fetch{fetch, fetch < reinterpret_cast<const char*>(next) + bytes ? lines : 0});
-    fetch += 64 * lines * (kc / 4);
+    Fetch fetch = next;
+    fetch.fours = next.fours < share ? next.fours : share;
+    (tile < tiles.higher ? tall : low)(kc, tile_at(r), lda ? lda : height, b, c + r * ldc, ldc,
+                                       accumulate, fetch);
+    next.from += 4 * fetch.fours * next.stride;
+    next.fours -= fetch.fours;
     r += height;
   }
 }
@@ -147,7 +157,7 @@ static void panel_product(const float* a, long lda, long rows, long k, const TW*
     const long kc = k - k0 < block ? k - k0 : block;
     const TW* b = panel + k0 * kNR;
     tiles_product<L>([=](long r) { return a + r * row_stride + k0 * k_stride; }, lda, rows, kc, b,
-                     b + kc * kNR, c, ldc, accumulate || k0 > 0);
+                     fetch_of(b + kc * kNR, kc), c, ldc, accumulate || k0 > 0);
   }
 }
 
@@ -162,14 +172,13 @@ struct Rows {
 // the stride of x was (rows a multiple of 4096 bytes apart fall into one set of L1). `to` has
 // kLanes elements to spare.
 template <class T>
-static void pack_rows(const Rows<T>& x, long first, long rows, float* to) {
-  const Tiles tiles(rows);
+static void pack_rows(const Rows<T>& x, long first, const Tiles& tiles, float* to) {
   const T* from = x.data + first * x.stride;
   for (long tile = 0; tile < tiles.count; ++tile) {
     const int height = tiles.rows(tile);
     long k = 0;
 #if !defined(__clang__)
-    constexpr int kGroups = (kMR + kLanes - 1) / kLanes;
+    constexpr int kGroups = (kFewRows + kLanes - 1) / kLanes;
     for (; k + kLanes <= x.k; k += kLanes) {
       F v[kGroups][kLanes];
 #pragma GCC unroll 4
@@ -193,113 +202,6 @@ static void pack_rows(const Rows<T>& x, long first, long rows, float* to) {
     from += height * x.stride;
     to += height * x.k;
   }
-}
-
-// How rows are cut into blocks: a block of K of the activations and `c_columns` of output fit half
-// of L2.
-struct RowBlocks {
-  long rows, count;
-};
-inline RowBlocks row_blocks(long rows, long c_columns, int threads) {
-  long most = l2_bytes() / 2 / (4 * (kKC + c_columns));
-  most = most < 2 * kMR ? 2 * kMR : most > 20 * kMR ? 20 * kMR : most;
-  long count = ceil_div(rows, most);
-  if (rows >= threads * 2 * kMR) count = round_up(count, threads);  // equal work for every thread
-  const long block = ceil_div(rows, count);
-  return {block, ceil_div(rows, block)};
-}
-
-// A block of rows, packed block of K by block of K.
-template <class T>
-static void pack_row_block(const Rows<T>& x, long first, long rows, float* to) {
-  const long block = k_block(x.k);
-  for (long k0 = 0; k0 < x.k; k0 += block)
-    pack_rows(Rows<T>{x.data + k0, x.stride, x.count, x.k - k0 < block ? x.k - k0 : block}, first,
-              rows, to + k0 * rows);
-}
-
-// c[rows, panels begin .. end] (row stride ldc) = a (packed rows) * weight^T. A block of K of all
-// panels before the next one: the weight is read once for all the rows.
-template <class TW, class PanelOf>
-static void block_product(const float* a, long rows, long k, PanelOf panel_of, long begin, long end,
-                          float* c, long ldc) {
-  const long block = k_block(k);
-  for (long k0 = 0; k0 < k; k0 += block) {
-    const long kc = k - k0 < block ? k - k0 : block;
-    for (long p = begin; p < end; ++p) {
-      const TW* b = panel_of(p) + k0 * kNR;
-      const TW* next = p + 1 < end ? panel_of(p + 1) + k0 * kNR : panel_of(begin) + (k0 + kc) * kNR;
-      tiles_product<Left::kColumns>([=](long r) { return a + k0 * rows + r * kc; }, 0, rows, kc, b,
-                                    next, c + (p - begin) * kNR, ldc, k0 > 0);
-    }
-  }
-}
-
-constexpr long kGroup = 8;  // panels
-
-// c = x * weight^T for all panels; epilogue(c, row stride, first row, rows, p) gets each panel p
-// while it is hot.
-template <class T, class PanelOf, class Epilogue>
-static void product(const Rows<T>& x, long panel_count, PanelOf panel_of, int threads,
-                    Epilogue epilogue) {
-  if (x.count == 0) return;
-  using TW = std::remove_const_t<std::remove_pointer_t<decltype(panel_of(0))>>;
-  constexpr long ldc = kGroup * kNR;
-  const RowBlocks blocks = row_blocks(x.count, ldc, threads);
-  long chunks =
-      threads == 1
-          ? 1
-          : ceil_div(4 * threads, blocks.count);  // few rows: the columns are shared out instead
-  const long per_chunk = ceil_div(panel_count, chunks < panel_count ? chunks : panel_count);
-  chunks = ceil_div(panel_count, per_chunk);
-  const long per_thread = round_up(blocks.rows * (ldc + x.k) + kLanes, 16);
-  float* memory = static_cast<float*>(scratch(4 * per_thread * threads));
-  parallel_tasks(threads, blocks.count * chunks, [&](long task, int thread) {
-    float* c = memory + thread * per_thread;
-    float* a = c + blocks.rows * ldc;
-    const long first = task / chunks * blocks.rows, begin = task % chunks * per_chunk;
-    const long rows = x.count - first < blocks.rows ? x.count - first : blocks.rows;
-    const long end = begin + per_chunk < panel_count ? begin + per_chunk : panel_count;
-    pack_row_block(x, first, rows, a);
-    for (long group = begin; group < end; group += kGroup) {
-      const long stop = group + kGroup < end ? group + kGroup : end;
-      block_product<TW>(a, rows, x.k, panel_of, group, stop, c, ldc);
-      for (long p = group; p < stop; ++p) epilogue(c + (p - group) * kNR, ldc, first, rows, p);
-    }
-  });
-}
-
-// The same for epilogues that need whole rows: finish(z, row) gets z[n] = x[row] * weight^T in fp32
-// and may overwrite it. With few rows for each thread the columns are shared out first, and the
-// rows are finished in a second pass.
-template <class T, class Finish>
-static void product_whole_rows(const Rows<T>& x, const T* packed, long n, int threads,
-                               Finish finish) {
-  if (x.count == 0) return;
-  const long ldz = panels(n) * kNR;
-  const auto panel_of = [&](long p) { return packed + p * kNR * x.k; };
-  if (threads > 1 && x.count < threads * 2 * kMR) {
-    float* z = static_cast<float*>(scratch(4 * x.count * ldz, Slot::kOperand));
-    product(x, panels(n), panel_of, threads,
-            [&](const float* c, long ldc, long first, long rows, long p) {
-              for (long r = 0; r < rows; ++r)
-                std::memcpy(z + (first + r) * ldz + p * kNR, c + r * ldc, 4 * kNR);
-            });
-    parallel_tasks(threads, x.count, [&](long row, int) { finish(z + row * ldz, row); });
-    return;
-  }
-  const RowBlocks blocks = row_blocks(x.count, ldz, threads);
-  const long per_thread = round_up(blocks.rows * (ldz + x.k) + kLanes, 16);
-  float* memory = static_cast<float*>(scratch(4 * per_thread * threads));
-  parallel_tasks(threads, blocks.count, [&](long task, int thread) {
-    float* z = memory + thread * per_thread;
-    float* a = z + blocks.rows * ldz;
-    const long first = task * blocks.rows;
-    const long rows = x.count - first < blocks.rows ? x.count - first : blocks.rows;
-    pack_row_block(x, first, rows, a);
-    block_product<T>(a, rows, x.k, panel_of, 0, panels(n), z, ldz);
-    for (long r = 0; r < rows; ++r) finish(z + r * ldz, first + r);
-  });
 }
 
 }  // namespace

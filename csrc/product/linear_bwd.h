@@ -3,7 +3,7 @@
 // operand of each product is packed in fp32; dweight reads dy column by column, from a copy of a
 // block of columns that stays in L2. Sums over tokens run in order of the tokens.
 #pragma once
-#include "product/pack.h"
+#include "product/linear.h"
 
 namespace bf {
 namespace BF_ISA {
@@ -51,16 +51,14 @@ static void linear_bwd_input(const LinearBwd<T>& p) {
     pack_columns(p.weight[w] + first * p.weight_stride[w], p.weight_stride[w], rows, k,
                  packed + (w * p.n + first) * kNR, all);
   });
-  product(
-      Rows<float>{p.dy, all, p.x.count, all}, panels(k),
-      [&](long panel) { return packed + panel * kNR * all; }, p.threads,
-      [&](const float* c, long ldc, long first, long rows, long panel) {
-        const long column = panel * kNR, columns = k - column < kNR ? k - column : kNR;
-        for (long r = 0; r < rows; ++r)
-          for_lanes(columns, [&](long i, int m) {
-            store_some(p.dx + (first + r) * k + column + i, load(c + r * ldc + i), m);
+  product(Rows<float>{p.dy, all, p.x.count, all}, Weights{{packed}, {}, k, 1}, p.threads,
+          [&](const float* c, long ldc, long first, long rows, long panel) {
+            const long column = panel * kNR, columns = k - column < kNR ? k - column : kNR;
+            for (long r = 0; r < rows; ++r)
+              for_lanes(columns, [&](long i, int m) {
+                store_some(p.dx + (first + r) * k + column + i, load(c + r * ldc + i), m);
+              });
           });
-      });
 }
 
 // Columns [first, first + width) of dy, one after the other in memory for each token.

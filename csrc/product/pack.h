@@ -14,16 +14,22 @@ static void pack_panel(const TS* src, long stride, long rows, long k, TD* dst) {
   long done = 0;
 #if !defined(__clang__)
   if constexpr (sizeof(TD) == sizeof(float)) {
-    for (; done + kLanes <= k; done += kLanes) {
-      for (int block = 0; block < kNR; block += kLanes) {
-        F v[kLanes];
+    const auto turn = [&](const TS* from, TD* to, long height) __attribute__((always_inline)) {
+      F v[kLanes];
 #pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r)
-          v[r] = block + r < rows ? load(src + (block + r) * stride + done) : F{};
-        transpose(v);
+      for (int r = 0; r < kLanes; ++r) v[r] = r < height ? load(from + r * stride) : F{};
+      transpose(v);
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) store(dst + (done + i) * kNR + block, v[i]);
-      }
+      for (int i = 0; i < kLanes; ++i) store(to + i * kNR, v[i]);
+    };
+    for (int first = 0; first < kNR; first += kLanes) {
+      const TS* from = src + first * stride;
+      TD* to = dst + first;
+      for (done = 0; done + kLanes <= k; done += kLanes)
+        if (rows - first >= kLanes)
+          turn(from + done, to + done * kNR, kLanes);
+        else
+          turn(from + done, to + done * kNR, rows - first);
     }
   }
 #endif

@@ -62,7 +62,7 @@ void linear_bwd(const LinearBwd& p, void* workspace);
 template <class Op>
 LinearFwd linear_fwd_of(const Op& p, void* out) {
   LinearFwd q = {};
-  q.x = p.x, q.weight[0] = p.packed, q.bias[0] = p.bias, q.out[0] = out;
+  q.x = p.x, q.weight[0] = p.weight, q.bias[0] = p.bias, q.out[0] = out;
   q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
   q.weights = 1, q.splits = 1, q.dtype = p.dtype, q.gpu = p.gpu;
   return q;

@@ -1,5 +1,4 @@
 // The panels of the three weights form one list, so that the threads share all of them.
-#include "product/gemm.h"
 #include "product/linear_bwd.h"
 #include "qkv_projection/op.h"
 
@@ -10,25 +9,23 @@ namespace {
 template <class T>
 void run(const QkvProjectionFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
+  const Weights weights{{p.weight[0], p.weight[1], p.weight[2]},
+                        {p.weight_stride[0], p.weight_stride[1], p.weight_stride[2]},
+                        p.n,
+                        3};
   const long each = panels(p.n);
   T* out = static_cast<T*>(p.out);
-  product(
-      x, 3 * each,
-      [&](long panel) {
-        return static_cast<const T*>(p.packed[panel / each]) + panel % each * kNR * p.k;
-      },
-      p.threads,
-      [&](const float* c, long ldc, long first, long rows, long panel) {
-        const long s = panel / each, column = panel % each * kNR;
-        const long columns = p.n - column < kNR ? p.n - column : kNR;
-        const T* bias = static_cast<const T*>(p.bias[s]) + column;
-        for (long r = 0; r < rows; ++r) {
-          T* to = out + ((first + r) * 3 + s) * p.n + column;
-          for_lanes(columns, [&](long i, int m) {
-            store_some(to + i, load(c + r * ldc + i) + load_some(bias + i, m), m);
-          });
-        }
+  product(x, weights, p.threads, [&](const float* c, long ldc, long first, long rows, long panel) {
+    const long s = panel / each, column = panel % each * kNR;
+    const long columns = p.n - column < kNR ? p.n - column : kNR;
+    const T* bias = static_cast<const T*>(p.bias[s]) + column;
+    for (long r = 0; r < rows; ++r) {
+      T* to = out + ((first + r) * 3 + s) * p.n + column;
+      for_lanes(columns, [&](long i, int m) {
+        store_some(to + i, load(c + r * ldc + i) + load_some(bias + i, m), m);
       });
+    }
+  });
 }
 
 template <class T>

@@ -30,7 +30,7 @@ void qkv_projection_fwd(const QkvProjectionFwd& p) {
   LinearFwd q = {};
   q.x = p.x;
   for (int s = 0; s < 3; ++s) {
-    q.weight[s] = p.packed[s], q.bias[s] = p.bias[s];
+    q.weight[s] = p.weight[s], q.bias[s] = p.bias[s];
     q.out[s] = static_cast<char*>(p.out) + s * p.n * dtype_bytes(p.dtype);
   }
   q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = 3 * p.n;

@@ -45,7 +45,7 @@ def test_a_frozen_model_runs_under_autocast(ours):
     model = ours().eval()
     batch = {"input_ids": torch.randint(1, 90, (2, 6))}
     truth = model(**batch).last_hidden_state
-    model.freeze()
+    model.prepack()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(
             model(**batch).last_hidden_state.float(), truth, atol=0.1, rtol=0.1

@@ -174,13 +174,13 @@ def test_padding_may_hold_anything(ours):
         ("encoder.layer.1.output.dense.weight", "encoder.layer.1.output.dense.weight"),
     ],
 )
-@pytest.mark.parametrize("frozen", [False, True])
-def test_weights_that_are_not_finite(ours, name, where, frozen):
+@pytest.mark.parametrize("prepacked", [False, True])
+def test_weights_that_are_not_finite(ours, name, where, prepacked):
     model = ours()
     with torch.no_grad():
         model.get_parameter(name).view(-1)[3] = torch.nan
-    if frozen:
-        model.freeze()
+    if prepacked:
+        model.prepack()
     model(IDS)  # off by default
     with pytest.raises(ArgumentError, match=f"{where}: expected finite weights, got 1 of"):
         model(IDS, check_finite=True)

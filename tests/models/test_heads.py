@@ -217,19 +217,19 @@ def test_other_activations(head_pair):
 
 
 @pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
-def test_freeze(head):
+def test_prepack(head):
     model = head("BertForPreTraining")
     given = inputs("BertForPreTraining", **random_labels("BertForPreTraining"))
     with torch.no_grad():
         want = model(**given).loss
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert model.freeze().frozen
+    assert model.prepack().prepacked
     got = model(**given)
     assert got.loss.equal(want)
     assert all(model.state_dict()[key].equal(value) for key, value in before.items())
-    assert not model.unfreeze().frozen
-    model.freeze().train()
-    assert not model.frozen
+    assert not model.unpack().prepacked
+    model.prepack().train()
+    assert not model.prepacked
 
 
 # Sizes

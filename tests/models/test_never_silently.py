@@ -211,10 +211,10 @@ def test_no_weight_is_kept_alive(changeable):
     assert gone() is None
     model(IDS)
     gone = weakref.ref(model.get_parameter(name))
-    model.freeze()
+    model.prepack()
     gc.collect()
     assert gone() is None
-    model.unfreeze()(IDS)
+    model.unpack()(IDS)
     gone = weakref.ref(model.get_parameter(name))
     bertfast.restore(model)
     model.load_state_dict(dict(model.state_dict()), assign=True)
@@ -225,26 +225,26 @@ def test_no_weight_is_kept_alive(changeable):
 # Freezing changed models
 
 
-def test_freeze_takes_what_is_fused(changeable):
+def test_prepack_takes_what_is_fused(changeable):
     model = changeable("BertModel", hidden_act="relu")
     model.encoder.layer[0].intermediate.dense = nn.utils.parametrizations.weight_norm(
         model.encoder.layer[0].intermediate.dense
     )
     want = model(IDS)[0]
-    assert model.freeze()(IDS)[0].equal(want)
-    model.unfreeze()
+    assert model.prepack()(IDS)[0].equal(want)
+    model.unpack()
     shared = changeable("BertModel")
     shared.encoder.layer[1] = shared.encoder.layer[0]
     attention = shared.encoder.layer[0].attention.self
     attention.key.weight = attention.query.weight
     want = shared(IDS)[0]
-    assert shared.freeze()(IDS)[0].equal(want)
-    shared.unfreeze()
+    assert shared.prepack()(IDS)[0].equal(want)
+    shared.unpack()
     assert attention.key.weight is attention.query.weight
     assert shared(IDS)[0].equal(want)
     attention.query.register_forward_hook(lambda *a: None)
-    with pytest.raises(bertfast.UnsupportedError, match="freeze: .*query has forward hooks"):
-        shared.freeze()
+    with pytest.raises(bertfast.UnsupportedError, match="prepack: .*query has forward hooks"):
+        shared.prepack()
 
 
 def test_fused_still(changeable):

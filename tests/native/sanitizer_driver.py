@@ -17,7 +17,7 @@ loader.exec_module(module)
 sys.modules["bertfast._cpu"] = module  # before anything of bertfast asks for it
 
 from bertfast import dispatch, extension  # noqa: E402
-from bertfast.ops import packed  # noqa: E402
+from bertfast.ops import _weights  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -49,5 +49,5 @@ with dispatch.use_backend("cpu"):
 
 for n, k in ((1, 1), (33, 7), (384, 65)):
     weight = torch.randn(n, k)
-    assert torch.equal(packed.pack(weight).unpack(), weight)
+    assert torch.equal(_weights.pack(weight).unpack(), weight)
 print("clean")

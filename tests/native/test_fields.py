@@ -6,10 +6,10 @@ from bertfast import extension
 
 pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
 
-POINTERS = ("x", "packed", "bias", "residual", "ln_weight", "ln_bias", "out", "z", "mean", "rstd")
+POINTERS = ("x", "weight", "bias", "residual", "ln_weight", "ln_bias", "out", "z", "mean", "rstd")
 FIELDS = {
     **dict.fromkeys((*POINTERS, "cu_seqlens", "sequences", "rows", "ln_dtype"), 0),
-    **dict.fromkeys(("n", "k", "x_stride", "residual_stride"), 8),
+    **dict.fromkeys(("n", "k", "x_stride", "weight_stride", "residual_stride"), 8),
     "eps": 1e-12,
     "dtype": 0,
     "threads": 1,
@@ -51,10 +51,11 @@ def test_what_is_wrong_is_named(changed, message):
         run(**changed)
 
 
-@pytest.mark.parametrize("packed", [0, [0, 0], (0, 0, 0), [0, None, 0]])
-def test_a_list_of_three(packed):
+@pytest.mark.parametrize("weight", [0, [0, 0], (0, 0, 0), [0, None, 0]])
+def test_a_list_of_three(weight):
     fields = {k: FIELDS[k] for k in ("x", "out", "rows", "n", "k", "x_stride")}
     fields |= {k: FIELDS[k] for k in ("dtype", "threads", "gpu")}
-    extension.cpu.qkv_projection_fwd({**fields, "packed": [0, 0, 0], "bias": [0, 0, 0]})
-    with pytest.raises(TypeError, match="qkv_projection_fwd.packed: expected"):
-        extension.cpu.qkv_projection_fwd({**fields, "packed": packed, "bias": [0, 0, 0]})
+    fields |= {"bias": [0, 0, 0], "weight_stride": [8, 8, 8]}
+    extension.cpu.qkv_projection_fwd({**fields, "weight": [0, 0, 0]})
+    with pytest.raises(TypeError, match="qkv_projection_fwd.weight: expected"):
+        extension.cpu.qkv_projection_fwd({**fields, "weight": weight})

@@ -7,7 +7,7 @@ import torch
 
 from bertfast import extension
 from bertfast.errors import UnsupportedError
-from bertfast.ops import packed
+from bertfast.ops import _weights
 from harness import CASES, OPERATIONS, check_backward, check_forward, refusal
 
 VARIANTS = extension.cpu.variants() if extension.cpu else []
@@ -44,7 +44,7 @@ def test_packing_is_exact(variant, force):
     force(variant)
     for n, k, dtype in ((1, 1, torch.float32), (33, 7, torch.bfloat16), (70, 33, torch.float16)):
         weight = torch.randn(n, k + 3).to(dtype)[:, :k]  # rows of a wider matrix
-        assert torch.equal(packed.pack(weight).unpack(), weight)
+        assert torch.equal(_weights.pack(weight).unpack(), weight)
 
 
 def test_the_widest_set_is_chosen_and_the_test_variant_never():
@@ -61,7 +61,7 @@ def test_an_unknown_set_is_refused():
 @pytest.mark.skipif(len(VARIANTS) < 2, reason="one instruction set on this processor")
 def test_a_weight_packed_for_another_set_is_refused(force):
     force(VARIANTS[0])
-    kept = packed.pack(torch.randn(20, 10))
+    kept = _weights.pack(torch.randn(20, 10))
     force(VARIANTS[1])
     with pytest.raises(UnsupportedError, match=VARIANTS[0]):
         kept.unpack()

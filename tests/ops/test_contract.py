@@ -12,7 +12,7 @@ import torch
 import harness
 from bertfast import dispatch, ops
 from bertfast.errors import UnsupportedError
-from bertfast.ops import packed
+from bertfast.ops import _weights
 
 SMALL = harness.Case("small", (3, 0, 2), inner=5, outer=6, heads=2, p=0.25)
 EMPTY = dataclasses.replace(SMALL, name="empty", lengths=(0, 0), p=0.0)
@@ -151,23 +151,25 @@ def test_inference_calls_the_form_directly(operation, monkeypatch):
     assert torch.equal(harness.public(operation)(**inputs | frozen), expected)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])  # frozen models live on CPUs
+@pytest.mark.parametrize("backend", ["cpu", "reference"])  # prepacked models live on CPUs
 @pytest.mark.parametrize(
     "operation", ["qkv_projection", "linear_gelu", "linear_layernorm", "gelu_layernorm"]
 )
-def test_frozen_weights(operation, backend):
+def test_prepacked_weights(operation, backend):
     case = harness.cases(operation)[1]
     reason = harness.refusal(operation, "forward", case, torch.float32, "cpu")
     if reason is not None:
         pytest.skip(reason)
     inputs = harness.make_inputs(operation, case, torch.float32)
     names = [name for name in ("weight", "wq", "wk", "wv") if name in inputs]
-    frozen = inputs | {name: packed.freeze(inputs[name]) for name in names}
+    prepacked = inputs | {name: _weights.prepack(inputs[name]) for name in names}
     with dispatch.use_backend(backend):
-        assert torch.equal(harness.public(operation)(**frozen), harness.public(operation)(**inputs))
+        assert torch.equal(
+            harness.public(operation)(**prepacked), harness.public(operation)(**inputs)
+        )
     x = inputs["x"].clone().requires_grad_()
-    with pytest.raises(UnsupportedError, match="frozen"):
-        harness.public(operation)(**frozen | {"x": x})
+    with pytest.raises(UnsupportedError, match="prepacked"):
+        harness.public(operation)(**prepacked | {"x": x})
 
 
 def test_modes_that_watch_torch_see_the_operations():

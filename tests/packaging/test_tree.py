@@ -31,7 +31,6 @@ LAYERS = {
     "bertfast.models": 5,
     "bertfast.checkpoint": 4,
     "bertfast.core": 4,
-    "bertfast.ops.packed": 1,
     "bertfast.ops._": 1,
     "bertfast.ops": 3,
     "bertfast.dispatch": 0,  # imports a backend by its name, when an operation registers it

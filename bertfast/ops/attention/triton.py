@@ -105,9 +105,11 @@ BACKWARD_WHOLE = Table(
 
 
 def supports(call) -> str | None:
-    reason, size = _triton.refuses(call.lead, product=True), call.qkv.shape[3]
+    reason, (_, _, heads, size) = _triton.refuses(call.lead, product=True), call.qkv.shape
     if reason is None and size > LARGEST_HEAD:
         return f"head size {size}; the triton backend computes up to {LARGEST_HEAD}"
+    if reason is None and heads > _triton.MOST_BLOCKS:
+        return f"{heads} heads; the triton backend computes up to {_triton.MOST_BLOCKS}"
     return reason
 
 

@@ -10,15 +10,9 @@ from ...extension import pointer
 from .._native import dropout, sequences
 
 
-def supports(direction: str, *args) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(source_of(direction, args))
-
-
-def source_of(direction: str, args: tuple) -> Tensor:
-    """The word table, or the rows in its place."""
-    first = 1 if direction == "forward" else 2
-    return args[first] if args[first] is not None else args[first + 1]
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from ... import extension
-from .cpu import backward, forward, source_of
+from .cpu import backward, forward
 
 __all__ = ["backward", "forward", "supports"]
 
-MOST_FEATURES = 8192
 
-
-def supports(direction: str, *args) -> str | None:
-    """None where the CUDA backend computes this, else the reason."""
-    source = source_of(direction, args)
-    if source.shape[1] > MOST_FEATURES:
-        return f"{source.shape[1]} features; the cuda backend holds rows of at most {MOST_FEATURES}"
-    return extension.refuses_cuda(source)
+def supports(call) -> str | None:
+    """None where the CUDA backend computes this call, else the reason."""
+    rows, features = call.position_ids.shape[0], call.position.shape[1]
+    return extension.refuses_cuda(call.lead, size=(rows,), features=(features,))

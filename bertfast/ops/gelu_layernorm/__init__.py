@@ -21,7 +21,7 @@ def gelu_layernorm(
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
-        weight: [N,K], dtype of x; may be frozen.
+        weight: [N,K], dtype of x; may be prepacked.
         bias: [N], dtype of x.
         ln_weight, ln_bias: [N], dtype of x or, beside bfloat16 and float16, float32.
         eps: added to the variance (the biased one).

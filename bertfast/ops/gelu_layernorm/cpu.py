@@ -7,13 +7,12 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
-from .._formulas import thaw
-from ..packed import buffer_of
+from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(
@@ -32,9 +31,10 @@ def forward(
     out = ln_weight.new_empty(rows, n)
     pre = x.new_empty(rows, n) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
-    packed = buffer_of(weight)
+    weights, strides = operands(weight)
     extension.launch(
-        "gelu_layernorm_fwd", x, x=x.data_ptr(), packed=packed.data_ptr(), bias=bias.data_ptr(),
+        "gelu_layernorm_fwd", x, x=x.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
         ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(), pre=pointer(pre),
         mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0), eps=eps,
         ln_dtype=extension.DTYPE_CODES[ln_weight.dtype],
@@ -54,7 +54,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """See `bertfast.ops.gelu_layernorm`: gradients of x, weight, bias, ln_weight, ln_bias."""
     dout, pre, ln_weight = extension.contiguous(dout, pre, ln_weight)
-    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
+    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(unpacked(weight))
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
     dln_weight, dln_bias = torch.empty_like(ln_weight), torch.empty_like(ln_weight)

@@ -16,7 +16,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
-        weight: [N,K], dtype of x; may be frozen.
+        weight: [N,K], dtype of x; may be prepacked.
         bias: [N], dtype of x.
 
     Returns: [T,N], dtype of x. Differentiable once; backward keeps the pre-activation [T,N] in the

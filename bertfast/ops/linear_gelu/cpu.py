@@ -7,13 +7,12 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
-from .._formulas import thaw
-from ..packed import buffer_of
+from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -22,9 +21,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor
     (rows, k), n = x.shape, weight.shape[0]
     out = x.new_empty(rows, n)
     pre = torch.empty_like(out) if save else None
-    packed = buffer_of(weight)
+    weights, strides = operands(weight)
     extension.launch(
-        "linear_gelu_fwd", x, x=x.data_ptr(), packed=packed.data_ptr(), bias=bias.data_ptr(), out=out.data_ptr(),
+        "linear_gelu_fwd", x, x=x.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(), out=out.data_ptr(),
         pre=pointer(pre), rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return out, pre
@@ -35,7 +35,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """See `bertfast.ops.linear_gelu`: gradients of x, weight, bias."""
     dout, pre = extension.contiguous(dout, pre)
-    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
+    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(unpacked(weight))
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = grads = extension.gradients(x, ((rows, k), (n, k), (n,)), needs)
     extension.launch(

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
-from .._formulas import thaw
 from .._native import dropout, sequences
-from ..packed import buffer_of
+from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(
@@ -28,10 +27,11 @@ def forward(
     out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
-    packed = buffer_of(weight)
+    weights, strides = operands(weight)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
-        "linear_layernorm_fwd", x, x=x.data_ptr(), packed=packed.data_ptr(), bias=bias.data_ptr(),
+        "linear_layernorm_fwd", x, x=x.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
         residual=residual.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
         z=pointer(z), mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0),
         residual_stride=residual.stride(0), eps=eps, ln_dtype=extension.DTYPE_CODES[residual.dtype],
@@ -46,7 +46,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.linear_layernorm`: gradients of x, weight, bias, residual, ln_weight, ln_bias."""
     dout, z, ln_weight = extension.contiguous(dout, z, ln_weight)
-    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(thaw(weight))
+    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(unpacked(weight))
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
     dresidual, dln_weight = torch.empty_like(z), torch.empty_like(ln_weight)

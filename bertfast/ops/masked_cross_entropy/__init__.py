@@ -25,7 +25,7 @@ def masked_cross_entropy(
 
     Args:
         x: [T,H] float32, bfloat16, float16 or float64; any strides.
-        weight: [V,H], dtype of x; may be frozen. bias: [V], dtype of x, or None.
+        weight: [V,H], dtype of x; may be prepacked. bias: [V], dtype of x, or None.
         labels: [T] int64 in [0, V), or `ignore_index`: no label.
         num_items: n; None: the number of labelled rows, as torch's mean (nan if there is none).
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ... import dispatch
 from .. import _triton
-from .._formulas import thaw
 from .._layernorm_triton import dense_rows
 from .._triton import Config, Table, cdiv, precision
+from .._weights import unpacked
 from ._triton_backward import (
     _cross_entropy_dlogits_kernel,
     _cross_entropy_gather_kernel,
@@ -57,11 +57,15 @@ def _table(name: str, span: dict[str, int], few_k: int, fp32_registers: int | No
 _LOGITS = _table("cross_entropy_forward", {"SPAN": 256}, 128, fp32_registers=255)
 _BACKWARD = _table("cross_entropy_backward", {}, 64)
 _SMALL = {"num_warps": 4, "num_stages": 1}  # of the kernels that hold no product
+_GATHERED = 256  # elements of a row that a block gathers
 _LISTING = {"num_warps": 8, "num_stages": 1}  # of the one that lists rows
 
 
 def supports(call) -> str | None:
-    return _triton.refuses(call.lead, product=True)
+    reason, most = _triton.refuses(call.lead, product=True), _triton.MOST_BLOCKS * _GATHERED
+    if reason is None and call.x.shape[1] > most:
+        return f"{call.x.shape[1]} features; the triton backend computes up to {most}"
+    return reason
 
 
 def forward(
@@ -104,8 +108,8 @@ def backward(
     if tokens and any(gradient is not None for gradient in (dx, dweight, dbias)):
         rows, count = _listed(labels, ignore_index, None)
         listed = x.new_empty(tokens, k)
-        _cross_entropy_gather_kernel[(cdiv(tokens, 16), cdiv(k, 256))](
-            x, x.stride(0), rows, count, listed, k, BLOCK_M=16, BLOCK_N=256, **_SMALL
+        _cross_entropy_gather_kernel[(cdiv(tokens, 16), cdiv(k, _GATHERED))](
+            x, x.stride(0), rows, count, listed, k, BLOCK_M=16, BLOCK_N=_GATHERED, **_SMALL
         )
         terms = listed, weight, bias, labels, rows, count, lse.contiguous()
         _stretches(terms, dloss, num_items, (dx, dweight, dbias))
@@ -141,7 +145,7 @@ def _stretches(terms, dloss, num_items, grads):
 
 def _dense(x, weight, bias, labels):
     bias = None if bias is None else bias.contiguous()
-    return dense_rows(x), dense_rows(thaw(weight)), bias, labels.contiguous()
+    return dense_rows(x), dense_rows(unpacked(weight)), bias, labels.contiguous()
 
 
 def _listed(labels, ignore_index, lse):

@@ -29,7 +29,7 @@ def qkv_projection(
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
-        wq, wk, wv: [N,K], dtype of x; may be frozen.
+        wq, wk, wv: [N,K], dtype of x; may be prepacked.
         bq, bk, bv: [N], dtype of x.
         num_heads: h, divides N.
 

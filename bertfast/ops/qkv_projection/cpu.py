@@ -6,13 +6,12 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer, pointers
-from .._formulas import thaw
-from ..packed import buffer_of
+from .._weights import operands, unpacked
 
 
-def supports(direction: str, x: Tensor, *_) -> str | None:
-    """None where the C++ backend computes this, else the reason."""
-    return extension.refuses(x)
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def forward(
@@ -28,11 +27,12 @@ def forward(
     """See `bertfast.ops.qkv_projection`."""
     x = extension.with_dense_rows(x)
     (rows, k), n = x.shape, wq.shape[0]
-    packed = [buffer_of(weight, slot) for slot, weight in enumerate((wq, wk, wv))]
+    weights, strides = operands(wq, wk, wv)
     biases = [bias.contiguous() for bias in (bq, bk, bv)]
     out = x.new_empty(rows, 3, num_heads, n // num_heads)
     extension.launch(
-        "qkv_projection_fwd", x, x=x.data_ptr(), packed=pointers(packed), bias=pointers(biases), out=out.data_ptr(),
+        "qkv_projection_fwd", x, x=x.data_ptr(), weight=pointers(weights),
+        weight_stride=strides, bias=pointers(biases), out=out.data_ptr(),
         rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return out
@@ -44,7 +44,7 @@ def backward(
     """See `bertfast.ops.qkv_projection`: gradients of x, the three weights, the three biases."""
     (dqkv,) = extension.contiguous(dqkv)
     x = extension.with_dense_rows(x)
-    weights = [extension.with_dense_rows(thaw(weight)) for weight in (wq, wk, wv)]
+    weights = [extension.with_dense_rows(unpacked(weight)) for weight in (wq, wk, wv)]
     (rows, k), n = x.shape, wq.shape[0]
     grads = extension.gradients(x, ((rows, k), *((n, k),) * 3, *((n,),) * 3), needs)
     extension.launch(

@@ -1,4 +1,4 @@
-"""Packed weights: freezing, and weights that change."""
+"""Prepacked models, and weights that change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 import bertfast
 from bertfast import BertModel, UnsupportedError, extension
-from bertfast.models import engine
 
 IDS = torch.randint(1, 99, (2, 9))
 NATIVE = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
@@ -23,12 +22,12 @@ def same(a, b):
 
 @NATIVE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_freeze(ours, dtype, tmp_path):
+def test_prepack(ours, dtype, tmp_path):
     model = ours(dtype)
     plain, want = copy.deepcopy(model), model(IDS)[0].detach()
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    assert model.train().freeze() is model
-    assert model.frozen
+    assert model.train().prepack() is model
+    assert model.prepacked
     assert not model.training
     assert model(IDS)[0].equal(want)
     assert not model(IDS)[0].requires_grad
@@ -47,24 +46,24 @@ def test_freeze(ours, dtype, tmp_path):
         lambda: weight.sum(),
         lambda: weight.data_ptr(),
     ):
-        with pytest.raises(UnsupportedError, match=r"frozen.*model.unfreeze\(\)"):
+        with pytest.raises(UnsupportedError, match=r"prepacked.*model.unpack\(\)"):
             read()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied.frozen
+        assert copied.prepacked
         assert copied(IDS)[0].equal(want)
-        assert same(copied.unfreeze().state_dict(), plain.state_dict())
-    assert model.unfreeze() is model
-    assert not model.frozen
+        assert same(copied.unpack().state_dict(), plain.state_dict())
+    assert model.unpack() is model
+    assert not model.prepacked
     assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
     assert model(IDS)[0].equal(want)
 
 
 @NATIVE
 @pytest.mark.parametrize("way", ["train", "to", "load", "parent"])
-def test_what_unfreezes(ours, way):
+def test_what_unpacks(ours, way):
     model = ours()
     plain = copy.deepcopy(model)
-    holder = torch.nn.ModuleDict({"bert": model.freeze()})
+    holder = torch.nn.ModuleDict({"bert": model.prepack()})
     if way == "train":
         model.train()
     elif way == "to":
@@ -75,55 +74,46 @@ def test_what_unfreezes(ours, way):
         model.load_state_dict(plain.state_dict())
     else:
         holder.train()
-    assert not model.frozen
+    assert not model.prepacked
     assert same(model.state_dict(), plain.state_dict())
     assert model.eval()(IDS)[0].equal(plain.eval()(IDS)[0])
 
 
 @NATIVE
-def test_freeze_keeps_one_copy(ours):
+def test_prepack_keeps_one_copy(ours):
     """What stays of the six products of a layer is the packed form, at most 1.1 times the weights."""
     model = ours(hidden_size=256, intermediate_size=1024)
     weights = {n: p for n, p in model.encoder.named_parameters() if p.dim() == 2}
     size = sum(p.nbytes for p in weights.values())
     with torch.no_grad():
         model(IDS)
-    model.freeze()
+    model.prepack()
     kept = [p for n, p in model.encoder.named_parameters() if n in weights]
     assert all(p.is_meta for p in kept)
     assert sum(p.packed.buffer.nbytes for p in kept) <= 1.1 * size
 
 
 @NATIVE
-def test_freeze_that_fails_changes_nothing(ours):
+def test_prepack_that_fails_changes_nothing(ours):
     model = ours(torch.float64)
     with pytest.raises(UnsupportedError, match="float64"):
-        model.freeze()
-    assert not model.frozen
+        model.prepack()
+    assert not model.prepacked
     assert model(IDS)[0].isfinite().all()
     mixed = ours()
     mixed.encoder.layer[1].output.double()
     with pytest.raises(UnsupportedError):
-        mixed.freeze()
+        mixed.prepack()
     assert not any(p.is_meta for p in mixed.parameters())
 
 
 @NATIVE
-def test_activation_outside_the_operations_is_not_frozen(ours):
+def test_activation_outside_the_operations_is_not_prepacked(ours):
     model = ours(hidden_act="relu")
     want = model(IDS)[0]
-    model.freeze()
+    model.prepack()
     assert not model.encoder.layer[0].intermediate.dense.weight.is_meta
     assert model(IDS)[0].equal(want)
-
-
-def test_copies_do_not_carry_the_cache(ours):
-    model = ours()
-    with torch.no_grad():
-        want = model(IDS)[0]
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied not in engine._CACHES
-        assert copied(IDS)[0].equal(want)
 
 
 def adamw(**options):
@@ -138,7 +128,7 @@ def adamw(**options):
 def two_optimizers(model):
     adamw(fused=True)(model)
     with torch.no_grad():
-        model(IDS)  # packs what the first one left
+        model(IDS)
     adamw(foreach=True)(model)
 
 
@@ -183,7 +173,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_weights_that_change_are_seen(ours, change):
-    """Never a stale packed copy, though the model stays in eval mode all the time."""
+    """The very next call computes with the new weights, though the model stays in eval mode all the time."""
     model = ours()
     with torch.no_grad():
         before = model(IDS)[0]
@@ -194,16 +184,6 @@ def test_weights_that_change_are_seen(ours, change):
         with bertfast.use_backend("reference"):
             assert (after - model(IDS)[0]).abs().max() < 1e-4
     assert (after - before).abs().max() > 1e-3
-
-
-@NATIVE
-def test_training_drops_the_cache(ours):
-    model = ours()
-    with torch.no_grad():
-        model(IDS)
-    assert engine._CACHES[model].nbytes() > 0
-    model.train()(IDS)
-    assert model not in engine._CACHES
 
 
 def test_explain(ours):

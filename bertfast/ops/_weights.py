@@ -1,0 +1,156 @@
+"""The weights of products: as they lie, or prepacked, which is the layout of the C++ kernels alone.
+
+Nothing is kept of a weight that was not prepacked: the kernels read it at each call, so any write to it shows in the
+next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import extension
+from ..errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight [n, k] in the layout of one variant of the C++ kernels (csrc/product/gemm.h)."""
+
+    buffer: Tensor
+    n: int
+    k: int
+    variant: str
+
+    def unpack(self) -> Tensor:
+        """The weight [n, k], bit for bit."""
+        self.check_variant()
+        weight = torch.empty(self.n, self.k, dtype=self.buffer.dtype)
+        extension.cpu.unpack_weight(
+            self.buffer.data_ptr(), weight.data_ptr(), self.n, self.k, *_code_and_threads(weight)
+        )
+        return weight
+
+    def check_variant(self) -> None:
+        if self.variant != extension.cpu.variant():
+            raise UnsupportedError(
+                f"this weight was prepacked for the instruction set {self.variant}, and {extension.cpu.variant()} is "
+                "in use now. Unpack the model before the instruction set is changed."
+            )
+
+
+def _code_and_threads(weight: Tensor) -> tuple[int, int]:
+    return extension.DTYPE_CODES[weight.dtype], torch.get_num_threads()
+
+
+def pack(weight: Tensor) -> PackedWeight:
+    """A packed copy of `weight` [n, k] (float32, bfloat16 or float16, on the CPU)."""
+    n, k = weight.shape
+    buffer = torch.empty(extension.cpu.packed_size(n, k), dtype=weight.dtype)
+    source = extension.with_dense_rows(weight.detach())
+    extension.cpu.pack_weight(
+        source.data_ptr(), buffer.data_ptr(), n, k, source.stride(0), *_code_and_threads(weight)
+    )
+    return PackedWeight(buffer, n, k, extension.cpu.variant())
+
+
+def operands(*weights: Tensor) -> tuple[list[Tensor], list[int]]:
+    """What a kernel reads of the weights [n, k] of one product: tensors, and row strides, 0 for prepacked ones."""
+    if all(isinstance(weight, PrepackedParameter) for weight in weights):
+        for weight in weights:
+            weight.packed.check_variant()
+        return [weight.packed.buffer for weight in weights], [0] * len(weights)
+    plain = [_with_own_rows(unpacked(weight)) for weight in weights]
+    return plain, [weight.stride(0) or 1 for weight in plain]
+
+
+def _with_own_rows(weight: Tensor) -> Tensor:
+    """The weight itself if its rows lie one after another in memory (on a GPU: without gaps), else a copy."""
+    if extension.on_gpu(weight):
+        return weight.contiguous()
+    weight = extension.with_dense_rows(weight)
+    return weight if weight.stride(0) > 0 else weight.clone(memory_format=torch.contiguous_format)
+
+
+def unpacked(weight: Tensor) -> Tensor:
+    """The weight itself, or the exact weight behind a PrepackedParameter."""
+    return weight.unpack() if isinstance(weight, PrepackedParameter) else weight
+
+
+_READABLE = {
+    getattr(torch.Tensor, name).__get__
+    for name in (
+        "shape",
+        "dtype",
+        "device",
+        "requires_grad",
+        "ndim",
+        "layout",
+        "is_leaf",
+        "grad",
+        "is_meta",
+        "itemsize",
+    )
+} | {
+    getattr(torch.Tensor, name)
+    for name in ("size", "dim", "numel", "nelement", "stride", "element_size", "is_floating_point")
+}
+
+
+class PrepackedParameter(torch.nn.Parameter):
+    """Stands where a weight was of which only the packed form is kept (`model.prepack()`).
+
+    Its shape, dtype and requires_grad can be read, its numbers cannot: that raises UnsupportedError. `packed` is the
+    kept form, `unpack()` the exact weight. Lies on the meta device, so it takes no memory.
+    """
+
+    packed: PackedWeight
+    wanted_grad: bool  # requires_grad of the weight that was prepacked
+
+    def __new__(cls, packed: PackedWeight, wanted_grad: bool = False) -> PrepackedParameter:
+        shape = torch.empty(packed.n, packed.k, dtype=packed.buffer.dtype, device="meta")
+        self = torch.Tensor._make_subclass(cls, shape, False)
+        self.packed, self.wanted_grad = packed, wanted_grad
+        return self
+
+    def unpack(self) -> Tensor:
+        """The weight [n, k], bit for bit."""
+        return self.packed.unpack()
+
+    def __repr__(self, *, tensor_contents=None) -> str:
+        kept = self.packed
+        return f"PrepackedParameter([{kept.n}, {kept.k}], {kept.buffer.dtype}, packed for {kept.variant})"
+
+    def __deepcopy__(self, memo) -> PrepackedParameter:
+        return PrepackedParameter(
+            self.packed, self.wanted_grad
+        )  # a packed form is never written to
+
+    def __reduce_ex__(self, protocol):
+        weight = torch.nn.Parameter(self.unpack(), self.wanted_grad)
+        return prepack, (weight,)  # the layout is this machine's; the weight travels
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.detach:  # state_dict takes it along, and a hook unpacks it there
+            return args[0]
+        if func not in _READABLE:
+            raise UnsupportedError(
+                f"{getattr(func, '__name__', func)}: this weight is prepacked, only the kernels' layout of it is kept. "
+                "Call model.unpack() to read or change it; state_dict() and save_pretrained() unpack by themselves."
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def prepack(weight: Tensor) -> PrepackedParameter:
+    """The packed form of `weight` [n, k] as a parameter without numbers of its own.
+
+    Raises UnsupportedError where the C++ backend cannot run on the weight.
+    """
+    reason = extension.refuses(weight)
+    if reason is not None:
+        raise UnsupportedError(f"prepack: {reason}.")
+    return PrepackedParameter(pack(weight), weight.requires_grad)

@@ -1,0 +1,275 @@
+// x weight^T for the operations: x in blocks of rows, the weight as it lies or prepacked. Every way
+// adds up in the order of gemm.h, so all of them give the same bits.
+#pragma once
+#include "product/pack.h"
+
+namespace bf {
+namespace BF_ISA {
+namespace {
+
+// Up to three weights [n, k] that read the same x; row strides in elements, 0: prepacked.
+struct Weights {
+  const void* data[3];
+  long stride[3];
+  long n, count;
+};
+
+template <class Params>
+static Weights weight_of(const Params& p) {
+  return {{p.weight}, {p.weight_stride}, p.n, 1};
+}
+
+// Prepacked: panel after panel, in the dtype of the weight.
+template <class T>
+struct PrepackedPanels {
+  static constexpr bool kPlain = false;
+  Weights weights;
+  long each, k;  // panels of one weight
+
+  long count() const { return each * weights.count; }
+  const T* at(long p, long k0) const {
+    return static_cast<const T*>(weights.data[p / each]) + p % each * kNR * k + k0 * kNR;
+  }
+  const T* block(long p, long k0, long, float*) const { return at(p, k0); }
+  Fetch fetch(long p, long k0, long kc) const { return fetch_of(at(p, k0), kc); }
+};
+
+// As the weights lie. A block of a panel is turned into `buffer` [kNR * kKC] on the way.
+template <class T>
+struct PlainPanels {
+  static constexpr bool kPlain = true;
+  Weights weights;
+  long each, k;
+
+  long count() const { return each * weights.count; }
+  const T* at(long p, long k0) const {
+    return static_cast<const T*>(weights.data[p / each]) + p % each * kNR * stride(p) + k0;
+  }
+  long stride(long p) const { return weights.stride[p / each]; }
+  long columns(long p) const { return weights.n - p % each * kNR; }
+  const float* block(long p, long k0, long kc, float* buffer) const {
+    pack_panel(at(p, k0), stride(p), columns(p), kc, buffer);
+    return buffer;
+  }
+  Fetch fetch(long p, long k0, long) const { return fetch_of(at(p, k0), stride(p)); }
+
+  // Where kNR whole rows of the block lie in fp32: in the weight itself, or copied to `buffer`.
+  const float* rows(long p, long k0, long kc, float* buffer, long* row_stride) const {
+    const T* from = at(p, k0);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (columns(p) >= kNR) {
+        *row_stride = stride(p);
+        return from;
+      }
+    }
+    *row_stride = kc;
+    for (long r = 0; r < kNR; ++r)
+      if (r < columns(p))
+        convert_row(from + r * stride(p), buffer + r * kc, kc);
+      else
+        std::memset(buffer + r * kc, 0, 4 * kc);
+    return buffer;
+  }
+};
+
+#if !defined(__clang__)
+// The tile of gemm.h for few rows of a (packed, one tile) and kNR rows of the weight as they lie:
+// kLanes of them are turned at a time and used at once. All of `next` is fetched.
+template <int MR>
+static void turning_micro(long kc, const float* a, const float* w, long stride, float* c, long ldc,
+                          bool accumulate, Fetch next) {
+  for (long first = 0; first < kNR; first += kLanes) {
+    F acc[MR];
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) acc[r] = F{};
+    const float* from = w + first * stride;
+    const char* ahead = next.from + first * next.stride;
+    long k = 0;
+    for (; k + kLanes <= kc; k += kLanes) {
+      F v[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) v[r] = load(from + r * stride + k);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r)
+        __builtin_prefetch(ahead + r * next.stride + k / 4 * next.step, 0, 2);
+      transpose_blocks(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        if (i % 4 == 0) transpose_inside(v + i);
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) acc[r] += splat(a[(k + i) * MR + r]) * v[i];
+      }
+    }
+    for (; k < kc; ++k) {
+      F v;
+      for (int r = 0; r < kLanes; ++r) v[r] = from[r * stride + k];
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) acc[r] += splat(a[k * MR + r]) * v;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      float* to = c + r * ldc + first;
+      store(to, accumulate ? load(to) + acc[r] : acc[r]);
+    }
+  }
+}
+
+static void few_rows_product(int rows, long kc, const float* a, const float* w, long stride,
+                             float* c, long ldc, bool accumulate, Fetch next) {
+  using Kernel = void (*)(long, const float*, const float*, long, float*, long, bool, Fetch);
+#define BF_MICRO(R) turning_micro<(R <= kFewRows ? R : kFewRows)>
+  static constexpr Kernel table[] = {BF_MICRO(1),  BF_MICRO(2),  BF_MICRO(3),  BF_MICRO(4),
+                                     BF_MICRO(5),  BF_MICRO(6),  BF_MICRO(7),  BF_MICRO(8),
+                                     BF_MICRO(9),  BF_MICRO(10), BF_MICRO(11), BF_MICRO(12),
+                                     BF_MICRO(13), BF_MICRO(14), BF_MICRO(15), BF_MICRO(16)};
+#undef BF_MICRO
+  table[rows - 1](kc, a, w, stride, c, ldc, accumulate, next);
+}
+constexpr bool kTurns = true;
+#else
+constexpr bool kTurns = false;
+static void few_rows_product(int, long, const float*, const float*, long, float*, long, bool,
+                             Fetch) {}
+#endif
+
+// How rows are cut into blocks: a block of K of the activations and `c_columns` of output fit half
+// of L2.
+struct RowBlocks {
+  long rows, count;
+};
+inline RowBlocks row_blocks(long rows, long c_columns) {
+  long most = l2_bytes() / 2 / (4 * (kKC + c_columns));
+  most = most < 2 * kMR ? 2 * kMR : most > 20 * kMR ? 20 * kMR : most;
+  const long block = ceil_div(rows, ceil_div(rows, most));
+  return {block, ceil_div(rows, block)};
+}
+
+constexpr long kGroup = 8;  // panels
+
+// What a thread holds: a block of rows, packed block of K by block of K, the output of a group of
+// panels, and a block of a panel.
+template <class T, class Panels>
+struct Block {
+  Rows<T> x;
+  Panels panels;
+  bool few;  // the rows are one tile, and the weight is turned in registers
+  long first = -1, rows = 0;
+  float *a, *c, *buffer;
+
+  static constexpr long ldc = kGroup * kNR;
+
+  void take(long first_row, long count) {
+    if (first == first_row) return;
+    first = first_row, rows = count;
+    const Tiles tiles(rows, few ? kFewRows : kMR);
+    const long block = k_block(x.k);
+    for (long k0 = 0; k0 < x.k; k0 += block)
+      pack_rows(Rows<T>{x.data + k0, x.stride, x.count, x.k - k0 < block ? x.k - k0 : block}, first,
+                tiles, a + k0 * rows);
+  }
+
+  // c[rows, panels begin .. end] = x * weight^T. A block of K of all panels before the next one:
+  // the weight is read once for all the rows. `end` is likely to be asked for next.
+  void multiply(long begin, long end) {
+    const long block = k_block(x.k);
+    for (long k0 = 0; k0 < x.k; k0 += block) {
+      const long kc = x.k - k0 < block ? x.k - k0 : block;
+      for (long p = begin; p < end; ++p) {
+        const Fetch next = p + 1 < end     ? panels.fetch(p + 1, k0, kc)
+                           : k0 + kc < x.k ? panels.fetch(begin, k0 + kc, kc)
+                                           : panels.fetch(end < panels.count() ? end : 0, 0, block);
+        tile(p, k0, kc, c + (p - begin) * kNR, next);
+      }
+    }
+  }
+
+  void tile(long p, long k0, long kc, float* to, Fetch next) {
+    const float* from = a + k0 * rows;
+    if constexpr (Panels::kPlain) {
+      if (few) {
+        long stride;
+        const float* w = panels.rows(p, k0, kc, buffer, &stride);
+        few_rows_product(static_cast<int>(rows), kc, from, w, stride, to, ldc, k0 > 0, next);
+        return;
+      }
+    }
+    tiles_product<Left::kColumns>([=](long r) { return from + r * kc; }, 0, rows, kc,
+                                  panels.block(p, k0, kc, buffer), next, to, ldc, k0 > 0);
+  }
+};
+
+template <class T, class Panels, class Epilogue>
+static void panels_product(const Rows<T>& x, const Panels& panels, int threads, Epilogue epilogue) {
+  using Mine = Block<T, Panels>;
+  const RowBlocks blocks = row_blocks(x.count, Mine::ldc);
+  const bool few = Panels::kPlain && kTurns && x.count <= kFewRows;
+  long chunks = 1;  // few blocks of rows: the columns are shared out too
+  if (threads > 1 && blocks.count < 4 * threads)
+    chunks = round_up(ceil_div(4 * threads, blocks.count), threads);
+  const long count = panels.count();
+  const long per_chunk = ceil_div(count, chunks < count ? chunks : count);
+  chunks = ceil_div(count, per_chunk);
+  Mine* mine;
+  const auto lay_out = [&](Carver carver) {
+    mine = carver.take<Mine>(threads);
+    for (int i = 0; i < threads; ++i) {
+      float* a = carver.take<float>(blocks.rows * x.k + kLanes);
+      float* c = carver.take<float>(blocks.rows * Mine::ldc);
+      float* buffer = carver.take<float>(kNR * kKC);
+      if (carver.base) mine[i] = {x, panels, few, -1, 0, a, c, buffer};
+    }
+    return carver.used;
+  };
+  const long bytes = lay_out({});
+  lay_out({static_cast<char*>(scratch(bytes)), 0});
+  parallel_tasks(threads, blocks.count * chunks, [&](long task, int thread) {
+    Mine& block = mine[thread];
+    const long first = task / chunks * blocks.rows, begin = task % chunks * per_chunk;
+    const long rows = x.count - first < blocks.rows ? x.count - first : blocks.rows;
+    const long end = begin + per_chunk < count ? begin + per_chunk : count;
+    block.take(first, rows);
+    const long step = few ? 1 : kGroup;  // few rows: each row of the weight is read to its end
+    for (long group = begin; group < end; group += step) {
+      const long stop = group + step < end ? group + step : end;
+      block.multiply(group, stop);
+      for (long p = group; p < stop; ++p)
+        epilogue(block.c + (p - group) * kNR, Mine::ldc, first, rows, p);
+    }
+  });
+}
+
+// x * weights^T; epilogue(c, row stride, first row, rows, p) gets each panel p, of all weights one
+// after the other, while it is hot.
+template <class T, class Epilogue>
+static void product(const Rows<T>& x, const Weights& weights, int threads, Epilogue epilogue) {
+  if (x.count == 0) return;
+  const long each = panels(weights.n);
+  if (weights.stride[0] == 0)
+    panels_product(x, PrepackedPanels<T>{weights, each, x.k}, threads, epilogue);
+  else
+    panels_product(x, PlainPanels<T>{weights, each, x.k}, threads, epilogue);
+}
+
+// The same for epilogues that need whole rows: finish(z, row) gets z[n] = x[row] * weight^T in fp32
+// and may overwrite it. Rows are taken kSlab at a time, which bounds the memory.
+template <class T, class Finish>
+static void product_whole_rows(const Rows<T>& x, const Weights& weight, int threads,
+                               Finish finish) {
+  if (x.count == 0) return;
+  constexpr long kSlab = 80 * kMR;
+  const long ldz = panels(weight.n) * kNR, slab = ceil_div(x.count, ceil_div(x.count, kSlab));
+  float* z = static_cast<float*>(scratch(4 * slab * ldz, Slot::kOperand));
+  for (long first = 0; first < x.count; first += slab) {
+    const long count = x.count - first < slab ? x.count - first : slab;
+    const Rows<T> some{x.data + first * x.stride, x.stride, count, x.k};
+    product(some, weight, threads, [&](const float* c, long ldc, long row, long rows, long p) {
+      for (long r = 0; r < rows; ++r)
+        std::memcpy(z + (row + r) * ldz + p * kNR, c + r * ldc, 4 * kNR);
+    });
+    parallel_tasks(threads, count, [&](long row, int) { finish(z + row * ldz, first + row); });
+  }
+}
+
+}  // namespace
+}  // namespace BF_ISA
+}  // namespace bf
