@@ -53,7 +53,7 @@ def place(tmp_path_factory, minilm):
     folder = tmp_path_factory.mktemp("readme")
     torch.manual_seed(20)
     config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
     bertfast.BertForMaskedLM(config).save_pretrained(folder / "MODEL")
     shutil.copy(minilm / "tokenizer.json", folder / "MODEL")
