@@ -1,4 +1,4 @@
-# make demo | test | ecosystem | gates | gpu | bench | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
+# make demo | test | test-all | ecosystem | gates | gpu | bench | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
 # PYTHON: the interpreter to use, 3.10 to 3.14. If it has torch >= 2.6, that torch is used; else TORCH and
 # PIP_ARGS say what is installed, as in: make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := setup.py pyproject.toml $(shell find csrc build_tools -name '*.cpp' -o -name '*.h' -o -name '*.py')
 
-.PHONY: demo test ecosystem gates gpu bench lint wheel clean
+.PHONY: demo test test-all ecosystem gates gpu bench lint wheel clean
 
 # The oldest transformers that serves, with what it needs of its own.
 OLDEST := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 requests urllib3 idna certifi charset-normalizer
@@ -19,8 +19,10 @@ OLDEST := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 reques
 demo: $(VENV)/.package $(VENV)/.model
 	@$(BIN)/bertfast demo
 
-test: $(VENV)/.dev $(VENV)/.model $(VENV)/.transformers
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+# test-all: repeated configurations, orders and architectures too, and long tests; tests/README.md says which.
+OPTIONS_test-all := --all --all-architectures --ecosystem-long
+test test-all: $(VENV)/.dev $(VENV)/.model $(VENV)/.transformers
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(OPTIONS_$@)
 
 # What people use with transformers' BERT, the long tests too; writes the table of the docs.
 ecosystem: $(VENV)/.dev $(VENV)/.model $(VENV)/.transformers

@@ -16,16 +16,20 @@ from bertfast import dispatch, ops
 sys.path.insert(0, os.path.dirname(__file__))  # the package gpu_code
 
 from gpu_code.backends import GPU_BACKENDS
+from harness import seeds
 
 DIRECTIONS = ("forward", "backward")
 OPERATIONS = ops.__all__
+# The groups of tests that take longest; they start first, so that the processes of pytest-xdist end together.
+LONGEST = ()
 BACKENDS = ("cpu", "cuda", "triton", "triton:torch", "eager", "reference")
 _RAN: Counter[tuple[str, str, str]] = Counter()  # (backend, operation, direction) -> passed tests
+_REPEATED: list[int] = [0]  # how many tests were left to `make test-all`
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--seed", type=int, default=20, help="seed of torch, numpy and random in every test"
+        "--seed", type=int, default=seeds.seed(), help="seed of all that is drawn in tests"
     )
     parser.addoption(
         "--device",
@@ -33,12 +37,22 @@ def pytest_addoption(parser):
         help="cuda: the operations' tests run on a GPU, the backends of a GPU only; cpu: those are executed",
     )
     parser.addoption(
+        "--all", action="store_true", help="repeated configurations, orders and architectures too"
+    )
+    parser.addoption(
         "--all-architectures", action="store_true", help="gate every architecture, not three"
     )
 
 
+def pytest_configure(config):
+    os.environ[seeds.VARIABLE] = str(config.getoption("seed"))  # before a test module is imported
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # groups start in the order of collection
+    config.addinivalue_line("markers", "repeated: proves nothing that no other test proves; --all")
+
+
 def pytest_report_header(config):
-    return f"bertfast: seed {config.getoption('seed')}, {torch.get_num_threads()} threads"
+    return f"bertfast: seed {config.getoption('seed')}, one thread a process"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,6 +67,12 @@ def _seeded(request):
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Inputs are small, and the suite has a process for each core: a second thread would only wait."""
+    torch.set_num_threads(1)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -82,27 +102,48 @@ def _whole_suite(config) -> bool:
     return plain and any(name in (root, os.path.join(root, "tests")) for name in asked)
 
 
-def pytest_collection_modifyitems(items):
-    """What shares compiled kernels goes to one process of pytest-xdist, where the suite runs in several."""
-    for item in items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        backends = {parameters.get("backend"), *parameters.get("pair", ())} & set(GPU_BACKENDS)
-        if backends:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{min(backends)}"))
-        elif item.path.parent.name in ("gates", "gpu_code"):
-            group = f"{item.path.stem}-{parameters.get('arch', parameters.get('operation', ''))}"
-            item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(config, items):
+    """Leaves repeated tests to --all; says which process of pytest-xdist runs a test, and what starts first."""
+    if not config.getoption("--all"):
+        repeated = [item for item in items if item.get_closest_marker("repeated")]
+        items[:] = [item for item in items if not item.get_closest_marker("repeated")]
+        config.hook.pytest_deselected(items=repeated)
+        _REPEATED[0] = len(repeated)
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _place(groups[item]))
+
+
+def _group(item) -> str:
+    """What shares compiled kernels, imports or what a module sets up, goes to one process."""
+    if marker := item.get_closest_marker("xdist_group"):
+        return marker.args[0]
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    backends = {parameters.get("backend"), *parameters.get("pair", ())} & set(GPU_BACKENDS)
+    part = parameters.get("arch", parameters.get("operation", ""))
+    if backends:
+        part = min(backends)
+    elif item.path.parent.name not in ("gates", "gpu_code"):
+        part = ""
+    return f"{item.path.stem}-{part}" if part else item.path.stem
+
+
+def _place(group: str) -> int:
+    return LONGEST.index(group) if group in LONGEST else len(LONGEST)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """A process of pytest-xdist ends: its counts join the table."""
+    _REPEATED[0] = getattr(node, "workeroutput", {}).get("repeated", 0)  # all collect the same
     for cell, count in getattr(node, "workeroutput", {}).get("ran", ()):
         _RAN[tuple(cell)] += count
 
 
 def pytest_sessionfinish(session, exitstatus):
     if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["repeated"] = _REPEATED[0]
         session.config.workeroutput["ran"] = [(list(cell), n) for cell, n in _RAN.items()]
         return
     empty = [cell for cell in _asked() if not _RAN[cell]]
@@ -111,6 +152,8 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    if _REPEATED[0]:
+        terminalreporter.write_line(f"{_REPEATED[0]} repeated tests left out: --all runs them")
     if not _RAN and not _whole_suite(config):
         return
     asked = _asked()

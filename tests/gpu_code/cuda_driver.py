@@ -20,10 +20,10 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from bertfast import extension
 from gpu_code import executor, nvcc
+from gpu_code.kept import kept
 from gpu_code.memory import Memory
 
 ROOT = Path(__file__).parents[2]
@@ -101,18 +102,11 @@ def build() -> Path:
     files = [f for f in sorted((ROOT / "csrc").rglob("*")) if f.suffix in native]
     files.append(HERE / "fake_cudart.cpp")
     text = version + sys.version + "".join(f"{f}\n{f.read_text()}" for f in files)
-    folder = nvcc.CACHE / f"cuda-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if not folder.exists():
-        nvcc.CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=nvcc.CACHE) as made:
-            _compile(Path(made))
-            with contextlib.suppress(OSError):  # another process was first
-                os.rename(made, folder)
-                os.mkdir(made)
-    return folder
+    return kept(f"cuda-{hashlib.sha256(text.encode()).hexdigest()[:16]}", _compile)
 
 
 def _compile(folder: Path) -> None:
+    folder.mkdir()
     common = ["-O2", "-std=c++17", f"-I{ROOT / 'csrc'}"]
     host = ["g++", *common, "-fPIC", "-c"]
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
@@ -135,11 +129,16 @@ def _compile(folder: Path) -> None:
     for path in sources():
         name = f"{path.parent.name}_{path.stem}"
         objects.append(folder / f"{name}.o")
-        flags = ["-code=compute_80", "-Xcompiler", "-fPIC", "-c", path, "-o", objects[-1]]
-        commands.append([*target, *flags])
-        commands.append([*target, "-ptx", "-lineinfo", path, "-o", folder / f"{name}.ptx"])
+        between = folder / name
+        between.mkdir()
+        flags = ["-code=compute_80", "-lineinfo", "-Xcompiler", "-fPIC", "-c", path]
+        commands.append([*target, *flags, "-o", objects[-1], "--keep", "--keep-dir", between])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_run, commands))
+    for path in sources():
+        name = f"{path.parent.name}_{path.stem}"
+        os.rename(folder / name / f"{path.stem}.ptx", folder / f"{name}.ptx")
+        shutil.rmtree(folder / name)
     _run(["g++", "-shared", *objects, "-o", folder / f"_cuda{_suffix()}"])
 
 

@@ -8,10 +8,9 @@ import os
 import shutil
 import site
 import subprocess
-import tempfile
 from pathlib import Path
 
-CACHE = Path(tempfile.gettempdir()) / f"gpu-code-{os.getuid()}"
+from gpu_code.kept import kept
 
 
 @functools.lru_cache
@@ -48,13 +47,11 @@ def ptx(source: Path, *flags: str, arch: int = 80) -> str:
     command = [find(), "-ptx", f"-arch=compute_{arch}", "-lineinfo", "-O3", "-std=c++17", *flags]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
     key = "\n".join([*map(str, command), version, str(source), source.read_text()])
-    kept = CACHE / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.ptx"
-    if not kept.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            made = Path(folder, kept.name)
-            run = subprocess.run([*command, "-o", made, source], capture_output=True, text=True)
-            if run.returncode:
-                raise RuntimeError(f"nvcc refuses {source.name}:\n{run.stderr}")
-            made.replace(kept)
-    return kept.read_text()
+    name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.ptx"
+
+    def make(path: Path) -> None:
+        run = subprocess.run([*command, "-o", path, source], capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(f"nvcc refuses {source.name}:\n{run.stderr}")
+
+    return kept(name, make).read_text()

@@ -55,7 +55,7 @@ def _rows(operation, inputs, count):
         )
     else:
         out = harness.public(operation)(**inputs | leaves)
-        generator = torch.Generator().manual_seed(1)
+        generator = harness.seeds.generator(1)
         dout = torch.randn(sum(LENGTHS), *out.shape[1:], generator=generator).to(out.dtype)
         gradients = (
             torch.autograd.grad(out, list(leaves.values()), dout[: len(out)]) if given else ()

@@ -12,11 +12,12 @@ from bertfast import dispatch, ops
 from bertfast.ops._contract import CONTRACTS
 from bertfast.tuning import bounds
 from bertfast.tuning.accuracy import Expected, compare
-from bertfast.tuning.inputs import Case, make_gradient, make_inputs
+from bertfast.tuning.inputs import make_gradient, make_inputs
 
-from . import formulas
-from .cases import CASES, timed_cases
+from . import formulas, seeds
+from .cases import CASES, Case, timed_cases
 from .mutations import mutations
+from .near import near
 
 __all__ = [
     "CASES",
@@ -36,11 +37,13 @@ __all__ = [
     "make_gradient",
     "make_inputs",
     "mutations",
+    "near",
     "op",
     "other_bits",
     "public",
     "refusal",
     "refuses",
+    "seeds",
     "timed_cases",
 ]
 

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from bertfast.tuning.inputs import Case
+from dataclasses import dataclass, field
+
+from bertfast.tuning import inputs
+
+from .seeds import seed
+
+
+@dataclass(frozen=True)
+class Case(inputs.Case):
+    """A case whose inputs follow from the seed of the run."""
+
+    seed: int = field(default_factory=seed)
+
+    def __str__(self) -> str:
+        return super().__str__()
+
 
 _PRODUCT = [
     Case("tiny", (1,), 7, 5),

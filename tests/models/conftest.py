@@ -17,6 +17,7 @@ import transformers
 import bertfast
 from bertfast import BertConfig, BertModel, dispatch
 from bertfast.explain import table
+from models.ecosystem import SPREAD
 from models.matrix import Matrix, way_of
 
 TINY = {
@@ -47,14 +48,6 @@ def pytest_collection_modifyitems(config, items):
         long = [item for item in items if item.get_closest_marker("ecosystem_long")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -97,7 +90,7 @@ def ours():
         model = BertModel(BertConfig(**{**TINY, **fields}))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.3)
+                parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, SPREAD)
         return model.to(dtype).eval()
 
     return make
@@ -125,7 +118,7 @@ def head():
         model = getattr(bertfast, name)(BertConfig(**{**TINY, **fields}))
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                parameter.normal_(1.0 if key.endswith("LayerNorm.weight") else 0.0, 0.3)
+                parameter.normal_(1.0 if key.endswith("LayerNorm.weight") else 0.0, SPREAD)
         return model.to(dtype).eval()
 
     return make

@@ -1,17 +1,21 @@
 """What the ecosystem's tests share: small models of transformers and ours with the same weights, ragged data, and
-comparisons on real tokens."""
+comparisons on real tokens, by the accuracy check: what transformers' class gives in float64 is exact, what it gives in
+the dtype under test is eager torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 
 import bertfast
+from harness import near, seeds
 
 TINY = {
     "vocab_size": 99,
@@ -24,6 +28,9 @@ TINY = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+# Every term counts, and attention's logits have a deviation of about 4. With 0.3 it is 15, and softmax so sharp that
+# a single rounding decides the error of a whole run: it is ours or transformers' by luck, and four times as large.
+SPREAD = 0.15
 HEADS = (
     "BertForMaskedLM",
     "BertForMultipleChoice",
@@ -33,7 +40,6 @@ HEADS = (
     "BertForSequenceClassification",
     "BertForTokenClassification",
 )
-TOLERANCE = 1e-5
 LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 
 
@@ -45,11 +51,11 @@ def small_config(name: str = "BertModel", **fields: Any) -> transformers.BertCon
 def theirs_of(name: str = "BertModel", **fields: Any) -> nn.Module:
     """A small model of transformers whose every term counts, without dropout, in eval mode."""
     model = getattr(transformers, name)(small_config(name, **fields))
-    generator = torch.Generator().manual_seed(11)
+    generator = seeds.generator(11)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             norm = key.endswith("LayerNorm.weight")
-            parameter.normal_(1.0 if norm else 0.0, 0.3, generator=generator)
+            parameter.normal_(1.0 if norm else 0.0, SPREAD, generator=generator)
     return model.eval()
 
 
@@ -63,7 +69,7 @@ def pair(name: str = "BertModel", **fields: Any) -> tuple[nn.Module, nn.Module]:
 
 def examples(name: str, count: int = 12, seed: int = 0) -> list[dict[str, Any]]:
     """Texts of 3 to 20 tokens as lists, with the labels that a head of that name takes."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
 
     def draw(low: int, high: int, size: int = 1) -> list[int]:
         return torch.randint(low, high, (size,), generator=generator).tolist()
@@ -124,68 +130,136 @@ def unlabelled(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in batch.items() if key not in LABELS}
 
 
-def close(got: Tensor, want: Tensor, tolerance: float = TOLERANCE, what: str = "") -> None:
-    """The largest error is at most `tolerance` times the largest value that is wanted, or times 1."""
-    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
-    assert got.dtype == want.dtype, f"{what}: {got.dtype}, not {want.dtype}"
-    got, want = got.detach().double(), want.detach().double()
-    error = (got - want).abs().max().item() if want.numel() else 0.0
-    scale = max(1.0, want.abs().max().item()) if want.numel() else 1.0
-    assert error <= tolerance * scale, f"{what}: error {error:.2e} of values up to {scale:.2e}"
+def in_float64(value: Any) -> Any:
+    """A copy of a model, or of tensors in mappings, whose floating-point numbers are float64."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).double()
+    if isinstance(value, Mapping):
+        return {key: in_float64(part) for key, part in value.items()}
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def differing(got: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    """The names of a run's tensors whose bits differ."""
+    assert got.keys() == want.keys()
+    mine, other = (
+        {k: [v] if isinstance(v, Tensor) else v for k, v in output.items()}
+        for output in (got, want)
+    )
+    return [key for key in other if not all(map(torch.equal, mine[key], other[key]))]
+
+
+def real_tokens(output: Mapping[str, Any], mask: Tensor) -> dict[str, Any]:
+    """Every output, of what has a value a token those of real tokens."""
+
+    def real(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return [real(part) for part in value]
+        return value[mask != 0] if value.shape[:2] == mask.shape else value
+
+    return {key: real(value) for key, value in output.items()}
 
 
 def same_output(
-    got: Mapping[str, Any], want: Mapping[str, Any], mask: Tensor, tolerance: float = TOLERANCE
+    got: Mapping[str, Any],
+    theirs: nn.Module,
+    batch: Mapping[str, Tensor],
+    exact: nn.Module | None = None,
+    **options: Any,
 ) -> None:
-    """Every output of transformers' is there and close, at real tokens where it has a value a token."""
+    """Every output of transformers' model for that batch is there and near; `exact`: in float64, else a copy."""
+    exact = in_float64(theirs) if exact is None else exact
+    right = exact(**in_float64(batch), **options)
+    if next(theirs.parameters()).dtype == torch.float64:
+        theirs = copy.deepcopy(theirs).float()
+    want = theirs(**batch, **options)
     assert type(got) is type(want)
     assert list(got) == list(want)
-    for key, value in want.items():
-        parts = (
-            [(got[key], value)] if isinstance(value, Tensor) else zip(got[key], value, strict=True)
-        )
-        for ours, theirs in parts:
-            if theirs.shape[:2] == mask.shape:
-                ours, theirs = ours[mask != 0], theirs[mask != 0]
-            close(ours, theirs, tolerance, key)
+    near("output", *(real_tokens(o, batch["attention_mask"]) for o in (got, right, want)))
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def same_gradients(
-    ours: nn.Module, theirs: nn.Module, tolerance: float = TOLERANCE, least: int = 1
-) -> None:
-    """The same parameters have a gradient, `least` or more, and the gradients are close."""
+def same_gradients(ours: nn.Module, theirs: nn.Module, exact: nn.Module, least: int = 1) -> None:
+    """The same parameters have a gradient, `least` or more, and the gradients are near."""
     got, want = gradients(ours), gradients(theirs)
     assert got.keys() == want.keys()
     assert len(want) >= least
-    for name, value in want.items():
-        close(got[name], value, tolerance, f"gradient of {name}")
+    near("gradients", got, gradients(exact), want)
 
 
-def same_weights(ours: nn.Module, theirs: nn.Module, tolerance: float = TOLERANCE) -> None:
+def same_weights(ours: nn.Module, theirs: nn.Module, exact: nn.Module | None = None) -> None:
+    """Weights that both learnt are near, where `exact` learnt them in float64; else they are equal."""
     got, want = ours.state_dict(), theirs.state_dict()
     assert got.keys() == want.keys()
     for name, value in want.items():
-        close(got[name], value, tolerance, name)
+        assert got[name].dtype == value.dtype, name
+        assert exact is not None or torch.equal(got[name], value), name
+    if exact is not None:
+        near("weights", got, exact.state_dict(), want)
+
+
+def backward(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+    """The output for the batch, after its loss was differentiated where there is one."""
+    output = model(**batch)
+    if output.get("loss") is not None and output.loss.requires_grad:
+        output.loss.backward()
+    return output
 
 
 def same_calls(
-    theirs, ours, way, expected, name="BertForSequenceClassification", tolerance=TOLERANCE
-):
+    theirs: nn.Module,
+    ours: nn.Module,
+    way,
+    expected: str,
+    name: str = "BertForSequenceClassification",
+    exact: nn.Module | None = None,
+) -> None:
     """Of one batch: the outputs; and gradients, where there is a loss and parameters learn."""
-    batch = ragged(name)
+    batch, exact = ragged(name), in_float64(theirs) if exact is None else exact
     with way(expected):
-        got = ours(**batch)
-        if got.get("loss") is not None and got.loss.requires_grad:
-            got.loss.backward()
-    want = theirs(**batch)
-    if want.get("loss") is not None and want.loss.requires_grad:
-        want.loss.backward()
-        same_gradients(ours, theirs, tolerance)
-    same_output(got, want, batch["attention_mask"], tolerance)
+        got = backward(ours, batch)
+    want, right = backward(theirs, batch), backward(exact, in_float64(batch))
+    assert type(got) is type(want)
+    assert list(got) == list(want)
+    near("output", *(real_tokens(o, batch["attention_mask"]) for o in (got, right, want)))
+    if gradients(theirs):
+        same_gradients(ours, theirs, exact)
+
+
+def same_answers(got: Any, want: Any, exact: Any) -> None:
+    """The same lists, dicts and strings; numbers are near those of a pipeline in float64."""
+    assert shape_of(got) == shape_of(want)
+    found = (torch.tensor(list(numbers(value)), dtype=torch.float64) for value in (got, exact))
+    near("answers", *(value.float() for value in found), torch.tensor(list(numbers(want))))
+
+
+def shape_of(value: Any) -> Any:
+    """An answer, its numbers left out."""
+    if isinstance(value, dict):
+        return {key: shape_of(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value), [shape_of(part) for part in value]
+    return type(value) if isinstance(value, float | np.floating) else value
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from numbers(part)
+    elif isinstance(value, float | np.floating):
+        yield float(value)
+
+
+def exact_pipeline(answer: transformers.Pipeline) -> transformers.Pipeline:
+    """A copy of a pipeline whose model computes in float64."""
+    made = copy.copy(answer)
+    made.model = in_float64(answer.model)
+    return made
 
 
 def tiny_tokenizer(folder: Path) -> transformers.BertTokenizerFast:

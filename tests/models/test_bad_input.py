@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bertfast import ArgumentError, UnsupportedError, dispatch
+from harness import seeds
 
-IDS = torch.randint(1, 99, (2, 5))
+IDS = seeds.token_ids(2, 5)
 ONES = torch.ones(2, 5)
 STARTS = torch.tensor([0, 2, 5], dtype=torch.int32)
 ROW = {"input_ids": IDS[:1], "cu_seq_lens_q": STARTS}

@@ -12,7 +12,8 @@ import torch
 import torch.distributed
 
 from bertfast.explain import table
-from models.ecosystem import close, collate, gradients, pair
+from harness import near
+from models.ecosystem import collate, gradients, in_float64, theirs_of
 from models.matrix import way_of
 from models.two_processes import CASES, RATE, STEPS, many_texts, rows_of, with_lora
 
@@ -44,10 +45,11 @@ def found(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-def single(name: str, lora: bool) -> tuple[list[torch.Tensor], dict, dict]:
-    """transformers' class in one process: (losses by rank, gradients, weights)."""
-    model = pair(name)[0].train()
+def single(name: str, lora: bool, exact: bool) -> list[dict]:
+    """transformers' class in one process, in float64 where `exact`: by rank {losses, gradients, weights}."""
+    model = theirs_of(name).train()
     model = with_lora(model) if lora else model
+    model = in_float64(model) if exact else model
     optimizer, losses = torch.optim.SGD(model.parameters(), RATE), [[], []]
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -56,26 +58,25 @@ def single(name: str, lora: bool) -> tuple[list[torch.Tensor], dict, dict]:
             (loss / 2).backward()
             losses[rank].append(loss.detach())
         optimizer.step()
-    return [torch.stack(part) for part in losses], gradients(model), dict(model.named_parameters())
+    learnt = {"gradients": gradients(model), "weights": dict(model.named_parameters())}
+    return [{"losses": torch.stack(part), **learnt} for part in losses]
 
 
 @pytest.fixture(scope="module")
 def wanted():
+    """By class, LoRA or not, and rank: (exact, eager)."""
     kinds = {(row[0], "LoRA" in case) for case, row in CASES.items()}
-    return {kind: single(*kind) for kind in kinds}
+    runs = {kind: (single(*kind, exact=True), single(*kind, exact=False)) for kind in kinds}
+    return {kind: list(zip(*both, strict=True)) for kind, both in runs.items()}
 
 
 @pytest.mark.tool("torch distributed", "{case}: losses, gradients and weights of one process")
 @pytest.mark.parametrize("case", [case for case in CASES if "bf16" not in case])
 def test_parity(case, found, wanted, request):
-    losses, grads, weights = wanted[CASES[case][0], "LoRA" in case]
-    for rank, results in enumerate(found):
+    by_rank = wanted[CASES[case][0], "LoRA" in case]
+    for results, (exact, eager) in zip(found, by_rank, strict=True):
         got = results[case]
-        close(got["losses"], losses[rank], what="losses")
-        for key, want in (("gradients", grads), ("weights", weights)):
-            assert got[key].keys() == want.keys()
-            for name, value in want.items():
-                close(got[key][name], value, what=f"{key}: {name}")
+        near(case, {key: got[key] for key in exact}, exact, eager)
         way = way_of(got["log"])
         assert way == WAYS.get(case, "fused"), table(got["log"])
         request.node.user_properties.append(("way", way))
@@ -90,16 +91,14 @@ def test_layers_get_the_packed_stream(case, found):
         assert count == 2 * STEPS * (2 if "checkpointing" in case else 1), table(log)
 
 
-@pytest.mark.tool(
-    "torch distributed", "FSDP2 bf16: an error against float64 of at most transformers'"
-)
+@pytest.mark.tool("torch distributed", "FSDP2 bf16: logits by the accuracy check")
 def test_bf16(found, request):
     case = "FSDP2 bf16"
-    exact = pair(CASES[case][0])[0].double()
+    exact = in_float64(theirs_of(CASES[case][0]))
     with torch.no_grad():
         want = exact(**many_texts()).logits
     for results in found:
         ours, theirs = (results[key]["logits"] for key in (case, f"{case}, transformers"))
-        assert (ours - want).abs().mean() <= 1.1 * (theirs - want).abs().mean()
+        near(case, ours, want, theirs, rounded=torch.bfloat16)
         assert way_of(results[case]["log"]) == "fused", table(results[case]["log"])
     request.node.user_properties.append(("way", "fused"))

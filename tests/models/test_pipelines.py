@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy
 import pytest
 import torch
 import transformers
@@ -10,7 +9,8 @@ from transformers import pipeline
 from transformers.pipelines import SUPPORTED_TASKS
 
 import bertfast
-from models.ecosystem import TOLERANCE, checkpoint, tiny_tokenizer
+from harness import near
+from models.ecosystem import checkpoint, exact_pipeline, same_answers, tiny_tokenizer
 
 TEXTS = ["a man is eating the food", "ok", "the dog, singing in a long night of rain, is no dog?"]
 MASKED = ["a man is [MASK] the food", "[MASK] is", "the [MASK] sings in a long night [MASK] rain"]
@@ -31,22 +31,6 @@ CASES = {  # task -> (our class, fields of its config, the input, arguments of t
         {"candidate_labels": ["a dog", "the rain", "food"]},
     ),
 }
-
-
-def same(got, want) -> None:
-    """The same lists, dicts and strings, and numbers that are close."""
-    assert type(got) is type(want)
-    if isinstance(want, dict):
-        assert list(got) == list(want)
-        got, want = list(got.values()), list(want.values())
-    if isinstance(want, list | tuple):
-        assert len(got) == len(want)
-        for ours, theirs in zip(got, want, strict=True):
-            same(ours, theirs)
-    elif isinstance(want, float | numpy.floating):
-        assert abs(got - want) <= TOLERANCE * max(1.0, abs(want))
-    else:
-        assert got == want
 
 
 @pytest.fixture(params=CASES)
@@ -78,22 +62,27 @@ def test_pipeline(case, batch_size, way):
     with torch.no_grad():
         if task == "feature-extraction" and batch_size > 1:
             # its rows are as long as the batch: transformers' have numbers at padding
-            want = [rows for text in texts for rows in answer(text)]
-            check = unpadded
+            exact, want = (
+                [made(text)[0] for text in texts] for made in (exact_pipeline(answer), answer)
+            )
         else:
-            want, check = run(answer, texts, call, batch_size), same
+            exact, want = (
+                run(made, texts, call, batch_size) for made in (exact_pipeline(answer), answer)
+            )
+
+        def check(made):
+            got = run(made, texts, call, batch_size)
+            if task == "feature-extraction" and batch_size > 1:
+                got = [rows[0][: len(right)] for rows, right in zip(got, want, strict=True)]
+            same_answers(got, want, exact)
+
         with way("fused"):
-            check(run(own, texts, call, batch_size), want)
+            check(own)
         assert bertfast.optimize(answer).switched
         with way("fused"):
-            check(run(answer, texts, call, batch_size), want)
+            check(answer)
         bertfast.restore(answer)
-        check(run(answer, texts, call, batch_size), want)
-
-
-def unpadded(got, want) -> None:
-    for rows, expected in zip(got, want, strict=True):
-        same(rows[0][: len(expected)], expected)
+        check(answer)
 
 
 @pytest.mark.tool("transformers pipelines", "AutoModel classes that know bertfast's")
@@ -103,21 +92,32 @@ def test_auto_classes(tmp_path, way, monkeypatch):
     mapping = kind._model_mapping
     monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
     folder = str(checkpoint("BertForMaskedLM", tmp_path))
-    want = pipeline("fill-mask", folder, device="cpu")(MASKED)
+    theirs = pipeline("fill-mask", folder, device="cpu")
+    want, exact = theirs(MASKED), exact_pipeline(theirs)(MASKED)
     kind.register(transformers.BertConfig, bertfast.BertForMaskedLM, exist_ok=True)
     answer = pipeline("fill-mask", folder, device="cpu")
     assert type(answer.model) is bertfast.BertForMaskedLM
     with way("fused"):
-        same(answer(MASKED), want)
+        same_answers(answer(MASKED), want, exact)
 
 
-@pytest.mark.tool("transformers pipelines", "bf16 weights: the same words first")
+@pytest.mark.tool("transformers pipelines", "bf16 weights: every word's probability")
 def test_bf16(tmp_path, way):
     folder = str(checkpoint("BertForMaskedLM", tmp_path))
-    answers = []
+    found = []
     for kind in (transformers.BertForMaskedLM, bertfast.BertForMaskedLM):
         model = kind.from_pretrained(folder, dtype=torch.bfloat16)
         answer = pipeline("fill-mask", model, tokenizer=tiny_tokenizer(tmp_path), device="cpu")
-        with way("fused") if answers else torch.no_grad():
-            answers.append(answer(MASKED[0], top_k=1)[0]["token_str"])
-    assert answers[0] == answers[1]
+        if not found:
+            found.append(probabilities(exact_pipeline(answer)))
+        with way("fused") if len(found) == 2 else torch.no_grad():
+            found.append(probabilities(answer))
+    exact, eager, got = found
+    near("probabilities", got, exact, eager, rounded=torch.bfloat16)
+
+
+def probabilities(answer) -> torch.Tensor:
+    """Of all words for the first mask, in the order of their indices."""
+    found = answer(MASKED[0], top_k=answer.model.config.vocab_size)
+    found = sorted(found, key=lambda word: word["token"])
+    return torch.tensor([word["score"] for word in found])

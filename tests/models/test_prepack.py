@@ -10,8 +10,10 @@ import torch
 
 import bertfast
 from bertfast import BertModel, UnsupportedError, extension
+from harness import near, seeds
+from models.ecosystem import in_float64
 
-IDS = torch.randint(1, 99, (2, 9))
+IDS = seeds.token_ids(2, 9)
 NATIVE = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
 
 
@@ -182,8 +184,8 @@ def test_weights_that_change_are_seen(ours, change):
             change(model)
         after = model(IDS)[0]
         with bertfast.use_backend("reference"):
-            assert (after - model(IDS)[0]).abs().max() < 1e-4
-    assert (after - before).abs().max() > 1e-3
+            near("states", after, in_float64(model)(IDS)[0], model(IDS)[0])
+    assert (after - before).abs().max() > 1e-3  # far beyond what rounding does
 
 
 def test_explain(ours):

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 
 import pytest
 import torch
 import transformers
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 import bertfast
-from models.ecosystem import HEADS, close, collate, examples, pair, ragged, same_weights
+from harness import near, seeds
+from models.ecosystem import (
+    HEADS,
+    collate,
+    examples,
+    in_float64,
+    pair,
+    ragged,
+    same_weights,
+)
+from models.recorded import Recorded
 
 EXAMPLES = 12
 
@@ -32,15 +43,15 @@ def arguments(folder, **fields) -> TrainingArguments:
         "adam_epsilon": 1e-3,
         "max_grad_norm": 1.0,
         "remove_unused_columns": False,
-        "seed": 3,
+        "seed": seeds.seed(),
     }
     return TrainingArguments(**{**given, **fields})
 
 
-def trainer(model, folder, name=None, data=None, **fields) -> Trainer:
+def trainer(model, folder, name=None, data=None, **fields) -> Recorded:
     own = {key: fields.pop(key) for key in ("compute_metrics", "callbacks") if key in fields}
     data = data or examples(name or type(model).__name__, EXAMPLES)
-    return Trainer(
+    return Recorded(
         *(model, arguments(folder, **fields), collate),
         train_dataset=data,
         eval_dataset=data[:6],
@@ -48,30 +59,31 @@ def trainer(model, folder, name=None, data=None, **fields) -> Trainer:
     )
 
 
-def losses(made: Trainer, key: str = "loss") -> torch.Tensor:
-    found = torch.tensor([row[key] for row in made.state.log_history if key in row])
-    assert len(found) > 0
-    return found
+def norms(made: Recorded) -> list[float]:
+    return [row["grad_norm"] for row in made.state.log_history if "grad_norm" in row]
 
 
-def norms(made: Trainer) -> torch.Tensor:
-    return losses(made, "grad_norm")
+def learnt(made: Recorded) -> dict:
+    """Losses, norms of gradients and weights after a training."""
+    assert made.losses
+    dtype = next(made.model.parameters()).dtype
+    scores = {"norm": torch.tensor(norms(made), dtype=dtype)}
+    return {"loss": made.losses, **scores, "weights": made.model.state_dict()}
 
 
-def same_training(theirs, ours, way, folder, expected="fused", tolerance=1e-5, **fields):
-    """Trains both with the same arguments: equal losses, norms of gradients and weights. Returns both trainers."""
+def same_training(theirs, ours, way, folder, expected="fused", **fields):
+    """Trains both with the same arguments, and transformers' in float64: losses, norms of gradients and weights."""
     before = copy.deepcopy(theirs.state_dict())
-    made = [trainer(theirs, folder, **copy.copy(fields))]  # which sets the seed
-    made[0].train()
-    made.append(trainer(ours, folder, **copy.copy(fields)))
-    with way(expected):
-        made[1].train()
-    close(losses(made[1]), losses(made[0]), tolerance, "losses")
-    close(norms(made[1]), norms(made[0]), tolerance, "norms of gradients")
-    same_weights(ours, theirs, tolerance)
-    moved = max((theirs.state_dict()[k] - v).abs().max().item() for k, v in before.items())
+    found = []
+    for model in (in_float64(theirs), theirs, ours):
+        made = trainer(model, folder, **copy.copy(fields))  # which sets the seed
+        with way(expected) if model is ours else contextlib.nullcontext():
+            made.train()
+        found.append(learnt(made))
+    exact, eager, got = found
+    near("training", got, exact, eager)
+    moved = max((exact["weights"][k] - v).abs().max().item() for k, v in before.items())
     assert moved > 1e-3, "nothing was learnt, so nothing was compared"
-    return made
 
 
 @pytest.mark.tool("transformers Trainer", "losses, gradients and weights of all seven heads")
@@ -160,17 +172,19 @@ def test_remove_unused_columns(way, tmp_path):
 
     rows = [{**row, "text": "not for the model"} for row in examples("BertForTokenClassification")]
     data = datasets.Dataset.from_list(rows)
-    made = []
-    for model in pair("BertForTokenClassification"):
-        run = Trainer(
+    found = []
+    theirs, ours = pair("BertForTokenClassification")
+    for model in (in_float64(theirs), theirs, ours):
+        run = Recorded(
             *(model, arguments(tmp_path, remove_unused_columns=True), collate), train_dataset=data
         )
         kept = next(iter(run.get_train_dataloader())).keys()
         assert set(kept) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
-        with way("fused") if made else torch.enable_grad():
+        with way("fused") if model is ours else contextlib.nullcontext():
             run.train()
-        made.append(run)
-    close(losses(made[1]), losses(made[0]))
+        found.append(learnt(run))
+    exact, eager, got = found
+    near("training", got, exact, eager)
 
 
 def largest(prediction):
@@ -184,14 +198,18 @@ def largest(prediction):
 @pytest.mark.tool("transformers Trainer", "evaluate, predict and compute_metrics")
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForSequenceClassification"])
 def test_metrics(name, way, tmp_path):
-    theirs, ours = (trainer(m, tmp_path, compute_metrics=largest) for m in pair(name))
-    want = theirs.evaluate()
-    with way("fused"):
-        got = ours.evaluate()
-        predicted = ours.predict(examples(name, 3)).predictions
-    for key in ("eval_loss", "eval_real"):
-        close(torch.tensor(got[key]), torch.tensor(want[key]), what=key)
-    assert predicted.shape == theirs.predict(examples(name, 3)).predictions.shape
+    theirs, ours = pair(name)
+    found, shapes = [], []
+    for model in (in_float64(theirs), theirs, ours):
+        run = trainer(model, tmp_path, compute_metrics=largest)
+        with way("fused") if model is ours else contextlib.nullcontext():
+            told = run.evaluate()
+            shapes.append(run.predict(examples(name, 3)).predictions.shape)
+        keys = ("eval_loss", "eval_real")
+        found.append({key: torch.tensor(told[key], dtype=model.dtype) for key in keys})
+    exact, eager, got = found
+    near("metrics", got, exact, eager)
+    assert shapes[1] == shapes[2]
 
 
 @pytest.mark.tool(
@@ -204,25 +222,33 @@ def test_checkpoints(name, way, tmp_path):
     fields = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     fields |= {"load_best_model_at_end": True, "max_steps": 6, "lr_scheduler_type": "constant"}
     fields |= {"metric_for_best_model": "eval_loss"}
-    want = trainer(theirs, tmp_path / "theirs", **fields)
+    exact, want = (
+        trainer(model, tmp_path / folder, **fields)
+        for folder, model in (("exact", in_float64(theirs)), ("theirs", theirs))
+    )
+    exact.train()
     want.train()
     first = copy.deepcopy(ours)
     with way("fused"):
-        trainer(first, tmp_path / "ours", **{**fields, "max_steps": 2}).train()
+        begun = trainer(first, tmp_path / "ours", **{**fields, "max_steps": 2})
+        begun.train()
         got = trainer(ours, tmp_path / "ours", **fields)
         got.train(resume_from_checkpoint=str(tmp_path / "ours" / "checkpoint-2"))
-    close(losses(got), losses(want))
     best = [made.state.best_model_checkpoint.rpartition("-")[2] for made in (got, want)]
     assert best[0] == best[1]
-    same_weights(ours, theirs)
+    near("losses", begun.losses + got.losses, exact.losses, want.losses)
+    same_weights(ours, theirs, exact.model)
     for module in (transformers, bertfast):
         kind = getattr(module, name)
         loaded, info = kind.from_pretrained(
             tmp_path / "ours" / "checkpoint-6", output_loading_info=True
         )
         assert not any(info.values()), info
-        last = kind.from_pretrained(tmp_path / "theirs" / "checkpoint-6")
-        same_weights(loaded, last)
+        last, right = (
+            kind.from_pretrained(tmp_path / folder / "checkpoint-6")
+            for folder in ("theirs", "exact")
+        )
+        same_weights(loaded, last, right.double())
         if name == "BertForMaskedLM":
             words = loaded.get_input_embeddings().weight
             assert loaded.cls.predictions.decoder.weight is words
@@ -235,29 +261,28 @@ def test_checkpoint_of_the_other(name, way, tmp_path):
     fields = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
     start = copy.deepcopy(theirs)
     trainer(start, tmp_path, max_steps=2, **fields).train()
-    runs = []
-    for model in (theirs, ours):
-        runs.append(trainer(model, tmp_path / type(model).__module__, max_steps=4, **fields))
-        with way("fused") if model is ours else torch.enable_grad():
-            runs[-1].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    close(losses(runs[1]), losses(runs[0]))
-    same_weights(ours, theirs)
+    found = []
+    for place, model in enumerate((in_float64(theirs), theirs, ours)):
+        run = trainer(model, tmp_path / str(place), max_steps=4, **fields)
+        with way("fused") if model is ours else contextlib.nullcontext():
+            run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        found.append(learnt(run))
+    exact, eager, got = found
+    near("training", got, exact, eager)
 
 
-@pytest.mark.tool("transformers Trainer", "bf16 autocast, within twice transformers' error")
+@pytest.mark.tool("transformers Trainer", "bf16 autocast, by the accuracy check")
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForSequenceClassification"])
 def test_bf16(name, way, tmp_path):
-    """Against a run in float64."""
-    exact, _ = pair(name)
     theirs, ours = pair(name)
-    runs = [trainer(exact.double(), tmp_path)]
+    runs = [trainer(in_float64(theirs), tmp_path)]
     runs += [trainer(model, tmp_path, bf16=True) for model in (theirs, ours)]
     for run in runs[:2]:
         run.train()
     with way("fused"):
         runs[2].train()
-    want, their, our = (losses(run).double() for run in runs)
-    assert (our - want).abs().max() <= 2 * (their - want).abs().max() + 1e-4
+    exact, eager, got = map(learnt, runs)
+    near("training", got, exact, eager, rounded=torch.bfloat16)
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
 
 
@@ -282,28 +307,27 @@ def test_gradient_accumulation(name, way, tmp_path):
     small["gradient_accumulation_steps"] = 3
     rule = {"optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 0.0, "max_steps": 2}
     theirs, ours = pair(name)
-    other = copy.deepcopy(theirs)
-    trainer(theirs, tmp_path, **large, **rule).train()
+    exact, other = in_float64(theirs), copy.deepcopy(theirs)
+    for model in (exact, theirs):
+        trainer(model, tmp_path, **large, **rule).train()
     with way("fused"):
         trainer(ours, tmp_path, **small, **rule).train()
-    same_weights(ours, theirs)
+    same_weights(ours, theirs, exact)
     trainer(other, tmp_path, **small, **rule).train()
     with pytest.raises(AssertionError, match="error"):
-        same_weights(other, theirs)
+        same_weights(other, theirs, exact)
 
 
 def test_num_items_in_batch_divides(way):
     """The same by hand: parts of a batch, with the labels of the whole."""
-    _, ours = pair("BertForMaskedLM")
+    theirs, ours = pair("BertForMaskedLM")
     ours.train()
     rows = examples("BertForMaskedLM", 6)
     whole, parts = collate(rows), [collate(rows[:1]), collate(rows[1:])]
     count = (whole["labels"] != -100).sum()
     with way("fused"):
-        want = ours(**whole).loss
         got = sum(ours(**part, num_items_in_batch=count).loss for part in parts)
-    close(got, want)
-    theirs, _ = pair("BertForMaskedLM")
+    near("loss", got, in_float64(theirs)(**whole).loss, theirs(**whole).loss)
     assert abs(theirs(**parts[1], num_items_in_batch=count).loss - theirs(**parts[1]).loss) == 0
 
 
@@ -324,7 +348,7 @@ def test_dropout(way, tmp_path):
         with way("fused"):
             run = trainer(model, tmp_path)
             run.train()
-        runs.append(losses(run))
+        runs.append(torch.stack(run.losses))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -332,7 +356,8 @@ def test_dropout(way, tmp_path):
 @pytest.mark.tool("torch optimizers", "an ordinary loop, clipped and accumulated by hand")
 def test_own_loop(way):
     theirs, ours = pair("BertForTokenClassification")
-    for model in (theirs, ours):
+    exact = in_float64(theirs)
+    for model in (exact, theirs, ours):
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, eps=1e-3)
         model.train()
         with way("fused") if model is ours else torch.enable_grad():
@@ -342,4 +367,4 @@ def test_own_loop(way):
                     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
                     optimizer.zero_grad()
-    same_weights(ours, theirs)
+    same_weights(ours, theirs, exact)

@@ -26,9 +26,14 @@ import sys
 import types
 import unittest
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from models.ecosystem import SPREAD, exact_pipeline, same_answers
 
 COMMON = "transformers_tests"  # the folder as a package, whose name nothing else has
 
@@ -181,16 +186,16 @@ class TransformersSuite(modeling.ModelTesterMixin, training.TrainingTesterMixin,
             ours = CLASSES[name](copy.deepcopy(config))
             with torch.no_grad():
                 for parameter in theirs.parameters():
-                    parameter.normal_(std=0.3)
+                    parameter.normal_(std=SPREAD)
             ours.load_state_dict(theirs.state_dict())
-            results = [
-                transformers.pipeline(task, model=model.eval(), tokenizer=tokenizer, device="cpu")(
-                    TEXTS, **options
-                )
+            theirs, ours = (
+                transformers.pipeline(task, model=model.eval(), tokenizer=tokenizer, device="cpu")
                 for model in (theirs, ours)
-            ]
+            )
             with self.subTest(task):
-                _assert_same(*results)
+                exact = exact_pipeline(theirs)
+                got, want, right = (made(TEXTS, **options) for made in (ours, theirs, exact))
+                same_answers(got, want, right)
 
 
 @contextlib.contextmanager
@@ -207,19 +212,3 @@ def _engine() -> Iterator[None]:
 
 def _shapes(outputs) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in outputs.items()}
-
-
-def _assert_same(theirs, ours) -> None:
-    """Nested lists and dictionaries, whose numbers may differ by rounding."""
-    assert type(theirs) is type(ours)
-    if isinstance(theirs, dict):
-        assert list(theirs) == list(ours)
-        theirs, ours = list(theirs.values()), list(ours.values())
-    if isinstance(theirs, list):
-        assert len(theirs) == len(ours)
-        for pair in zip(theirs, ours, strict=True):
-            _assert_same(*pair)
-    elif isinstance(theirs, str | int):
-        assert theirs == ours
-    else:
-        assert abs(theirs - ours) <= 1e-5

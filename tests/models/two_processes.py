@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bertfast import dispatch
+from harness import seeds
 from models.ecosystem import collate, examples, pair
 
 STEPS, ROWS, RATE = 2, 8, 0.02
@@ -34,7 +35,7 @@ def rows_of(name: str, step: int, rank: int) -> list[dict]:
 
 
 def many_texts() -> dict[str, torch.Tensor]:
-    """For what has to be judged by the mean of its errors."""
+    """For errors whose mean says more than chance does."""
     return collate(examples("BertForSequenceClassification", 48, seed=9))
 
 
@@ -46,7 +47,7 @@ def checkpointed(model: torch.nn.Module) -> None:
 def with_lora(model: torch.nn.Module) -> torch.nn.Module:
     import peft
 
-    torch.manual_seed(4)
+    seeds.restart(4)
     fields = {"r": 2, "target_modules": ["query", "dense"], "init_lora_weights": False}
     peft.inject_adapter_in_model(peft.LoraConfig(**fields), model)
     return model

@@ -21,10 +21,11 @@ from bertfast.ops import _weights  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from harness import CASES, make_gradient, make_inputs, public, refusal  # noqa: E402
+from harness import CASES, make_gradient, make_inputs, public, refusal, seeds  # noqa: E402
 
 assert extension.cpu is module
 torch.set_num_threads(2)
+seeds.restart()
 
 if sys.argv[2:] == ["overflow"]:  # the sanitizer must see one row too many
     weight, buffer = torch.randn(32, 16), torch.empty(32 * 16)

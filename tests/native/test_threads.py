@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bertfast import dispatch, extension, ops
-from harness import CASES, OPERATIONS, make_gradient, make_inputs, public, refusal
+from harness import CASES, OPERATIONS, make_gradient, make_inputs, public, refusal, seeds
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 forks = pytest.mark.skipif(
@@ -39,7 +39,8 @@ def _threads():
 
 
 def in_fresh_process(program: str) -> str:
-    command = [sys.executable, "-c", LINEAR + program]
+    seeded = f"import torch\ntorch.manual_seed({seeds.seed()})\n"
+    command = [sys.executable, "-c", seeded + LINEAR + program]
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1]),

@@ -1,4 +1,4 @@
-"""The accuracy check of bertfast.accuracy itself: what it lets pass and what it does not."""
+"""The accuracy check itself (bertfast.tuning.accuracy): what it lets pass and what it does not."""
 
 from __future__ import annotations
 
@@ -52,3 +52,49 @@ def test_no_number_is_no_result(value):
     got[300, 0] = value
     with pytest.raises(AssertionError, match=r"\[300, 0\]"):
         harness.compare("result", got, expected)
+
+
+def run_in(dtype):
+    """Results of a run, one of them a single number."""
+    x = torch.linspace(-3, 3, 400, dtype=torch.float64).to(dtype)
+    return {"rows": [x.sin(), x.exp()], "loss": x.square().mean()}
+
+
+def test_near_takes_a_run_as_one():
+    """A number that eager torch has right to the bit does not ask the same of others."""
+    exact, eager = run_in(torch.float64), run_in(torch.float32)
+    eager["loss"] = exact["loss"].float()
+    harness.near("run", eager, exact, eager)
+    step = 4 * torch.finfo(torch.float32).eps
+    harness.near("run", {**eager, "loss": eager["loss"] * (1 + step)}, exact, eager)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run | {"loss": run["loss"] * (1 + 1e-4)}, "largest error in loss"),
+        (lambda run: run | {"rows": [run["rows"][0], run["rows"][1] * torch.nan]}, r"rows\[1\]"),
+        (lambda run: {"loss": run["loss"]}, "expected"),
+        (lambda run: run | {"loss": run["loss"][None]}, r"loss: shape \(1,\), expected \(\)"),
+        (lambda run: run | {"loss": run["loss"].half()}, "loss: torch.float16, expected"),
+    ],
+)
+def test_near_rejects(change, message):
+    exact, eager = run_in(torch.float64), run_in(torch.float32)
+    with pytest.raises(AssertionError, match=message):
+        harness.near("run", change(eager), exact, eager)
+
+
+def test_near_holds_float64_to_its_own_roundings():
+    exact = run_in(torch.float64)
+    harness.near("run", exact, exact, run_in(torch.float32))
+    with pytest.raises(AssertionError, match="RMS error"):
+        harness.near(
+            "run", {**exact, "loss": exact["loss"] * (1 + 1e-9)}, exact, run_in(torch.float32)
+        )
+
+
+def test_cases_follow_the_seed(monkeypatch):
+    monkeypatch.setenv(harness.seeds.VARIABLE, "7")
+    assert harness.Case("any", (1,)).seed == 7
+    assert harness.seeds.token_ids(3).equal(harness.seeds.token_ids(3))

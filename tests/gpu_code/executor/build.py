@@ -10,7 +10,8 @@ import pathlib
 import platform
 import shutil
 import subprocess
-import tempfile
+
+from gpu_code.kept import kept
 
 SOURCES = pathlib.Path(__file__).with_name("runtime")
 _FLAGS = [
@@ -63,19 +64,13 @@ def runtime(folder: pathlib.Path = SOURCES, optimize: str = "-O3") -> Runtime:
     key = hashlib.sha256(repr((compiler, flags, _cpu())).encode())
     for source in sources:
         key.update(source.name.encode() + source.read_bytes())
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache = pathlib.Path(base) / "bertfast-ptx-executor"
-    path = cache / f"runtime-{key.hexdigest()[:20]}.so"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            _compile(compiler, flags, sources, pathlib.Path(folder), path)
-    return Runtime(path)
+    compile_ = functools.partial(_compile, compiler, flags, sources)
+    return Runtime(kept(f"runtime-{key.hexdigest()[:20]}.so", compile_))
 
 
-def _compile(compiler, flags, sources, folder: pathlib.Path, path: pathlib.Path):
+def _compile(compiler, flags, sources, path: pathlib.Path):
     units = [source for source in sources if source.suffix == ".cpp"]
-    objects = [folder / f"{unit.stem}.o" for unit in units]
+    objects = [path.with_name(f"{unit.stem}.o") for unit in units]
     jobs = [
         subprocess.Popen(
             [compiler, *flags, "-c", unit, "-o", out], stderr=subprocess.PIPE, text=True
@@ -86,9 +81,7 @@ def _compile(compiler, flags, sources, folder: pathlib.Path, path: pathlib.Path)
     for unit, job, error in zip(units, jobs, errors, strict=True):
         if job.returncode:
             raise RuntimeError(f"{compiler} cannot compile {unit.name}:\n{error}")
-    library = folder / "runtime.so"
-    subprocess.run([compiler, "-shared", "-o", library, *objects], check=True)
-    os.replace(library, path)  # at once, so that processes which build at the same time do not meet
+    subprocess.run([compiler, "-shared", "-o", path, *objects], check=True)
 
 
 def _cpu_flags(compiler: str) -> list[str]:
