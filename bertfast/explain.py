@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,17 +30,36 @@ def explain(model: nn.Module, batch: Mapping[str, Any]) -> str:
     Raises:
         What the model raises for the batch.
     """
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     gradients = torch.enable_grad() if model.training else contextlib.nullcontext()
-    config = getattr(model, "config", None)
-    problem = getattr(config, "problem_type", None)
-    with torch.random.fork_rng(devices=devices), gradients, dispatch.record() as log:
+    with _as_it_was(model), gradients, dispatch.record() as log:
         output = model(**batch)
         if model.training:
             _backward(model, output)
-    if problem is None and getattr(config, "problem_type", None) is not None:
-        config.problem_type = None  # the first labels decide it; these were none to remember
     return report(log)
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Puts back what a forward changes, also where it raises: random state, buffers, and configurations (the first
+    labels decide config.problem_type)."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    found = (getattr(module, "config", None) for module in model.modules())
+    configs = {id(config): config for config in found if hasattr(config, "__dict__")}
+    fields = [(config, dict(vars(config))) for config in configs.values()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for config, values in fields:
+            vars(config).clear()
+            vars(config).update(values)
+        with torch.no_grad():
+            for buffer, values in buffers:
+                if not torch.equal(
+                    buffer, values
+                ):  # BatchNorm changes its own past the version counter
+                    buffer.copy_(values)
 
 
 def report(log: Sequence[dispatch.Choice]) -> str:

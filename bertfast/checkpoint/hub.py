@@ -18,11 +18,12 @@ _TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
+    "spiece.model",
     "special_tokens_map.json",
     "added_tokens.json",
     # sentence-transformers: the list of its modules, and theirs
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
     "[0-9]_*/config.json",
 )

@@ -41,6 +41,7 @@ class _Settings(NamedTuple):
     Fields:
         normalize: None where the checkpoint's own scaling holds, which comes before a vector is cut.
         skip: tokens at the start of a text that take no part in pooling.
+        table: how many tokens the model has, where its word table tells.
     """
 
     batch_tokens: int
@@ -51,6 +52,7 @@ class _Settings(NamedTuple):
     skip: int
     truncate_dim: int | None
     progress: bool | None
+    table: int | None
 
 
 class _Window(NamedTuple):
@@ -234,13 +236,14 @@ class Encoder:
         """
         if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
             raise ArgumentError("texts", "an iterable of strings", type(texts).__name__)
-        hidden, least = self.weights.hidden_size, self.tokenizer.special_tokens + 1
+        weights, least = self.weights, self.tokenizer.special_tokens + 1
+        words = weights.embeddings.word
         prompt = self._prompt(prompt, prompt_name)
         max_length = self.max_length if max_length is None else max_length
         cut_to = self.recipe.truncate_dim if truncate_dim is None else truncate_dim
         _check_count("batch_tokens", batch_tokens, 1)
-        _check_count("max_length", max_length, least, self.weights.max_positions)
-        _check_count("truncate_dim", hidden if cut_to is None else cut_to, 1)
+        _check_count("max_length", max_length, least, weights.max_positions)
+        _check_count("truncate_dim", 1 if cut_to is None else cut_to, 1)
         skips = prompt and not self.recipe.include_prompt
         settings = _Settings(
             batch_tokens=batch_tokens,
@@ -251,6 +254,7 @@ class Encoder:
             skip=self.tokenizer.prompt_tokens(prompt, max_length) if skips else 0,
             truncate_dim=cut_to,
             progress=progress,
+            table=len(words) if isinstance(words, torch.Tensor) else None,
         )
         check_pooling(settings.pooling)
         return self._blocks(texts, settings)
@@ -293,9 +297,8 @@ class Encoder:
         prompt = settings.prompt
         prompted = [prompt + text for text in texts] if prompt else texts
         rows, cut = self.tokenizer(prompted, settings.max_length)
-        words = self.weights.embeddings.word
-        if isinstance(words, torch.Tensor):
-            self.tokenizer.check_ids(rows, len(words), start)
+        if settings.table is not None:
+            self.tokenizer.check_ids(rows, settings.table, start)
         return _Window(texts, rows, cut)
 
     @torch.inference_mode()

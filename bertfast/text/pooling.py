@@ -37,23 +37,28 @@ def pool(
     check_pooling(pooling)
     x = x if x.dtype == torch.float64 else x.float()
     if skip:
-        kept = [torch.arange(length) >= skip for length in lengths]
-        x = x[torch.cat(kept).to(x.device)] if kept else x
+        kept = torch.cat([torch.arange(length) >= skip for length in (*lengths, 0)]).nonzero()[:, 0]
+        x = x.index_select(0, _sent(kept, x))
         lengths = [max(length - skip, 0) for length in lengths]
     sizes = torch.tensor(lengths, dtype=torch.int64)
     if pooling == "cls":
         starts = (sizes.cumsum(0) - sizes).clamp(max=max(x.shape[0] - 1, 0))
         vectors = (
-            x.index_select(0, starts.to(x.device))
+            x.index_select(0, _sent(starts, x))
             if x.shape[0]
             else x.new_zeros(len(sizes), x.shape[1])
         )
     else:
-        vectors = torch.segment_reduce(x, pooling, lengths=sizes.to(x.device), axis=0, unsafe=True)
+        vectors = torch.segment_reduce(x, pooling, lengths=_sent(sizes, x), axis=0, unsafe=True)
     empty = [i for i, length in enumerate(lengths) if length == 0]
     if empty:
         vectors[empty] = 0
     return F.normalize(vectors, dim=1) if normalize else vectors
+
+
+def _sent(indices: Tensor, x: Tensor) -> Tensor:
+    """Indices where x is; the host does not wait for a GPU."""
+    return indices.to(x.device, non_blocking=True)
 
 
 def check_pooling(pooling: Any) -> None:

@@ -51,6 +51,28 @@ def test_rows_of_ids():
     assert pack_rows([], "cpu").tokens == 0
 
 
+def test_pack_rows_for_a_gpu(monkeypatch):
+    """One array goes over, from pinned memory, and nobody waits for it. The GPU is played by the CPU."""
+    rows, sent = [[5, 6, 7], [], [8, 9]], []
+    expected = pack_rows(rows, "cpu")
+
+    def pin(tensor):
+        sent.append("pinned")
+        return tensor
+
+    def to(tensor, device, non_blocking=False):
+        sent.append((device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch = pack_rows(rows, "cuda")
+    assert sent == ["pinned", ("cuda", True)]
+    for part, other in zip(batch, expected, strict=True):
+        assert torch.equal(part, other) if isinstance(part, torch.Tensor) else part == other
+    assert batch.position_ids.data_ptr() % 16 == batch.input_ids.data_ptr() % 16 == 0
+
+
 def test_tokens_positions_and_segments():
     ids = torch.arange(16).view(4, 4)
     batch = pack(MASK, 4, 4, "cpu", input_ids=ids.int(), token_type_ids=ids[:1])

@@ -33,7 +33,8 @@ def tiny(tmp_path_factory) -> Path:
     )
     seeds.restart()
     BertModel(config).save_pretrained(folder)
-    shutil.copy(MINILM / "vocab.txt", folder)
+    for name in ("vocab.txt", "tokenizer.json"):
+        shutil.copy(MINILM / name, folder)
     return folder
 
 

@@ -178,20 +178,128 @@ def test_disk_fills_up(run, tiny):
     assert sorted(os.listdir()) == ["in.txt", "long.txt", "out.npy"]
 
 
-def test_termination_leaves_nothing(run, tiny):
+def wait_for(condition) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("no temporary file appeared")
+
+
+def has_temporary_file() -> bool:
+    return any(name.endswith(".tmp") for name in os.listdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        (signal.SIGHUP, 128 + signal.SIGHUP),
+        (signal.SIGINT, 1),
+    ],
+)
+def test_termination_leaves_nothing(run, tiny, number, status):
     process = spawn("encode", tiny, "-", "-o", "out.npy")
     process.stdin.write(b"a\n")
     process.stdin.flush()
-    for _ in range(600):
-        if any(name.endswith(".tmp") for name in os.listdir()):
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("no temporary file appeared")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    wait_for(has_temporary_file)
+    process.send_signal(number)
+    assert process.wait(60) == status
     process.communicate()
     assert os.listdir() == ["in.txt"]
+
+
+def test_a_signal_that_is_ignored_stays_so(run, tiny):
+    """As under nohup."""
+
+    def ignore():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = spawn("encode", tiny, "-", "-o", "out.npy", preexec_fn=ignore)
+    wait_for(has_temporary_file)
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(b"a\n", timeout=60)
+    assert process.returncode == 0, errors
+    assert np.load("out.npy").shape == (1, 32)
+
+
+def test_the_target_of_a_link_is_written(run, tiny):
+    Path("data").mkdir()
+    Path("out.npy").symlink_to("data/out.npy")
+    for _ in range(2):
+        assert run("encode", tiny, "in.txt", "-o", "out.npy", "--no-progress").exit_code == 0
+        assert Path("out.npy").is_symlink()
+        assert np.load("data/out.npy").shape == (4, 32)
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/fd/1"])
+def test_names_of_standard_output(run, tiny, name):
+    """What stands before in the file stays."""
+    with open("all.jsonl", "wb") as out:
+        out.write(b"before\n")
+        out.flush()
+        arguments = ("in.txt", "-o", name, "--format", "jsonl")
+        assert spawn("encode", tiny, *arguments, stdout=out).wait(60) == 0
+    lines = Path("all.jsonl").read_bytes().splitlines()
+    assert (lines[0], len(lines)) == (b"before", 5)
+
+
+def test_which_device(run, tiny, monkeypatch):
+    line = run("encode", tiny, "in.txt", "-o", "out.npy", "--progress").stderr
+    assert "encode on cpu" in line
+    assert line.splitlines()[-1].endswith(" texts/s on cpu)")
+    monkeypatch.setattr("bertfast.cli.encode.default_device", lambda: torch.device("meta"))
+    asked = []
+    monkeypatch.setattr(
+        bertfast.Encoder, "from_pretrained", lambda *a, **options: asked.append(options["device"])
+    )
+    for option in ((), ("--device", "cpu")):
+        run("encode", tiny, "in.txt", "-o", "out.npy", *option)
+    assert asked == ["meta", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("a.txt", "a\n\nb [E1]\n", "a.txt, line 3"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": "[E1]"}\n', "a.jsonl, line 3"),
+        ("a.csv", 'id,text\n1,"a\nb"\n2,[E1]\n', "a.csv, line 4"),
+    ],
+)
+def test_tokens_that_the_model_lacks(run, tiny, name, content, place):
+    shutil.copytree(tiny, "model")
+    Path("model/added_tokens.json").write_text(json.dumps({"[E1]": 30522}))
+    Path(name).write_text(content)
+    result = run("encode", "model", name, "-o", "out.npy")
+    assert result.exit_code == 2
+    start = (
+        f"bertfast: {place}: expected tokens that the model has (30522), got '[E1]', number 30522. "
+    )
+    assert result.stderr.startswith(start)
+    assert not Path("out.npy").exists()
+
+
+def test_prompts_and_shorter_vectors(run, tiny, encoder):
+    shutil.copytree(tiny, "model")
+    files = {
+        "modules.json": [
+            {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ],
+        "1_Pooling/config.json": {"pooling_mode": "mean"},
+        "config_sentence_transformers.json": {"prompts": {"q": "find: "}, "truncate_dim": 9},
+    }
+    Path("model/1_Pooling").mkdir()
+    for name, content in files.items():
+        Path("model", name).write_text(json.dumps(content))
+    expected = encoder.encode([f"find: {text}" for text in TEXTS])
+    for option, width in (((), 9), (("--truncate-dim", "5"), 5), (("--truncate-dim", "50"), 32)):
+        result = run("encode", "model", "in.txt", "-o", "out.npy", "--prompt-name", "q", *option)
+        assert result.exit_code == 0, result.stderr
+        assert f"4 vectors of {width} in" in result.stderr
+        assert (np.load("out.npy") == expected[:, :width]).all()
+    result = run("encode", "model", "in.txt", "-o", "out.npy", "--prompt-name", "x")
+    assert "bertfast: prompt_name: expected one of query, document, q" in result.stderr
 
 
 def test_version_and_help(run):

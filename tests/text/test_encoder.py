@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 import subprocess
@@ -18,10 +19,12 @@ from transformers import AutoModel, AutoTokenizer
 import bertfast
 from bertfast import ArgumentError, CheckpointError, Encoder, UnsupportedError, use_backend
 from bertfast.cli import main
+from bertfast.inference.devices import default_device
 from bertfast.inference.encoder import batches
 from bertfast.text.pooling import pool
 from harness import near
 
+MODULE = "bertfast.inference.encoder"
 TEXTS = [
     "",
     "Call me Ishmael.",
@@ -187,6 +190,11 @@ def test_threads_share_an_encoder(encoder):
         ({"max_length": 65}, "max_length: expected an integer from 3 to 64, got 65"),
         ({"max_length": 2}, "max_length: expected an integer from 3 to 64, got 2"),
         ({"prompt": 1}, "prompt: expected a string, got int"),
+        ({"prompt_name": "q"}, "prompt_name: expected one of query, document, got 'q'"),
+        ({"prompt_name": ["q"]}, "prompt_name: expected one of query, document, got ['q']"),
+        ({"prompt_name": "query", "prompt": ""}, "prompt_name: expected none beside a prompt"),
+        ({"truncate_dim": 0}, "truncate_dim: expected an integer at least 1, got 0"),
+        ({"truncate_dim": True}, "truncate_dim: expected an integer at least 1, got True"),
     ],
     ids=str,
 )
@@ -200,6 +208,70 @@ def test_index_counts_over_windows(encoder, monkeypatch):
     monkeypatch.setattr("bertfast.inference.encoder.WINDOW_TEXTS", 2)
     with pytest.raises(ArgumentError, match=r"texts\[5\]"):
         encoder.encode(["a"] * 5 + [None])
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+def test_tokenizing_ahead_changes_nothing(encoder, monkeypatch, count):
+    """As on a GPU: a thread makes the ids of the next window while this one is computed."""
+    monkeypatch.setattr(f"{MODULE}.WINDOW_TEXTS", 3)
+    expected, main, others = encoder.encode(TEXTS[:count]), threading.get_ident(), []
+    before = threading.active_count()
+    tokenize = Encoder._tokenize
+
+    def watched(self, *arguments):
+        others.append(threading.get_ident())
+        return tokenize(self, *arguments)
+
+    monkeypatch.setattr(Encoder, "_tokenize", watched)
+    monkeypatch.setattr(f"{MODULE}.overlaps", lambda device: True)
+    assert (encoder.encode(iter(TEXTS[:count])) == expected).all()
+    assert main not in others
+    with pytest.raises(ArgumentError, match=r"texts\[4\]: expected a string"):
+        encoder.encode([*TEXTS[:4], 7])
+    blocks = encoder.encode_iter(TEXTS)
+    next(blocks)
+    blocks.close()  # who has had enough leaves no thread behind
+    assert threading.active_count() == before
+
+
+def test_tokens_that_the_model_lacks(tiny, tmp_path):
+    """Another model's vocabulary, or tokens that were added to the tokenizer alone."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    (folder / "added_tokens.json").write_text(json.dumps({"[E1]": 30522}))
+    encoder = Encoder.from_pretrained(folder)
+    assert encoder.encode(["a", "b"]).shape == (2, 32)
+    with pytest.raises(ArgumentError) as error:
+        encoder.encode(["a", "b [E1]"])
+    assert str(error.value).startswith(
+        "texts[1]: expected tokens that the model has (30522), got '[E1]'"
+    )
+    assert "resize_token_embeddings" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sees", "cuda", "triton", "backend", "expected"),
+    [
+        (False, None, None, "auto", "cpu"),
+        (True, None, "no compiler", "auto", "cuda:1"),
+        (True, "no kernels", None, "auto", "cuda:1"),
+        (True, "no kernels", "no compiler", "auto", "cpu"),
+        (True, None, None, "cpu", "cpu"),
+    ],
+)
+def test_default_device(monkeypatch, sees, cuda, triton, backend, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("bertfast.extension.refuses_cuda", lambda like: cuda)
+    monkeypatch.setattr("bertfast.inference.devices.triton_cannot_run", lambda: triton)
+    with use_backend(backend):
+        assert default_device() == torch.device(expected)
+
+
+def test_the_default_device_is_taken(tiny, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.default_device", lambda: torch.device("meta"))
+    assert Encoder.from_pretrained(tiny).device.type == "meta"
+    assert Encoder.from_pretrained(tiny, device="cpu").device.type == "cpu"
 
 
 # sentence-transformers' configuration
