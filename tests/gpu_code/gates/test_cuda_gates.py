@@ -1,7 +1,7 @@
 """Every CUDA kernel on every target, within its budget: no spills, no stack, tensor cores where a product is, shared
 memory and resident blocks. Nothing is executed: what is launched at which size is asked of the shipped host code.
 
-`make test` gates 80, and 120, whose blocks have the least room; `make gates` all targets.
+`make test` gates 80, and 120, which has the least shared memory and warps; `make gates` all targets.
 """
 
 from __future__ import annotations
