@@ -21,7 +21,30 @@ from harness import seeds
 DIRECTIONS = ("forward", "backward")
 OPERATIONS = ops.__all__
 # The groups of tests that take longest; they start first, so that the processes of pytest-xdist end together.
-LONGEST = ()
+LONGEST = (
+    "test_attention-cuda",  # makes the module of the backend cuda
+    "test_sanitizers",
+    "test_linear_layernorm-triton",
+    "test_cuda_synchronisation",
+    "test_gates-80",
+    "test_transformers_suite",
+    "test_configurations-attention",
+    "test_variants",
+    "test_attention-triton",
+    "test_linear_gelu-triton",
+    "test_masked_cross_entropy-triton",
+    "wheel",
+    "test_interpreted",
+    "test_graphs",
+    "test_compile",
+    "test_cuda_gates-80",
+    "test_cuda_gates-120",
+    "test_gates-90",
+    "test_gates-120",
+    "test_configurations-linear_gelu",
+    "test_configurations-qkv_projection",
+    "test_executor_mutants",
+)
 BACKENDS = ("cpu", "cuda", "triton", "triton:torch", "eager", "reference")
 _RAN: Counter[tuple[str, str, str]] = Counter()  # (backend, operation, direction) -> passed tests
 _REPEATED: list[int] = [0]  # how many tests were left to `make test-all`
@@ -40,7 +63,7 @@ def pytest_addoption(parser):
         "--all", action="store_true", help="repeated configurations, orders and architectures too"
     )
     parser.addoption(
-        "--all-architectures", action="store_true", help="gate every architecture, not three"
+        "--all-architectures", action="store_true", help="gate every architecture in every dtype"
     )
 
 
@@ -102,6 +125,7 @@ def _whole_suite(config) -> bool:
     return plain and any(name in (root, os.path.join(root, "tests")) for name in asked)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Leaves repeated tests to --all; says which process of pytest-xdist runs a test, and what starts first."""
     if not config.getoption("--all"):
@@ -121,11 +145,9 @@ def _group(item) -> str:
         return marker.args[0]
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     backends = {parameters.get("backend"), *parameters.get("pair", ())} & set(GPU_BACKENDS)
-    part = parameters.get("arch", parameters.get("operation", ""))
-    if backends:
-        part = min(backends)
-    elif item.path.parent.name not in ("gates", "gpu_code"):
-        part = ""
+    part = min(backends, default="")
+    if not backends and item.path.parent.name in ("gates", "gpu_code"):
+        part = next((parameters[x] for x in ("arch", "target", "operation") if x in parameters), "")
     return f"{item.path.stem}-{part}" if part else item.path.stem
 
 
