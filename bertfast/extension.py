@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ._scope import scope
+
 try:
     # torch first: its libgomp is then the one that the module finds by name, so there is one pool of threads.
     from . import _cpu as cpu
@@ -154,7 +156,8 @@ def launch(name: str, like: Tensor, /, **fields) -> None:
         return
     tf32 = like.dtype == torch.float32 and allows_tf32()
     with _current(like.device) as stream:
-        gpu = {"stream": stream, "workspace": 0, "tf32": tf32}
+        invariant = scope().invariant
+        gpu = {"stream": stream, "workspace": 0, "tf32": tf32, "invariant": invariant}
         fields["threads"], fields["gpu"] = 1, gpu
         workspace = like.new_empty(getattr(cuda, f"{name}_workspace")(fields), dtype=torch.uint8)
         gpu["workspace"] = workspace.data_ptr()

@@ -10,12 +10,12 @@ that did not run.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from .._scope import Log, Scope, held, scope
 from ..errors import ArgumentError, UnsupportedError
 from .backends import NAMES, Backend, order, product_of
 
@@ -53,31 +53,6 @@ class Choice(NamedTuple):
     reasons: dict[str, str]
 
 
-class _Log(list):
-    """The choices of one `record()`, which ends with its block, whoever still holds the list."""
-
-    open = True
-
-
-class Scope(NamedTuple):
-    """What holds for a piece of code.
-
-    Fields:
-        backend: asked for by name. invariant: as `batch_invariant`. product: see `product`. label: see `labelled`.
-        logs: who records.
-    """
-
-    backend: str | None = None
-    invariant: bool = False
-    product: str = ""
-    label: str = ""
-    logs: tuple[_Log, ...] = ()
-
-
-_NOTHING = Scope()
-_SCOPE: contextvars.ContextVar[Scope] = contextvars.ContextVar("bertfast_scope", default=_NOTHING)
-
-
 def register(operation: str, backends: Mapping[str, Backend]) -> None:
     """Announce the backends of `operation` by name."""
     _BACKENDS[operation] = backends
@@ -97,7 +72,7 @@ def backend() -> str:
     """The backend in force: that of the innermost `use_backend`, else of `BERTFAST_BACKEND` (read once), else
     "auto".
     """
-    return _SCOPE.get().backend or _environment()
+    return scope().backend or _environment()
 
 
 @functools.cache
@@ -111,15 +86,6 @@ def _valid(name: str, argument: str) -> str:
     return name
 
 
-@contextlib.contextmanager
-def _held(scope: Scope) -> Iterator[None]:
-    token = _SCOPE.set(scope)
-    try:
-        yield
-    finally:
-        _SCOPE.reset(token)
-
-
 def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Run every operation in the backend `name`, or choose freely ("auto"), inside the block.
 
@@ -128,7 +94,7 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     Holds for the calling thread or task, and for the backward of what it computes. Raises ArgumentError for an unknown
     name; an operation that the named backend cannot compute raises UnsupportedError with the reason.
     """
-    return _held(_SCOPE.get()._replace(backend=_valid(name, "name")))
+    return held(scope()._replace(backend=_valid(name, "name")))
 
 
 def batch_invariant() -> contextlib.AbstractContextManager[None]:
@@ -137,39 +103,34 @@ def batch_invariant() -> contextlib.AbstractContextManager[None]:
     On a CPU they always do. On a GPU one backend and one way of cutting its sums serve all sizes of a batch, which may
     take longer. Holds as `use_backend` does.
     """
-    return _held(_SCOPE.get()._replace(invariant=True))
+    return held(scope()._replace(invariant=True))
 
 
 def is_batch_invariant() -> bool:
     """Whether the block of a `batch_invariant` is open here."""
-    return _SCOPE.get().invariant
+    return scope().invariant
 
 
 def product() -> str:
     """The matrix product that the backend which runs now has to take; empty: its own."""
-    return _SCOPE.get().product
+    return scope().product
 
 
 def labelled(label: str) -> contextlib.AbstractContextManager[None]:
     """Let records of what runs in the block, and of its backward, say `label` in the place of the operation's name."""
-    return _held(_SCOPE.get()._replace(label=label))
+    return held(scope()._replace(label=label))
 
 
 @contextlib.contextmanager
 def record() -> Iterator[list[Choice]]:
     """Collect a `Choice` for every operation that runs in the block, in order."""
-    log = _Log()
-    held = _SCOPE.get()
+    log = Log()
+    here = scope()
     try:
-        with _held(held._replace(logs=(*held.logs, log))):
+        with held(here._replace(logs=(*here.logs, log))):
             yield log
     finally:
         log.open = False
-
-
-def scope() -> Scope:
-    """What holds here, for `inside` elsewhere."""
-    return _SCOPE.get()
 
 
 @contextlib.contextmanager
@@ -178,11 +139,11 @@ def inside(outer: Scope) -> Iterator[None]:
 
     Autograd runs backward in a thread of its own on GPUs, which sees none of the forward's context.
     """
-    here = _SCOPE.get()
+    here = scope()
     logs = (log for log in outer.logs if log.open and not any(log is own for own in here.logs))
     named = here.backend or outer.backend
     invariant, label = here.invariant or outer.invariant, here.label or outer.label
-    with _held(Scope(named, invariant, label=label, logs=(*here.logs, *logs))):
+    with held(Scope(named, invariant, label=label, logs=(*here.logs, *logs))):
         yield
 
 
@@ -198,7 +159,7 @@ def run(call: Any) -> Any:
     compute = getattr(found, call.direction)
     if not product_of(name):
         return compute(*call)
-    with _held(_SCOPE.get()._replace(product=product_of(name))):
+    with held(scope()._replace(product=product_of(name))):
         return compute(*call)
 
 
@@ -210,12 +171,12 @@ def choose(call: Any) -> tuple[str, Backend]:
 
     Raises UnsupportedError if the backend asked for by name, or every one, refuses.
     """
-    held = _SCOPE.get()
-    name = held.backend or _environment()
+    here = scope()
+    name = here.backend or _environment()
     if name != "auto":
         return _first((name,), {}, call)
     device_type = call.lead.device.type
-    if device_type != "cuda" or held.invariant:
+    if device_type != "cuda" or here.invariant:
         return _first(order(device_type), {}, call)
     from .decisions import on_gpu  # hashes the kernels and reads a file, for a GPU only
 
@@ -245,10 +206,10 @@ def _first(
         if reason is None and name in found:
             reason = found[name].supports(call)
             if reason is None:
-                held = _SCOPE.get()
-                if held.logs:
+                here = scope()
+                if here.logs:
                     passed_over = {**rejected, **slower, **refused}
-                    note(held.label or call.operation, call.direction, name, passed_over)
+                    note(here.label or call.operation, call.direction, name, passed_over)
                 return name, found[name]
         refused[name] = reason or "not there"
     note(call.operation, call.direction, None, refused)
@@ -262,5 +223,5 @@ def note(operation: str, direction: str, name: str | None, refused: Mapping[str,
     """Write a decision into every open record; also for code that takes another path than the
     operations.
     """
-    for log in _SCOPE.get().logs:
+    for log in scope().logs:
         log.append(Choice(operation, direction, name, dict(refused)))

@@ -7,7 +7,8 @@ namespace bf {
 #define BF_GPU(FIELD)                                                                       \
   FIELD(void*, stream)    /* the caller's cudaStream_t */                                   \
   FIELD(void*, workspace) /* device memory of the size that <operation>_workspace() said */ \
-  FIELD(bool, tf32)       /* fp32 products may round their inputs to tf32 */
+  FIELD(bool, tf32)       /* fp32 products may round their inputs to tf32 */                \
+  FIELD(bool, invariant)  /* how a row's sums are cut depends on no other row */
 BF_STRUCT(Gpu, BF_GPU)
 
 }  // namespace bf

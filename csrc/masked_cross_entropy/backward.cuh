@@ -30,13 +30,14 @@ struct Plan {
     const long columns = ceil_div(p.vocabulary, ProductTile::kN) * ProductTile::kN;
     slice = kSliceBytes / (p.labelled * static_cast<long>(sizeof(T)));
     slice = slice / ProductTile::kN * ProductTile::kN;
-    slice = slice < kLeastSlice ? kLeastSlice : slice;
+    slice = slice < kLeastSlice || p.gpu.invariant ? kLeastSlice : slice;
     slice = slice < columns ? slice : columns;
     width = padded_width<T>(p.k);
     const long blocks = ceil_div(p.labelled, ProductTile::kM) * ceil_div(p.k, ProductTile::kN);
     const long fill = 2 * multiprocessors() / blocks, depths = slice * sizeof(T) / kDepthBytes;
     const long most = depths / 8 < kMaxSplits ? depths / 8 : kMaxSplits;
     splits = static_cast<int>(fill < 1 ? 1 : fill < most ? fill : most < 1 ? 1 : most);
+    if (p.gpu.invariant) splits = 1;
     Arena arena(p.gpu.workspace);
     x = arena.take<T>(p.labelled * width);
     d = arena.take<T>(p.labelled * slice);

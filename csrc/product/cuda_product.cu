@@ -263,7 +263,7 @@ BackwardPlan plan_backward(const LinearBwd& p) {
   const long fair = fair_depths(plan.dweight.tiles(tile) * plan.dweight.depths(p.dtype) +
                                 plan.dx.tiles(tile) * plan.dx.depths(p.dtype));
   plan.dweight_splits = splits_of(plan.dweight.depths(p.dtype), fair);
-  plan.dx_splits = splits_of(plan.dx.depths(p.dtype), fair);
+  plan.dx_splits = p.gpu.invariant ? 1 : splits_of(plan.dx.depths(p.dtype), fair);
   return plan;
 }
 
@@ -323,6 +323,7 @@ void finish_backward(const LinearBwd& p, const Product& dweight, const Product& 
 }  // namespace
 
 int linear_fwd_splits(const LinearFwd& p) {
+  if (p.gpu.invariant) return 1;
   const Extent e = forward_extent(p);
   const long tile = forward_is_large(p) ? kLarge : kSmall;
   return splits_of(e.depths(p.dtype), fair_depths(e.tiles(tile) * e.depths(p.dtype)));

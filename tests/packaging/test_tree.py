@@ -38,6 +38,7 @@ LAYERS = {
     "bertfast._cpu": 0,
     "bertfast.errors": -1,
     "bertfast._table": -1,
+    "bertfast._scope": -1,
     "bertfast.": 4,
 }
 # bertfast.ops.<operation>.<backend>, and its parts _<backend>_*: below the operation

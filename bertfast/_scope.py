@@ -1,0 +1,48 @@
+"""What holds for a piece of code: the thread or task, and the backward of what it computes."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Log(list):
+    """The choices of one `dispatch.record()`, which ends with its block, whoever still holds the list."""
+
+    open = True
+
+
+class Scope(NamedTuple):
+    """What holds.
+
+    Fields:
+        backend: asked for by name. invariant: as `dispatch.batch_invariant`. product: see `dispatch.product`.
+        label: see `dispatch.labelled`. logs: who records.
+    """
+
+    backend: str | None = None
+    invariant: bool = False
+    product: str = ""
+    label: str = ""
+    logs: tuple[Log, ...] = ()
+
+
+_NOTHING = Scope()
+_SCOPE: contextvars.ContextVar[Scope] = contextvars.ContextVar("bertfast_scope", default=_NOTHING)
+
+
+def scope() -> Scope:
+    """What holds here, for `dispatch.inside` elsewhere."""
+    return _SCOPE.get()
+
+
+@contextlib.contextmanager
+def held(scope: Scope) -> Iterator[None]:
+    """Let it hold inside the block."""
+    token = _SCOPE.set(scope)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
