@@ -106,6 +106,11 @@ def pytest_runtest_call(item):
         _RAN.update({(backend, name, direction) for name, direction, backend, _ in log})
 
 
+def _computes(found, name: str, direction: str) -> bool:
+    product = name.partition(":")[2]
+    return hasattr(found, direction) and (not product or product in getattr(found, "PRODUCTS", ()))
+
+
 def _asked() -> list[tuple[str, str, str]]:
     """What a full run must have computed: every backend that an operation has. None needs a GPU."""
     return [
@@ -113,7 +118,7 @@ def _asked() -> list[tuple[str, str, str]]:
         for operation in OPERATIONS
         for backend in BACKENDS
         for direction in DIRECTIONS
-        if hasattr(dispatch._BACKENDS[operation][backend], direction)
+        if _computes(dispatch._BACKENDS[operation][backend], backend, direction)
     ]
 
 

@@ -31,7 +31,9 @@ def test_a_row_alone_and_in_a_batch(operation, backend):
         pytest.skip(nvcc.absent())
     if backend == "triton":
         pytest.importorskip("triton", reason="triton is not installed")
-    dtype = {"cuda": torch.float32, "triton": torch.bfloat16}[backend]  # with the most ways to choose from
+    dtype = {"cuda": torch.float32, "triton": torch.bfloat16}[
+        backend
+    ]  # with the most ways to choose from
     inputs = harness.make_inputs(operation, CASES[operation], dtype)
     inputs |= {"num_items": 9} if "num_items" in inputs else {}
     count = LENGTHS[0]

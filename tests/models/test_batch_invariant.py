@@ -9,6 +9,7 @@ import torch
 
 import bertfast
 from bertfast import BertConfig
+from harness import seeds
 
 TEXTS = [
     [5, 7, 11],
@@ -33,7 +34,7 @@ def _model(name, **config):
     sizes = {"hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 200}
     labels = 2 if "Question" in name else 7
     made = BertConfig(vocab_size=101, num_hidden_layers=2, num_labels=labels, **sizes, **config)
-    torch.manual_seed(1)
+    seeds.restart(1)
     return getattr(bertfast, name)(made).eval()
 
 
@@ -117,7 +118,7 @@ def test_a_training_step_is_repeated_bit_for_bit(name):
         model = _model(name).train()
         ids, mask = _batch(TEXTS)
         labels = ids.masked_fill(mask == 0, -100) if "Masked" in name else torch.arange(7)
-        torch.manual_seed(3)
+        seeds.restart(3)
         model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 

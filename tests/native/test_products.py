@@ -7,6 +7,7 @@ import torch
 
 from bertfast import dispatch, extension, ops
 from bertfast.ops._weights import prepack
+from harness import seeds
 
 pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
 VARIANTS = extension.cpu.variants() if extension.cpu is not None else []
@@ -60,7 +61,7 @@ def results(x: torch.Tensor, weights: list[torch.Tensor], rows: list[torch.Tenso
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_equal_bits(variant, n, k, dtype):
-    generator = torch.Generator().manual_seed(n)
+    generator = seeds.generator(n)
     weights = [torch.randn(n, k, generator=generator).to(dtype) for _ in range(3)]
     rows = [torch.randn(n, generator=generator).to(dtype) for _ in range(3)]
     x = torch.randn(MOST, k, generator=generator).to(dtype)

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import bertfast
 from bertfast import BertConfig
 from bertfast.cli import main
+from harness import seeds
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ def commands() -> list[str]:
 def place(tmp_path_factory, minilm):
     """A folder with all that the lines name: models and files."""
     folder = tmp_path_factory.mktemp("readme")
-    torch.manual_seed(20)
+    seeds.restart()
     config = BertConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
