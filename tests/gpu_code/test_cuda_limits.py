@@ -56,7 +56,7 @@ def _fields(operation: str, direction: str, sizes: dict[str, int]) -> dict[str, 
     where = {
         "dtype": 0,
         "threads": 1,
-        "gpu": {"stream": cuda_driver.STREAM, "workspace": 0, "tf32": False},
+        "gpu": {"stream": cuda_driver.STREAM, "workspace": 0, "tf32": False, "invariant": False},
     }
     shared = {"x_stride": 8} if "BF_LINEAR_SIZES" in listed else {}
     return {**fields, **shared, **sizes, **where}
