@@ -45,7 +45,7 @@ LONGEST = (
     "test_configurations-qkv_projection",
     "test_executor_mutants",
 )
-BACKENDS = ("cpu", "cuda", "triton", "triton:torch", "eager", "reference")
+BACKENDS = dispatch.NAMES
 _RAN: Counter[tuple[str, str, str]] = Counter()  # (backend, operation, direction) -> passed tests
 _REPEATED: list[int] = [0]  # how many tests were left to `make test-all`
 

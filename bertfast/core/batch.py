@@ -104,9 +104,7 @@ def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> Pack
     total, starts = sum(lengths), torch.tensor([0, *accumulate(lengths)], dtype=torch.int64)
     ids = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
     positions = torch.arange(total) - starts[:-1].repeat_interleave(torch.tensor(lengths).long())
-    room = (
-        total + total % 2
-    )  # each part starts at a multiple of 16 bytes, as Triton compiles kernels for
+    room = total + total % 2  # parts start at multiples of 16 bytes, as Triton compiles kernels for
     sent = torch.zeros(2 * room + len(starts), dtype=torch.int64)
     sent[:total], sent[room : room + total], sent[2 * room :] = ids, positions, starts
     if torch.device(device).type == "cuda":
@@ -114,8 +112,14 @@ def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> Pack
     sent = sent.to(device, non_blocking=True)
     ids, positions, starts = sent[:total], sent[room : room + total], sent[2 * room :]
     return PackedBatch(
-        *(ids, None, positions, torch.zeros_like(positions), starts.int()),
-        *(max(lengths, default=0), 1, total),
+        input_ids=ids,
+        inputs_embeds=None,
+        position_ids=positions,
+        token_type_ids=torch.zeros_like(positions),
+        cu_seqlens=starts.int(),
+        max_seqlen=max(lengths, default=0),
+        batch=1,
+        length=total,
     )
 
 

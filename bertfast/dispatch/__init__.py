@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from .._scope import Log, Scope, held, scope
 from ..errors import ArgumentError, UnsupportedError
+from . import decisions
 from .backends import NAMES, Backend, order, product_of
 
 __all__ = [
@@ -178,9 +179,7 @@ def choose(call: Any) -> tuple[str, Backend]:
     device_type = call.lead.device.type
     if device_type != "cuda" or here.invariant:
         return _first(order(device_type), {}, call)
-    from .decisions import on_gpu  # hashes the kernels and reads a file, for a GPU only
-
-    known, names = on_gpu(call)
+    known, names = decisions.on_gpu(call)
     if known is None:
         return _first(names, {}, call)
     rejected = {name: f"rejected: {reason}" for name, reason in known.rejected.items()}

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import __version__, extension
+from .. import extension
 from .backends import NAMES, order
 from .calls import Key, key_of
 
@@ -162,6 +162,8 @@ def path_of(device: torch.device) -> Path | None:
 
 def identity(device: torch.device) -> dict[str, str]:
     """What a measurement on a device may depend on besides its key; a table of another identity is not used."""
+    from .. import __version__  # not there yet while the package is imported
+
     gpu = device.type == "cuda" and torch.cuda.is_available()
     driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")()
     return {

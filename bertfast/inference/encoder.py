@@ -114,7 +114,7 @@ class Encoder:
             device: where the model runs; default: a CUDA GPU if torch sees one that a backend serves, else the CPU.
             dtype: float32, bfloat16, float16 or float64, as a torch.dtype or by name; default: the
                 checkpoint's.
-            batch_invariant: as `BertModel` takes it.
+            batch_invariant: as `Encoder` takes it.
             revision, token, cache_dir, local_files_only: as in `bertfast.checkpoint.resolve`.
 
         Raises:

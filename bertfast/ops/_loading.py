@@ -47,9 +47,11 @@ def _load(package: str, name: str) -> Backend:
     except Exception as error:  # a broken installation raises whatever it likes
         if module in ("eager", "reference"):
             raise
-        native = module in ("cpu", "cuda")
-        what = "native extension not built" if native else f"{module} cannot be imported"
-        return _absent(f"{what}: {error}")
+        if module in ("cpu", "cuda"):
+            return _absent(f"native extension not built: {error}")
+        if getattr(error, "name", None) == f"{package}.{module}":
+            return _absent(f"this operation has no backend {module}")
+        return _absent(f"{module} cannot be imported: {error}")
 
 
 def _absent(reason: str, on_gpu=lambda reason: None) -> SimpleNamespace:

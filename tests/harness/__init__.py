@@ -70,8 +70,8 @@ def check_forward(
 ) -> None:
     """The result of a backend, and all that it saves for backward, by the accuracy check.
 
-    tf32: the backend may compute float32 products in it; 10 bits of mantissa are float16's, so torch's float16 is the
-    yardstick.
+    tf32: the backend may compute float32 products in it; 10 bits of mantissa are float16's, so float16 is
+    what eager torch computes in.
     """
     inputs = make_inputs(operation, case, dtype, device)
     expected = _expected(operation, case, dtype, tf32)[0]
