@@ -134,12 +134,28 @@ void fill(const Path& path, Struct& all, PyObject* fields) {
   refuse(path, "no fields " + std::string(py::str(py::list(rest))));
 }
 
+// A second dtype of a kernel: the product's, or float32 (CUDA: of a weight the product's).
+void check_beside(const Path& path, const char* name, DType given, DType dtype, bool may_be_fp32) {
+  if (given != dtype && !(may_be_fp32 && given == DType::kFloat32))
+    refuse({name, &path}, may_be_fp32 ? "expected the product's dtype or float32"
+                                      : "expected the product's dtype");
+}
+
 template <class Params>
 auto check_ln_dtype(const Path& path, const Params& p) -> decltype(p.ln_dtype, void()) {
-  if (p.ln_dtype != p.dtype && p.ln_dtype != DType::kFloat32)
-    refuse({"ln_dtype", &path}, "expected the product's dtype or float32");
+  check_beside(path, "ln_dtype", p.ln_dtype, p.dtype, true);
 }
 void check_ln_dtype(...) {}
+
+template <class Params>
+auto check_weight_dtype(const Path& path, const Params& p) -> decltype(p.weight_dtype, void()) {
+#ifdef BF_CUDA
+  check_beside(path, "weight_dtype", p.weight_dtype, p.dtype, false);
+#else
+  check_beside(path, "weight_dtype", p.weight_dtype, p.dtype, true);
+#endif
+}
+void check_weight_dtype(...) {}
 
 template <class Params>
 Params params_of(const char* kernel, const py::dict& fields) {
@@ -147,6 +163,7 @@ Params params_of(const char* kernel, const py::dict& fields) {
   Params params;
   fill(path, params, fields.ptr());
   check_ln_dtype(path, params);
+  check_weight_dtype(path, params);
   return params;
 }
 

@@ -56,14 +56,47 @@ def pack(weight: Tensor) -> PackedWeight:
     return PackedWeight(buffer, n, k, extension.cpu.variant())
 
 
-def operands(*weights: Tensor) -> tuple[list[Tensor], list[int]]:
-    """What a kernel reads of the weights [n, k] of one product: tensors, and row strides, 0 for prepacked ones."""
+class RoundedWeight:
+    """Stands for a weight [n, k] in float32, rounded to `dtype`: the C++ kernels round what they read."""
+
+    __slots__ = ("dtype", "weight")
+    requires_grad = False
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        self.weight, self.dtype = weight, dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.weight.ndim
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def unpack(self) -> Tensor:
+        """The rounded weight."""
+        return self.weight.to(self.dtype)
+
+
+def operands(*weights: Tensor) -> tuple[list[Tensor], list[int], int]:
+    """What a kernel reads of the weights [n, k] of one product.
+
+    Returns: tensors; their row strides, 0 for prepacked ones; the code of their dtype.
+    """
     if all(isinstance(weight, PrepackedParameter) for weight in weights):
         for weight in weights:
             weight.packed.check_variant()
-        return [weight.packed.buffer for weight in weights], [0] * len(weights)
+        buffers = [weight.packed.buffer for weight in weights]
+        return buffers, [0] * len(buffers), extension.DTYPE_CODES[buffers[0].dtype]
+    if all(isinstance(weight, RoundedWeight) for weight in weights):
+        weights = [weight.weight for weight in weights]
     plain = [_with_own_rows(unpacked(weight)) for weight in weights]
-    return plain, [weight.stride(0) or 1 for weight in plain]
+    strides = [weight.stride(0) or 1 for weight in plain]
+    return plain, strides, extension.DTYPE_CODES[plain[0].dtype]
 
 
 def _with_own_rows(weight: Tensor) -> Tensor:
@@ -75,8 +108,8 @@ def _with_own_rows(weight: Tensor) -> Tensor:
 
 
 def unpacked(weight: Tensor) -> Tensor:
-    """The weight itself, or the exact weight behind a PrepackedParameter."""
-    return weight.unpack() if isinstance(weight, PrepackedParameter) else weight
+    """The weight itself, or what a PrepackedParameter or RoundedWeight stands for."""
+    return weight.unpack() if isinstance(weight, (PrepackedParameter, RoundedWeight)) else weight
 
 
 _READABLE = {

@@ -18,6 +18,7 @@ namespace bf {
   FIELD(float*, rstd)         /* [rows] or null */                                     \
   BF_LINEAR_SIZES(FIELD)                                                               \
   FIELD(long, weight_stride)                                                           \
+  FIELD(DType, weight_dtype)                                                           \
   FIELD(float, eps)                                                                    \
   FIELD(DType, ln_dtype)                                                               \
   BF_WHERE(FIELD)

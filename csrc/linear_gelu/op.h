@@ -12,6 +12,7 @@ namespace bf {
   FIELD(void*, pre)          /* [rows, n] or null: x weight^T + bias, for backward */ \
   BF_LINEAR_SIZES(FIELD)                                                              \
   FIELD(long, weight_stride)                                                          \
+  FIELD(DType, weight_dtype)                                                          \
   BF_WHERE(FIELD)
 
 #define BF_LINEAR_GELU_BWD(FIELD)                                   \

@@ -20,6 +20,7 @@ namespace bf {
   FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */            \
   BF_LINEAR_SIZES(FIELD)                                                                          \
   FIELD(long, weight_stride)                                                                      \
+  FIELD(DType, weight_dtype)                                                                      \
   FIELD(long, residual_stride)                                                                    \
   FIELD(long, sequences)                                                                          \
   FIELD(float, eps)                                                                               \

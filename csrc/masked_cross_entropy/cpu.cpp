@@ -52,13 +52,18 @@ struct Chunk {
   }
 
   void run(long chunk) {
-    const T* weight = static_cast<const T*>(p.weight);
+    const bool rounded = p.weight_dtype != p.dtype;
     const long begin = chunk * kChunkPanels * kNR;
     const long end =
         begin + kChunkPanels * kNR < p.vocabulary ? begin + kChunkPanels * kNR : p.vocabulary;
-    for (long column = begin; column < end; column += kNR)
-      pack_panel(weight + column * p.weight_stride, p.weight_stride, p.vocabulary - column, p.k,
-                 packed + (column - begin) * p.k);
+    for (long column = begin; column < end; column += kNR) {
+      const long at = column * p.weight_stride, left = p.vocabulary - column;
+      float* to = packed + (column - begin) * p.k;
+      if (rounded)
+        pack_rounded<T>(static_cast<const float*>(p.weight) + at, p.weight_stride, left, p.k, to);
+      else
+        pack_panel(static_cast<const T*>(p.weight) + at, p.weight_stride, left, p.k, to);
+    }
     for (long r = 0; r < p.labelled; ++r) partial[r] = {-__builtin_inff(), 0.0f};
     for (long first = 0; first < p.labelled; first += kRowBlock) {
       const long rows = p.labelled - first < kRowBlock ? p.labelled - first : kRowBlock;

@@ -19,6 +19,7 @@ namespace bf {
   FIELD(long, k)                                                                     \
   FIELD(long, x_stride)                                                              \
   FIELD(long, weight_stride)                                                         \
+  FIELD(DType, weight_dtype)                                                         \
   FIELD(const std::int64_t*, count) /* [1], CUDA only */                             \
   BF_WHERE(FIELD)
 

@@ -8,15 +8,17 @@ namespace BF_ISA {
 namespace {
 
 // Up to three weights [n, k] that read the same x; row strides in elements, 0: prepacked.
+// `rounded`: they lie in fp32, and count as rounded to the half that x has.
 struct Weights {
   const void* data[3];
   long stride[3];
   long n, count;
+  bool rounded;
 };
 
 template <class Params>
 static Weights weight_of(const Params& p) {
-  return {{p.weight}, {p.weight_stride}, p.n, 1};
+  return {{p.weight}, {p.weight_stride}, p.n, 1, p.weight_dtype != p.dtype};
 }
 
 // Prepacked: panel after panel, in the dtype of the weight.
@@ -42,32 +44,43 @@ struct PlainPanels {
   long each, k;
 
   long count() const { return each * weights.count; }
-  const T* at(long p, long k0) const {
-    return static_cast<const T*>(weights.data[p / each]) + p % each * kNR * stride(p) + k0;
+  template <class Stored = T>
+  const Stored* at(long p, long k0) const {
+    return static_cast<const Stored*>(weights.data[p / each]) + p % each * kNR * stride(p) + k0;
   }
   long stride(long p) const { return weights.stride[p / each]; }
   long columns(long p) const { return weights.n - p % each * kNR; }
   const float* block(long p, long k0, long kc, float* buffer) const {
-    pack_panel(at(p, k0), stride(p), columns(p), kc, buffer);
+    if (weights.rounded)
+      pack_rounded<T>(at<float>(p, k0), stride(p), columns(p), kc, buffer);
+    else
+      pack_panel(at(p, k0), stride(p), columns(p), kc, buffer);
     return buffer;
   }
-  Fetch fetch(long p, long k0, long) const { return fetch_of(at(p, k0), stride(p)); }
+  Fetch fetch(long p, long k0, long) const {
+    return weights.rounded ? fetch_of(at<float>(p, k0), stride(p)) : fetch_of(at(p, k0), stride(p));
+  }
 
   // Where kNR whole rows of the block lie in fp32: in the weight itself, or copied to `buffer`.
   const float* rows(long p, long k0, long kc, float* buffer, long* row_stride) const {
-    const T* from = at(p, k0);
     if constexpr (sizeof(T) == sizeof(float)) {
       if (columns(p) >= kNR) {
         *row_stride = stride(p);
-        return from;
+        return at(p, k0);
       }
     }
     *row_stride = kc;
-    for (long r = 0; r < kNR; ++r)
-      if (r < columns(p))
-        convert_row(from + r * stride(p), buffer + r * kc, kc);
-      else
-        std::memset(buffer + r * kc, 0, 4 * kc);
+    for (long r = 0; r < kNR; ++r) {
+      float* to = buffer + r * kc;
+      if (r >= columns(p)) {
+        std::memset(to, 0, 4 * kc);
+      } else if (weights.rounded) {
+        convert_row(at<float>(p, k0) + r * stride(p), to, kc);
+        round_to<T>(to, kc);
+      } else {
+        convert_row(at(p, k0) + r * stride(p), to, kc);
+      }
+    }
     return buffer;
   }
 };

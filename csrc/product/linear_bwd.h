@@ -51,7 +51,7 @@ static void linear_bwd_input(const LinearBwd<T>& p) {
     pack_columns(p.weight[w] + first * p.weight_stride[w], p.weight_stride[w], rows, k,
                  packed + (w * p.n + first) * kNR, all);
   });
-  product(Rows<float>{p.dy, all, p.x.count, all}, Weights{{packed}, {}, k, 1}, p.threads,
+  product(Rows<float>{p.dy, all, p.x.count, all}, Weights{{packed}, {}, k, 1, false}, p.threads,
           [&](const float* c, long ldc, long first, long rows, long panel) {
             const long column = panel * kNR, columns = k - column < kNR ? k - column : kNR;
             for (long r = 0; r < rows; ++r)

@@ -43,6 +43,22 @@ static void pack_panel(const TS* src, long stride, long rows, long k, TD* dst) {
     }
 }
 
+// What rounding to T makes of numbers in fp32.
+template <class T>
+static void round_to(float* x, long count) {
+  if constexpr (sizeof(T) < sizeof(float))
+    for_lanes(count, [&](long i, int m) {
+      store_some(x + i, from_bits(to_bits(load_some(x + i, m), T{}), T{}), m);
+    });
+}
+
+// pack_panel of a weight in fp32 that counts as rounded to T.
+template <class T>
+static void pack_rounded(const float* src, long stride, long rows, long k, float* dst) {
+  pack_panel(src, stride, rows, k, dst);
+  round_to<T>(dst, k * kNR);
+}
+
 // The other direction: dst[panel][row][kNR] from src[row][column] in fp32; columns past `columns`
 // as zeros. `panels` of them from column 0, `dst_rows` apart (the rows of a whole panel, of which
 // these may be a part).

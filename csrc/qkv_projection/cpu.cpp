@@ -12,7 +12,8 @@ void run(const QkvProjectionFwd& p) {
   const Weights weights{{p.weight[0], p.weight[1], p.weight[2]},
                         {p.weight_stride[0], p.weight_stride[1], p.weight_stride[2]},
                         p.n,
-                        3};
+                        3,
+                        p.weight_dtype != p.dtype};
   const long each = panels(p.n);
   T* out = static_cast<T*>(p.out);
   product(x, weights, p.threads, [&](const float* c, long ldc, long first, long rows, long panel) {

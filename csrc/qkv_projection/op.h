@@ -12,6 +12,7 @@ namespace bf {
   FIELD(void*, out)                 /* [rows, 3, n] */                                    \
   BF_LINEAR_SIZES(FIELD)                                                                  \
   FIELD(Three<long>, weight_stride)                                                       \
+  FIELD(DType, weight_dtype)                                                              \
   BF_WHERE(FIELD)
 
 #define BF_QKV_PROJECTION_BWD(FIELD)                                        \

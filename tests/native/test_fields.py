@@ -9,6 +9,7 @@ pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REAS
 POINTERS = ("x", "weight", "bias", "residual", "ln_weight", "ln_bias", "out", "z", "mean", "rstd")
 FIELDS = {
     **dict.fromkeys((*POINTERS, "cu_seqlens", "sequences", "rows", "ln_dtype"), 0),
+    "weight_dtype": 0,
     **dict.fromkeys(("n", "k", "x_stride", "weight_stride", "residual_stride"), 8),
     "eps": 1e-12,
     "dtype": 0,

@@ -12,12 +12,14 @@ import torch
 import harness
 from bertfast import dispatch
 from bertfast.dispatch.calls import key_of
+from bertfast.ops._weights import RoundedWeight
 from gpu_code.backends import GPU_BACKENDS, running
 
 HALF, WIDE = torch.bfloat16, torch.float32
 PRODUCT = ("x", "weight", "bias")
 BESIDE = ("residual", "ln_weight", "ln_bias")
 OPERATIONS = ("linear_layernorm", "gelu_layernorm")
+PRODUCTS = ("qkv_projection", "linear_gelu", *OPERATIONS, "masked_cross_entropy")
 DIRECTIONS = ("forward", "backward")
 either = pytest.mark.parametrize("operation", OPERATIONS)
 
@@ -97,6 +99,28 @@ def test_autocast_casts_the_product_alone(operation):
     for name, gradient in gradients.items():
         assert gradient.dtype is WIDE
         assert torch.equal(gradient, mixed_gradients[name].to(WIDE)), name
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 15, 150])
+@pytest.mark.parametrize("operation", PRODUCTS)
+def test_no_weight_is_copied_without_gradients(operation, tokens, half, monkeypatch):
+    """The kernels round what they read, to the very bits of the copy that training makes."""
+    inputs = harness.make_inputs(
+        operation, harness.Case("rounded", (tokens,), 70, 60, heads=2), WIDE
+    )
+    weights = [name for name in ("weight", "wq", "wk", "wv") if name in inputs]
+    leaves = {name: inputs[name].clone().requires_grad_() for name in weights}
+    compute = harness.public(operation)
+    with torch.autocast("cpu", half):
+        expected = compute(**inputs | leaves)
+        monkeypatch.setattr(RoundedWeight, "unpack", None)
+        with torch.no_grad():
+            first = compute(**inputs | leaves)
+            leaves[weights[0]].data[:, 3].add_(1)
+            second = compute(**inputs | leaves)
+    assert torch.equal(first, expected.detach())
+    assert not torch.equal(second, first)  # a write shows in the next call
 
 
 @pytest.mark.parametrize(

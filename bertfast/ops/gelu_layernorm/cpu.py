@@ -31,10 +31,10 @@ def forward(
     out = ln_weight.new_empty(rows, n)
     pre = x.new_empty(rows, n) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
-    weights, strides = operands(weight)
+    weights, strides, weight_dtype = operands(weight)
     extension.launch(
         "gelu_layernorm_fwd", x, x=x.data_ptr(),
-        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], weight_dtype=weight_dtype, bias=bias.data_ptr(),
         ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(), pre=pointer(pre),
         mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0), eps=eps,
         ln_dtype=extension.DTYPE_CODES[ln_weight.dtype],

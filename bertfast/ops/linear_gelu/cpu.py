@@ -21,11 +21,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor
     (rows, k), n = x.shape, weight.shape[0]
     out = x.new_empty(rows, n)
     pre = torch.empty_like(out) if save else None
-    weights, strides = operands(weight)
+    weights, strides, weight_dtype = operands(weight)
     extension.launch(
         "linear_gelu_fwd", x, x=x.data_ptr(),
-        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(), out=out.data_ptr(),
-        pre=pointer(pre), rows=rows, n=n, k=k, x_stride=x.stride(0),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], weight_dtype=weight_dtype,
+        bias=bias.data_ptr(), out=out.data_ptr(), pre=pointer(pre), rows=rows, n=n, k=k, x_stride=x.stride(0),
     )  # fmt: skip
     return out, pre
 

@@ -27,11 +27,11 @@ def forward(
     out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
-    weights, strides = operands(weight)
+    weights, strides, weight_dtype = operands(weight)
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
         "linear_layernorm_fwd", x, x=x.data_ptr(),
-        weight=weights[0].data_ptr(), weight_stride=strides[0], bias=bias.data_ptr(),
+        weight=weights[0].data_ptr(), weight_stride=strides[0], weight_dtype=weight_dtype, bias=bias.data_ptr(),
         residual=residual.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
         z=pointer(z), mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0),
         residual_stride=residual.stride(0), eps=eps, ln_dtype=extension.DTYPE_CODES[residual.dtype],

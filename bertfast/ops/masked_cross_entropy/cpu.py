@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
+from .._weights import operands
 
 
 def supports(call) -> str | None:
@@ -23,7 +24,8 @@ def forward(
     num_items: int | None,
 ) -> tuple[Tensor, Tensor]:
     """See `bertfast.ops.masked_cross_entropy`."""
-    x, weight = extension.with_dense_rows(x), extension.with_dense_rows(weight)
+    x = extension.with_dense_rows(x)
+    (weight,), (weight_stride,), weight_dtype = operands(weight)
     bias = None if bias is None else bias.contiguous()
     rows, count = _labelled(labels, ignore_index)
     targets = labels[rows]
@@ -33,7 +35,7 @@ def forward(
         "masked_cross_entropy_fwd", x, x=x.data_ptr(), weight=weight.data_ptr(), bias=pointer(bias),
         rows=rows.data_ptr(), labels=targets.data_ptr(), lse=row_lse.data_ptr(), logit=logit.data_ptr(),
         labelled=rows.numel(), vocabulary=weight.shape[0], k=x.shape[1], x_stride=x.stride(0),
-        weight_stride=weight.stride(0), count=pointer(count),
+        weight_stride=weight_stride, weight_dtype=weight_dtype, count=pointer(count),
     )  # fmt: skip
     lse = x.new_zeros(x.shape[0], dtype=torch.float32)
     lse[rows] = row_lse

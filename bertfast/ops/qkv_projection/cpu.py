@@ -27,13 +27,13 @@ def forward(
     """See `bertfast.ops.qkv_projection`."""
     x = extension.with_dense_rows(x)
     (rows, k), n = x.shape, wq.shape[0]
-    weights, strides = operands(wq, wk, wv)
+    weights, strides, weight_dtype = operands(wq, wk, wv)
     biases = [bias.contiguous() for bias in (bq, bk, bv)]
     out = x.new_empty(rows, 3, num_heads, n // num_heads)
     extension.launch(
         "qkv_projection_fwd", x, x=x.data_ptr(), weight=pointers(weights),
         weight_stride=strides, bias=pointers(biases), out=out.data_ptr(),
-        rows=rows, n=n, k=k, x_stride=x.stride(0),
+        rows=rows, n=n, k=k, x_stride=x.stride(0), weight_dtype=weight_dtype,
     )  # fmt: skip
     return out
 
