@@ -55,7 +55,7 @@ def test_what_is_wrong_is_named(changed, message):
 @pytest.mark.parametrize("weight", [0, [0, 0], (0, 0, 0), [0, None, 0]])
 def test_a_list_of_three(weight):
     fields = {k: FIELDS[k] for k in ("x", "out", "rows", "n", "k", "x_stride")}
-    fields |= {k: FIELDS[k] for k in ("dtype", "threads", "gpu")}
+    fields |= {k: FIELDS[k] for k in ("weight_dtype", "dtype", "threads", "gpu")}
     fields |= {"bias": [0, 0, 0], "weight_stride": [8, 8, 8]}
     extension.cpu.qkv_projection_fwd({**fields, "weight": [0, 0, 0]})
     with pytest.raises(TypeError, match="qkv_projection_fwd.weight: expected"):
