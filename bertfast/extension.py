@@ -197,9 +197,9 @@ def with_dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def contiguous(*tensors: Tensor) -> list[Tensor]:
-    """The tensors themselves where contiguous, else copies."""
-    return [tensor.contiguous() for tensor in tensors]
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors themselves where contiguous, else copies; None for None."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def gradients(

@@ -14,6 +14,10 @@ from ._weights import unpacked
 _UPCAST: contextvars.ContextVar[bool] = contextvars.ContextVar("bertfast_upcast", default=True)
 
 
+def supports(call) -> None:
+    """The reference computes every call."""
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums, mean, rstd and lse: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..extension import with_dense_rows
 from ._gelu_triton import gelu, gelu_slope
 from ._philox import keep_scale, threshold
 from ._philox_triton import keep_mask
@@ -23,24 +24,17 @@ from ._triton import Config, Table, cdiv, multiprocessors, power_of_two
 MAX_FEATURES = 4096  # wider rows do not fit the registers of a block
 WIDE = 1024  # features from which a row has a block of its own, with more warps
 
-_FORWARD = Table(
-    "layernorm_forward",
-    {
-        80: {
-            "narrow": Config({"TILE": 1024}, num_warps=4, num_stages=1),
-            "wide": Config({"TILE": 2048}, num_warps=8, num_stages=1),
-        }
-    },
-)
-_BACKWARD = Table(
-    "layernorm_backward",
-    {
-        80: {
-            "narrow": Config({"TILE": 2048}, num_warps=8, num_stages=1),
-            "wide": Config({"TILE": 4096}, num_warps=16, num_stages=1),
-        }
-    },
-)
+
+def row_table(name: str, narrow: tuple[int, int], wide: tuple[int, int]) -> Table:
+    """The table of a kernel that holds whole rows: (elements of a tile, warps) for `pick`."""
+    shapes = {"narrow": narrow, "wide": wide}
+    return Table(
+        name, {80: {k: Config({"TILE": tile}, warps, 1) for k, (tile, warps) in shapes.items()}}
+    )
+
+
+_FORWARD = row_table("layernorm_forward", narrow=(1024, 4), wide=(2048, 8))
+_BACKWARD = row_table("layernorm_backward", narrow=(2048, 8), wide=(4096, 16))
 _SUMS = Table(
     "column_sums",
     {80: {"all": Config({"BLOCK_CHUNKS": 32, "BLOCK_N": 32}, num_warps=4, num_stages=1)}},
@@ -256,19 +250,9 @@ def dropout_arguments(dropout: Dropout | None) -> tuple:
     return dropout.seed, dropout.cu_seqlens, starts - 1, starts.bit_length(), *limits
 
 
-def dense_rows(x: Tensor) -> Tensor:
-    """x [rows, columns] itself where each row's elements are neighbours, else a contiguous copy."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def columns_of(features: int) -> int:
-    """The width of a tile that holds rows of that many features."""
-    return max(16, power_of_two(features))
-
-
 def pick(table: Table, features: int) -> tuple[Config, int, int]:
     """The table's configuration for rows of that many features, a tile's columns and its rows."""
-    columns = columns_of(features)
+    columns = max(16, power_of_two(features))
     config = table.pick("narrow" if columns <= WIDE else "wide")
     return config, columns, cdiv(config.blocks["TILE"], columns)
 
@@ -324,7 +308,7 @@ def backward(
     Args:
         dtype: of the product, hence of the gradients of it and of its bias; the others have that of `gain`.
     """
-    dout, source, gain = dense_rows(dout), source.contiguous(), gain.contiguous()
+    dout, source, gain = with_dense_rows(dout), source.contiguous(), gain.contiguous()
     tokens, features = source.shape
     dproduct = torch.empty_like(source, dtype=dtype)
     one = dropout is None and gain.dtype == dtype

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 
 from .._formulas import gradients, statistics_dtype, upcast
+from .._formulas import supports as supports
 from .._philox import attention_keep, dropout
 
 
@@ -36,10 +37,6 @@ def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
             dout[start:stop],
         )
     return dqkv.to(qkv.dtype)
-
-
-def supports(call):
-    return None
 
 
 def _sequences(cu_seqlens):

@@ -114,14 +114,8 @@ def supports(call) -> str | None:
 
 
 def forward(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    scale: float,
-    p: float,
-    seed: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor | None]:
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.attention`; the second result is None unless `save`."""
     qkv = _with_dense_heads(qkv)
     tokens, _, heads, size = qkv.shape

@@ -12,6 +12,7 @@ from .._formulas import (
     rounded,
     upcast,
 )
+from .._formulas import supports as supports
 
 
 def forward(x, weight, bias, ln_weight, ln_bias, eps, save):
@@ -28,7 +29,3 @@ def backward(dout, x, weight, pre, mean, rstd, ln_weight, needs):
     (dpre,) = gradients(F.gelu, (pre,), dgelu)
     products = linear_gradients(dpre.to(x_fp32.dtype), x_fp32, weight, needs)
     return *rounded(products, x.dtype), *rounded(dln, ln_weight.dtype)
-
-
-def supports(call):
-    return None

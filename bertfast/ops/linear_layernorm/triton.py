@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...extension import with_dense_rows
 from .. import _layernorm_triton, _triton
-from .._layernorm_triton import dense_rows, dropout_of
+from .._layernorm_triton import dropout_of
 from .._linear_triton import PRODUCTS, linear, linear_backward
 
 __all__ = ["PRODUCTS", "backward", "forward", "supports"]
@@ -24,7 +25,7 @@ def forward(
     product, _ = linear(x, [weight], [bias])
     return _layernorm_triton.forward(
         product, ln_weight, ln_bias, eps, save,
-        residual=dense_rows(residual), dropout=dropout_of(p, seed, cu_seqlens),
+        residual=with_dense_rows(residual), dropout=dropout_of(p, seed, cu_seqlens),
     )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
+from ...extension import with_dense_rows
 from .. import _triton
-from .._layernorm_triton import dense_rows
 from .._triton import Config, Table, cdiv, precision
 from .._weights import unpacked
 from ._triton_backward import (
@@ -145,7 +145,7 @@ def _stretches(terms, dloss, num_items, grads):
 
 def _dense(x, weight, bias, labels):
     bias = None if bias is None else bias.contiguous()
-    return dense_rows(x), dense_rows(unpacked(weight)), bias, labels.contiguous()
+    return with_dense_rows(x), with_dense_rows(unpacked(weight)), bias, labels.contiguous()
 
 
 def _listed(labels, ignore_index, lse):
