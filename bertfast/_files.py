@@ -35,9 +35,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    temporary = target.with_name(
-        f".bertfast-{secrets.token_hex(8)}.tmp"
-    )  # short, as names are limited
+    # short, as names are limited
+    temporary = target.with_name(f".bertfast-{secrets.token_hex(8)}.tmp")
     try:
         mode = _create(temporary, target, path)
         yield temporary
@@ -80,9 +79,8 @@ def atomic_write(
 def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
     """The JSON object that a file holds; raises `error`, naming the file, when there is none."""
     if not path.is_file():
-        raise error(
-            f"{path}: expected a file, got {'a directory' if path.is_dir() else 'nothing'} there."
-        )
+        found = "a directory" if path.is_dir() else "nothing"
+        raise error(f"{path}: expected a file, got {found} there.")
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as cause:

@@ -20,28 +20,6 @@ from ..errors import ArgumentError, UnsupportedError
 from . import decisions
 from .backends import NAMES, Backend, order, product_of
 
-__all__ = [
-    "NAMES",
-    "Choice",
-    "Scope",
-    "backend",
-    "backends_of",
-    "batch_invariant",
-    "choose",
-    "inside",
-    "is_batch_invariant",
-    "labelled",
-    "note",
-    "operations",
-    "product",
-    "reasons",
-    "record",
-    "register",
-    "run",
-    "scope",
-    "use_backend",
-]
-
 _BACKENDS: dict[str, Mapping[str, Backend]] = {}
 
 

@@ -40,18 +40,8 @@ logger = logging.getLogger("bertfast")
 _OWN = (*STARTS, "check_finite", "output_logits", "num_sequences_in_batch")
 # What tokenizers, collators and Trainer pass along, and what only decoders look at; nothing of it changes an encoder.
 _IGNORED = frozenset(
-    {
-        "cache_position",
-        "length",
-        "num_items_in_batch",
-        "offset_mapping",
-        "output_cross_attentions",
-        "overflow_to_sample_mapping",
-        "seq_idx",
-        "special_tokens_mask",
-        "use_cache",
-    }
-)
+    ("cache_position", "length", "num_items_in_batch", "offset_mapping", "output_cross_attentions")
+) | {"overflow_to_sample_mapping", "seq_idx", "special_tokens_mask", "use_cache"}
 _LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 _READ = frozenset((*INPUTS, *_OWN, *_LABELS, "output_hidden_states", "return_dict"))
 _SAID: set[str] = set()  # reasons that the log has

@@ -29,10 +29,8 @@ def gradients(
     """Gradients of a plain torch function, by torch autograd, for use inside an op (which runs
     below autograd).
     """
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):  # the first brings autograd's dispatch keys back
+    # the first brings autograd's dispatch keys back
+    with torch.inference_mode(False), torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         output = function(*inputs)
         return torch.autograd.grad(output, inputs, grad)

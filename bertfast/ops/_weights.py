@@ -82,16 +82,8 @@ def unpacked(weight: Tensor) -> Tensor:
 _READABLE = {
     getattr(torch.Tensor, name).__get__
     for name in (
-        "shape",
-        "dtype",
-        "device",
-        "requires_grad",
-        "ndim",
-        "layout",
-        "is_leaf",
-        "grad",
-        "is_meta",
-        "itemsize",
+        *("shape", "dtype", "device", "requires_grad", "ndim", "layout", "is_leaf", "grad"),
+        *("is_meta", "itemsize"),
     )
 } | {
     getattr(torch.Tensor, name)
@@ -124,9 +116,8 @@ class PrepackedParameter(torch.nn.Parameter):
         return f"PrepackedParameter([{kept.n}, {kept.k}], {kept.buffer.dtype}, packed for {kept.variant})"
 
     def __deepcopy__(self, memo) -> PrepackedParameter:
-        return PrepackedParameter(
-            self.packed, self.wanted_grad
-        )  # a packed form is never written to
+        # a packed form is never written to
+        return PrepackedParameter(self.packed, self.wanted_grad)
 
     def __reduce_ex__(self, protocol):
         weight = torch.nn.Parameter(self.unpack(), self.wanted_grad)

@@ -125,9 +125,8 @@ class Tokenizer:
                 )
 
     def _named(self, token: int) -> str:
-        added = getattr(
-            self.backend, "get_added_tokens_decoder", dict
-        )()  # spelled as they were added
+        # those that were added are spelled as they were
+        added = getattr(self.backend, "get_added_tokens_decoder", dict)()
         word = added[token].content if token in added else self.backend.id_to_token(token)
         return f"{word!r}, number {token}"
 
@@ -280,9 +279,8 @@ class _Python:
 
 def _by_transformers(folder: Path, config: dict[str, Any]) -> Any:
     """What transformers' AutoTokenizer makes of the files."""
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model")
-    ):
+    files = ("tokenizer.json", "vocab.txt", "spiece.model")
+    if not any((folder / name).is_file() for name in files):
         raise CheckpointError(f"{folder}: expected tokenizer.json or vocab.txt, found neither.")
     vocabulary = _vocabulary(folder / "vocab.txt") if (folder / "vocab.txt").is_file() else None
     transformers = require(
@@ -312,9 +310,8 @@ def _by_transformers(folder: Path, config: dict[str, Any]) -> Any:
     if vocabulary is not None:
         known = vocabulary | {token for _, token, _ in numbered}
         for token in (theirs.unk_token, theirs.cls_token, theirs.sep_token):
-            if (
-                token is not None and token not in known
-            ):  # transformers added it, past the end of the model's word table
+            # transformers adds what is missing, past the end of the model's word table
+            if token is not None and token not in known:
                 raise CheckpointError(
                     f"{folder / 'vocab.txt'}: expected the token {token}, it is not there."
                 )

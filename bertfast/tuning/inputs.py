@@ -90,18 +90,14 @@ class _Source:
 
     def row_scale(self) -> tuple[float, float]:
         """(deviation, mean) of what LN normalises."""
-        return {"near-constant": (0.03, 1.0), "large-mean": (1.0, 100.0)}.get(
-            self.case.variant, (1.0, 0.0)
-        )
+        special = {"near-constant": (0.03, 1.0), "large-mean": (1.0, 100.0)}
+        return special.get(self.case.variant, (1.0, 0.0))
 
     def dropout(self) -> dict:
         dropped = self.case.p > 0
         seed = torch.tensor([0x0123456789ABCDEF + self.case.seed]) if dropped else None
-        return {
-            "p": self.case.p,
-            "seed": seed,
-            "cu_seqlens": self.cu_seqlens() if dropped else None,
-        }
+        cu_seqlens = self.cu_seqlens() if dropped else None
+        return {"p": self.case.p, "seed": seed, "cu_seqlens": cu_seqlens}
 
 
 def _layer_norm(source: _Source, features: int) -> dict:
@@ -153,18 +149,11 @@ def _attention(source: _Source) -> dict:
     case = source.case
     size = case.outer // case.heads
     qkv = source.normal(case.tokens, 3, case.heads, size)
-    qkv[:, 0] *= (
-        40 if case.variant == "sharp" else 4
-    )  # the deviation of the logits, as the keys have 1
+    # the deviation of the logits, as the keys have 1
+    qkv[:, 0] *= 40 if case.variant == "sharp" else 4
     dropout = source.dropout()
-    return {
-        "qkv": qkv,
-        "cu_seqlens": source.cu_seqlens(),
-        "max_seqlen": max(case.lengths) + 3,
-        "scale": size**-0.5,
-        "p": dropout["p"],
-        "seed": dropout["seed"],
-    }
+    sequences = {"cu_seqlens": source.cu_seqlens(), "max_seqlen": max(case.lengths) + 3}
+    return {"qkv": qkv, "scale": size**-0.5, **dropout, **sequences}
 
 
 def _linear_layernorm(source: _Source) -> dict:
@@ -173,13 +162,8 @@ def _linear_layernorm(source: _Source) -> dict:
     product["weight"] *= deviation
     product["bias"] *= deviation
     shape = source.case.tokens, source.case.outer
-    residual = source.beside().normal(*shape, scale=deviation, mean=mean)
-    return {
-        **product,
-        "residual": residual,
-        **_layer_norm(source, source.case.outer),
-        **source.dropout(),
-    }
+    product["residual"] = source.beside().normal(*shape, scale=deviation, mean=mean)
+    return {**product, **_layer_norm(source, source.case.outer), **source.dropout()}
 
 
 def _gelu_layernorm(source: _Source) -> dict:

@@ -76,7 +76,7 @@ def _attention_bwd_keys_kernel(
     stride_token, stride_head, stride_dout, scale, threshold, keep_scale,
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv into dqkv; where delta is None, a block of keys is a whole sequence, and dq too, for which out is read."""
+    """dk and dv into dqkv; where delta is None, as a block of keys is a whole sequence, dq too, from out."""
     sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_N)
     if first >= length:
         return

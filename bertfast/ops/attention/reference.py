@@ -14,10 +14,8 @@ from .._philox import attention_keep, dropout
 def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
     tokens, _, heads, size = qkv.shape
     (qkv_fp32,), dtype = upcast(qkv), statistics_dtype(qkv.dtype)
-    out, lse = (
-        qkv_fp32.new_zeros(tokens, heads, size),
-        qkv_fp32.new_zeros(heads, tokens, dtype=dtype),
-    )
+    out = qkv_fp32.new_zeros(tokens, heads, size)
+    lse = qkv_fp32.new_zeros(heads, tokens, dtype=dtype)
     for row, (start, stop) in _sequences(cu_seqlens):
         keep = _keep(seed, p, row, heads, stop - start)
         out[start:stop] = _attend(qkv_fp32[start:stop], scale, p, keep)

@@ -1,6 +1,4 @@
-"""x · [Wq Wk Wv]ᵀ + [bq bk bv]: query, key and value of every head in one product, from three
-weights.
-"""
+"""x · [Wq Wk Wv]ᵀ + [bq bk bv]: query, key and value of every head in one product, from three weights."""
 
 from __future__ import annotations
 
@@ -71,13 +69,8 @@ _CONTRACT = Contract(
     shapes=_shapes,
     saved=("x", "wq", "wk", "wv"),
     gradients={
-        "x": None,
-        "wq": None,
-        "wk": None,
-        "wv": None,
-        "bq": _bias,
-        "bk": _bias,
-        "bv": _bias,
+        **dict.fromkeys(("x", "wq", "wk", "wv")),
+        **dict.fromkeys(("bq", "bk", "bv"), _bias),
     },
     save=False,
 )
