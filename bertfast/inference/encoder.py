@@ -112,8 +112,7 @@ class Encoder:
         Args:
             path_or_hub_id: a directory, or a model id on the Hugging Face hub.
             device: where the model runs; default: a CUDA GPU if torch sees one that a backend serves, else the CPU.
-            dtype: float32, bfloat16, float16 or float64, as a torch.dtype or by name; default: the
-                checkpoint's.
+            dtype: float32, bfloat16, float16 or float64, as a torch.dtype or by name; default: the checkpoint's.
             batch_invariant: as `Encoder` takes it.
             revision, token, cache_dir, local_files_only: as in `bertfast.checkpoint.resolve`.
 
@@ -176,8 +175,7 @@ class Encoder:
 
         Args:
             texts: any iterable of strings, generators too; or one string.
-            batch_tokens: the most real tokens that go through the model at a time (a longer text
-                goes alone).
+            batch_tokens: the most real tokens that go through the model at a time (a longer text goes alone).
             pooling: "cls", "mean" or "max"; default: as the checkpoint says, else "mean".
             normalize: scale vectors to length 1, after they are cut; default: as the checkpoint says, before they
                 are cut, else not.

@@ -16,11 +16,9 @@ _HALVES = (torch.bfloat16, torch.float16)
 def check_like(
     like_name: str, like: Tensor, *expected: tuple[str, Tensor, tuple[int, ...]]
 ) -> None:
-    """Each (name, tensor, shape) has that shape, and the dtype and device of `like`, else
-    ArgumentError.
+    """Each (name, tensor, shape) has that shape, and the dtype and device of `like`, else ArgumentError.
 
-    A prepacked weight (packed.PrepackedParameter, on the meta device) may stand where `like` is on the
-    CPU.
+    A prepacked weight (packed.PrepackedParameter, on the meta device) may stand where `like` is on the CPU.
     """
     dtype, device = like.dtype, like.device
     for name, tensor, shape in expected:
@@ -70,8 +68,7 @@ def check_indices(
     device: torch.device,
     besides: int | None = None,
 ) -> None:
-    """int64 indices [count] on `device`; on the CPU each in [0, below), or equal to `besides`. Else
-    ArgumentError.
+    """int64 indices [count] on `device`; on the CPU each in [0, below), or equal to `besides`. Else ArgumentError.
 
     One pass over the indices; on another device the values are not read (that would stall it).
     """
@@ -97,8 +94,7 @@ def check_indices(
 def check_sequences(
     cu_seqlens: Tensor | None, tokens: int, device: torch.device, max_seqlen: int | None = None
 ) -> None:
-    """cu_seqlens int32 [B+1] on `device`; on the CPU it starts at 0, never falls and ends at no
-    more than `tokens`.
+    """cu_seqlens int32 [B+1] on `device`; on the CPU it starts at 0, never falls and ends at no more than `tokens`.
 
     Raises ArgumentError, also where a sequence is longer than max_seqlen.
     """

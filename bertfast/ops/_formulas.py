@@ -26,9 +26,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of a plain torch function, by torch autograd, for use inside an op (which runs
-    below autograd).
-    """
+    """Gradients of a plain torch function, by torch autograd, for use inside an op (which runs below autograd)."""
     # the first brings autograd's dispatch keys back
     with torch.inference_mode(False), torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]

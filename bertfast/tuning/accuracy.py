@@ -24,9 +24,7 @@ class Expected(NamedTuple):
 
 
 def compare(label: str, got: Tensor, expected: Expected) -> None:
-    """Apply the accuracy check; raises AssertionError with the largest error, its index and both
-    values.
-    """
+    """Apply the accuracy check; raises AssertionError with the largest error, its index and both values."""
     exact, eager, size = expected
     assert got.shape == exact.shape, (
         f"{label}: shape {list(got.shape)}, expected {list(exact.shape)}"

@@ -1,11 +1,9 @@
-"""How large the terms of each result and gradient are: the operation's formula, and its derivative,
-on absolute values.
+"""How large the terms of each result and gradient are: the operation's formula, and its derivative, on absolute values.
 
-A sum's rounding error is a multiple of eps times the sum of its terms' absolute values, which says
-S in the accuracy check. Every function takes the arguments in float64 and the gradient of the
-result, and returns the sizes of the forward op's results and of the gradients by argument name.
-Where a quantity passes through a curved function (gelu, softmax, LN) its own error is carried on
-with the bound of the derivative.
+A sum's rounding error is a multiple of eps times the sum of its terms' absolute values, which says S in the accuracy
+check. Every function takes the arguments in float64 and the gradient of the result, and returns the sizes of the
+forward op's results and of the gradients by argument name. Where a quantity passes through a curved function (gelu,
+softmax, LN) its own error is carried on with the bound of the derivative.
 """
 
 from __future__ import annotations

@@ -24,13 +24,11 @@ class Case:
 
     Fields:
         lengths: tokens of each sequence; T is their sum.
-        inner: features of x (K). outer: features of the result (N), vocabulary where words are
-            looked up or predicted.
+        inner: features of x (K). outer: features of the result (N), vocabulary where words are looked up or predicted.
         heads: attention heads; the head size is outer / heads.
         p: dropout. strided: rows are cut from wider tensors, gradients too.
         mixed: LN's parameters, the residual and the result are float32 where the rest is in a half.
-        variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds",
-            "no-bias", "num-items".
+        variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds", "no-bias", "num-items".
     """
 
     name: str
@@ -58,9 +56,7 @@ class Case:
 
 
 class _Source:
-    """Seeded tensors in one dtype; in a strided case rows lie apart and the columns start off a
-    boundary.
-    """
+    """Seeded tensors in one dtype; in a strided case rows lie apart and the columns start off a boundary."""
 
     def __init__(self, case: Case, dtype: torch.dtype, seed: int):
         self.case, self.dtype = case, dtype

@@ -22,8 +22,7 @@ def qkv_projection(
     *,
     num_heads: int,
 ) -> Tensor:
-    """qkv[t, i, h, :] = the h-th piece of x[t] · w_iᵀ + b_i, for i = query, key, value. Sums in
-    fp32.
+    """qkv[t, i, h, :] = the h-th piece of x[t] · w_iᵀ + b_i, for i = query, key, value. Sums in fp32.
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
@@ -32,8 +31,7 @@ def qkv_projection(
         num_heads: h, divides N.
 
     Returns: [T,3,h,N/h], dtype of x, contiguous. Differentiable once.
-    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name
-    refuses).
+    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
         x, wq, wk, wv, bq, bk, bv = autocast(x, wq, wk, wv, bq, bk, bv)
