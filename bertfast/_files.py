@@ -49,30 +49,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_write(
-    path: str | os.PathLike[str],
-    mode: str = "wb",
-    encoding: str | None = None,
-    newline: str | None = None,
-) -> Iterator[IO[Any]]:
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` only when the block ends without an exception.
 
     Args:
         path: the file to write; its directory must exist. A device or pipe is opened straight.
-        mode: "wb" or "w"; text is UTF-8 unless `encoding` says otherwise.
-        encoding, newline: as in `open`.
+        mode: "wb" or "w"; text is UTF-8.
 
     Raises:
         OSError: the file cannot be created, written or renamed (disk full, no permission); nothing is left behind.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode: expected 'w' or 'wb', got {mode!r}.")
-    if mode == "w" and encoding is None:
-        encoding = "utf-8"
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, mode, encoding=encoding, newline=newline) as handle,
-    ):
+    encoding = "utf-8" if mode == "w" else None
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as handle:
         yield handle
 
 

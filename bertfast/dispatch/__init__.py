@@ -48,7 +48,7 @@ def backends_of(operation: str) -> Mapping[str, Backend]:
 
 
 def backend() -> str:
-    """The backend in force: that of the innermost `use_backend`, else of `BERTFAST_BACKEND` (read once), else "auto"."""
+    """The backend in force: of the innermost `use_backend`, else of `BERTFAST_BACKEND` (read once), else "auto"."""
     return scope().backend or _environment()
 
 

@@ -26,6 +26,8 @@ from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
 from .prepack import Prepackable
 
+HEADS: dict[type[nn.Module], type[nn.Module]] = {}  # transformers' class -> ours
+
 
 class Head(Prepackable, CheckedLoading):
     """What all heads share. A subclass says in `_encode` what it needs and in `_answer` what it makes of the rows."""
@@ -36,6 +38,7 @@ class Head(Prepackable, CheckedLoading):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "_theirs" in cls.__dict__:
+            HEADS[cls._theirs] = cls
             cls.forward = signed_as(cls._theirs, Head.forward)
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):

@@ -10,9 +10,14 @@ from torch import Tensor
 from .. import dispatch
 from . import _gemm_triton
 from ._gelu_triton import gelu_of
+from ._triton import refuses
 from ._weights import unpacked
 
 PRODUCTS = ("torch",)  # besides the own one
+
+
+def supports(call) -> str | None:
+    return refuses(call.lead, product=True)
 
 
 def linear(

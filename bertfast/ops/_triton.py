@@ -145,10 +145,7 @@ def arch() -> int:
 
 
 def registers(count: int) -> dict[str, int]:
-    """The launch option that lets a thread have `count` registers, where the backend takes it: NVIDIA's does.
-
-    Without it ptxas may spill a register or two to fit one more block on a multiprocessor.
-    """
+    """The launch option that lets a thread have `count` registers, where the backend takes it: NVIDIA's does."""
     return {"maxnreg": count} if device_properties().backend == "cuda" else {}
 
 

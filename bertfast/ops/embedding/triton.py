@@ -18,7 +18,6 @@ from .. import _triton
 from .._layernorm_triton import (
     column_sums,
     drop,
-    dropout_arguments,
     dropout_of,
     load_row,
     normalize,
@@ -285,7 +284,7 @@ def forward(
         _embedding_fwd_kernel[(cdiv(tokens, rows),)](
             *_sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
             ln_weight.contiguous(), ln_bias.contiguous(), out, mean, rstd, tokens, features, eps,
-            *dropout_arguments(dropout_of(p, seed, cu_seqlens)), COLUMNS=columns, **config.options(),
+            *dropout_of(p, seed, cu_seqlens), COLUMNS=columns, **config.options(),
         )  # fmt: skip
     return out, mean, rstd
 
@@ -317,7 +316,7 @@ def backward(
         dout, dout.stride(0),
         *_sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
         ln_weight.contiguous(), mean, rstd, dz, partial, *(next(rows_of_keys) if want else None for want in wanted),
-        padding_idx, tokens, tiles, features, chunks, *dropout_arguments(dropout_of(p, seed, cu_seqlens)),
+        padding_idx, tokens, tiles, features, chunks, *dropout_of(p, seed, cu_seqlens),
         COLUMNS=columns, **registers(_REGISTERS), **config.options(),
     )  # fmt: skip
     if any(wanted):

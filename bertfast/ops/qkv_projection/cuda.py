@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ... import extension
-from .cpu import backward, forward
-
-__all__ = ["backward", "forward", "supports"]
+from .cpu import backward as backward
+from .cpu import forward as forward
 
 
 def supports(call) -> str | None:
