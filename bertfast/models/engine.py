@@ -229,19 +229,13 @@ def theirs(model: nn.Module, kind: type[nn.Module], reason: str, given: dict[str
     return output
 
 
-def returns_dict(model: nn.Module, given: Mapping[str, Any]) -> bool:
-    """Whether an output object is wanted, no tuple."""
-    held = model.config.__dict__
-    default = held.get("return_dict", True) and not held.get("torchscript", False)
-    return given.get("return_dict", default)
-
-
 def finish(model: nn.Module, kind: type, given: Mapping[str, Any], **fields: Any) -> Any:
     """The output of a call, or its tuple; with check_finite, an error that names what is not finite."""
     if given.get("check_finite"):
         check_results(model, fields)
-    output = kind(**fields)
-    return output if returns_dict(model, given) else output.to_tuple()
+    output, held = kind(**fields), model.config.__dict__
+    default = held.get("return_dict", True) and not held.get("torchscript", False)
+    return output if given.get("return_dict", default) else output.to_tuple()
 
 
 def _is_prepacked(weights: BertWeights) -> bool:

@@ -394,9 +394,8 @@ def _inside(module: nn.Module) -> Iterator[nn.Module]:
 @functools.cache
 def _from_row_by_row_library(kind: type) -> bool:
     place = kind.__module__
-    return place.partition(".")[0] in _ROW_BY_ROW or place.startswith(
-        ("torch.ao.", "transformers.integrations.")
-    )
+    integrated = place.startswith(("torch.ao.", "transformers.integrations."))
+    return integrated or place.partition(".")[0] in _ROW_BY_ROW
 
 
 def _full_name(kind: type) -> str:

@@ -99,9 +99,8 @@ def check_sequences(
     Raises ArgumentError, also where a sequence is longer than max_seqlen.
     """
     if cu_seqlens is None:
-        raise ArgumentError(
-            "cu_seqlens", "the starts of the sequences (dropout counts inside them)", "None"
-        )
+        expected = "the starts of the sequences (dropout counts inside them)"
+        raise ArgumentError("cu_seqlens", expected, "None")
     if cu_seqlens.dtype is not torch.int32 or cu_seqlens.ndim != 1 or cu_seqlens.device != device:
         got = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)} on {cu_seqlens.device}"
         raise ArgumentError("cu_seqlens", f"torch.int32 [B+1] on {device}", got)
@@ -113,11 +112,12 @@ def check_sequences(
             f"starts that begin at 0, never fall and end at no more than {tokens} (the tokens)"
         )
         raise ArgumentError("cu_seqlens", expected, _excerpt(starts))
-    if max_seqlen is not None and max(map(sub, starts[1:], starts), default=0) > max_seqlen:
-        longest = max(map(sub, starts[1:], starts))
-        raise ArgumentError(
-            "max_seqlen", f"at least {longest}, the longest sequence", str(max_seqlen)
-        )
+    if max_seqlen is None:
+        return
+    longest = max(map(sub, starts[1:], starts), default=0)
+    if longest > max_seqlen:
+        expected = f"at least {longest}, the longest sequence"
+        raise ArgumentError("max_seqlen", expected, str(max_seqlen))
 
 
 def check_dropout(p: float, seed: Tensor | None, device: torch.device) -> None:

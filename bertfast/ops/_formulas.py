@@ -71,7 +71,7 @@ def _beside(z: Tensor, *rows: Tensor) -> list[Tensor]:
 
 @contextlib.contextmanager
 def in_own_dtype() -> Iterator[None]:
-    """Reference formulas in the block compute in their tensors' own dtype, as plain torch would."""
+    """Reference formulas in the block, or function, compute in their tensors' own dtype, as plain torch would."""
     token = _UPCAST.set(False)
     try:
         yield

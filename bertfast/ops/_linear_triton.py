@@ -21,12 +21,8 @@ def supports(call) -> str | None:
 
 
 def linear(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    gelu: bool = False,
-    save: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool = False, save: bool = False
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """As `_gemm_triton.linear`."""
     weights = [unpacked(weight) for weight in weights]
     if dispatch.product() != "torch":
@@ -36,12 +32,8 @@ def linear(
 
 
 def linear_backward(
-    dout: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    needs: Sequence[bool],
-    pre: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
+    dout: Tensor, x: Tensor, weights: Sequence[Tensor], needs: Sequence[bool], pre: Tensor | None = None
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """As `_gemm_triton.linear_backward`."""
     weights = [unpacked(weight) for weight in weights]
     if dispatch.product() != "torch":

@@ -28,9 +28,8 @@ class PackedWeight:
         """The weight [n, k], bit for bit."""
         self.check_variant()
         weight = torch.empty(self.n, self.k, dtype=self.buffer.dtype)
-        extension.cpu.unpack_weight(
-            self.buffer.data_ptr(), weight.data_ptr(), self.n, self.k, *_code_and_threads(weight)
-        )
+        places, sizes = (self.buffer.data_ptr(), weight.data_ptr()), (self.n, self.k)
+        extension.cpu.unpack_weight(*places, *sizes, *_code_and_threads(weight))
         return weight
 
     def check_variant(self) -> None:

@@ -145,9 +145,8 @@ def check_texts(texts: Sequence[Any], start: int = 0) -> None:
         if not isinstance(text, str):
             raise ArgumentError(f"texts[{index}]", "a string", type(text).__name__)
         if not is_unicode(text):
-            raise ArgumentError(
-                f"texts[{index}]", "Unicode text", "one with half of a surrogate pair"
-            )
+            got = "one with half of a surrogate pair"
+            raise ArgumentError(f"texts[{index}]", "Unicode text", got)
 
 
 def is_unicode(text: str) -> bool:
@@ -283,9 +282,8 @@ def _by_transformers(folder: Path, config: dict[str, Any]) -> Any:
     if not any((folder / name).is_file() for name in files):
         raise CheckpointError(f"{folder}: expected tokenizer.json or vocab.txt, found neither.")
     vocabulary = _vocabulary(folder / "vocab.txt") if (folder / "vocab.txt").is_file() else None
-    transformers = require(
-        "transformers", f"The tokenizer of {folder}, which is no tokenizer.json,"
-    )
+    purpose = f"The tokenizer of {folder}, which is no tokenizer.json,"
+    transformers = require("transformers", purpose)
     kind = _class_name(folder, config)
     if "auto_map" in config or not (kind is None or hasattr(transformers, kind)):
         raise UnsupportedError(

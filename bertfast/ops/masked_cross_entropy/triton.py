@@ -142,9 +142,8 @@ def _listed(labels, ignore_index, lse):
     """(rows [T] int32, count [1] int32): the labelled rows first, on the device; lse of the others becomes 0."""
     rows = torch.empty_like(labels, dtype=torch.int32)
     count = rows.new_empty(1)
-    _cross_entropy_list_kernel[(1,)](
-        labels, rows, count, lse, labels.numel(), ignore_index, **_LISTING
-    )
+    tokens = labels.numel()
+    _cross_entropy_list_kernel[(1,)](labels, rows, count, lse, tokens, ignore_index, **_LISTING)
     return rows, count
 
 
