@@ -97,9 +97,8 @@ def driver_refuses() -> str | None:
     if driver == 0:
         return f"no CUDA driver (libcuda.so.1) on this machine; the kernels need CUDA {_version(floor)}{advice}"
     if driver < floor:
-        return (
-            f"the driver serves CUDA {_version(driver)}, the kernels need {_version(floor)}{advice}"
-        )
+        needed = f"the kernels need {_version(floor)}{advice}"
+        return f"the driver serves CUDA {_version(driver)}, {needed}"
     return None
 
 
@@ -210,9 +209,8 @@ def gradients(
     With no rows nothing is computed and the gradients are zeros.
     """
     new = x.new_empty if x.shape[0] else x.new_zeros
-    return tuple(
-        new(shape) if wanted else None for shape, wanted in zip(shapes, needs, strict=True)
-    )
+    pairs = zip(shapes, needs, strict=True)
+    return tuple(new(shape) if wanted else None for shape, wanted in pairs)
 
 
 def statistics(x: Tensor, shape: int | tuple[int, ...], save: bool) -> Tensor | None:

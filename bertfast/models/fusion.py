@@ -168,12 +168,8 @@ norm = functools.partial(leaf, nn.LayerNorm)
 
 def dropout(module: nn.Module | None, name: str) -> float:
     """The probability in force. Raises Unfit."""
-    kind = type(module)
-    if kind is not nn.Dropout and kind is not nn.Identity:
-        raise Unfit(f"{name} is a {kind.__name__}")
-    if reason := reason_of(module, name):
-        raise Unfit(reason)
-    return module.p if kind is nn.Dropout and module.training else 0.0
+    exact(module, (nn.Dropout, nn.Identity), name)
+    return module.p if type(module) is nn.Dropout and module.training else 0.0
 
 
 def activation(module: Any, name: str) -> Any:

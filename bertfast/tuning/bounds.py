@@ -42,9 +42,8 @@ def _layer_norm_back(
     dout: Tensor, normal: Tensor, z: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, dict]:
     rstd, scaled = statistics(z, eps)[1].unsqueeze(1), dout * weight.abs()
-    dz = rstd * (
-        scaled + scaled.mean(1, keepdim=True) + normal * (scaled * normal).mean(1, keepdim=True)
-    )
+    along = normal * (scaled * normal).mean(1, keepdim=True)
+    dz = rstd * (scaled + scaled.mean(1, keepdim=True) + along)
     return dz, {"ln_weight": (dout * normal).sum(0), "ln_bias": dout.sum(0)}
 
 

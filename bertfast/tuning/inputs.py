@@ -69,14 +69,11 @@ class _Source:
         return source
 
     def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
-        if self.case.strided and len(shape) > 1:
-            wide = self._normal(*shape[:-1], shape[-1] + 5, scale=scale, mean=mean)
-            return wide[..., 3 : 3 + shape[-1]]
-        return self._normal(*shape, scale=scale, mean=mean)
-
-    def _normal(self, *shape: int, scale: float, mean: float) -> Tensor:
-        values = torch.randn(shape, generator=self.generator, dtype=torch.float32)
-        return (values * scale + mean).to(self.dtype)
+        strided = self.case.strided and len(shape) > 1
+        whole = (*shape[:-1], shape[-1] + 5) if strided else shape
+        values = torch.randn(whole, generator=self.generator, dtype=torch.float32)
+        values = (values * scale + mean).to(self.dtype)
+        return values[..., 3 : 3 + shape[-1]] if strided else values
 
     def integers(self, low: int, high: int, count: int) -> Tensor:
         return torch.randint(low, high, (count,), generator=self.generator)

@@ -1,7 +1,5 @@
 """softmax(q · kᵀ / √d) · v inside each sequence, in plain torch: the definition."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -1,7 +1,5 @@
 """dropout(LN(word[id] + position[p] + segment[s])) in plain torch: the definition."""
 
-from __future__ import annotations
-
 from .._formulas import layer_norm, layer_norm_gradients, rounded, statistics_dtype, upcast
 from .._formulas import supports as supports
 from .._philox import dropout, hidden_keep

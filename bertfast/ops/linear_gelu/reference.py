@@ -1,7 +1,5 @@
 """gelu(x · Wᵀ + b) in plain torch: the definition."""
 
-from __future__ import annotations
-
 from torch.nn import functional as F
 
 from .._formulas import gradients, linear_gradients, rounded, upcast

@@ -1,7 +1,5 @@
 """LN(residual + dropout(x · Wᵀ + b)) in plain torch: the definition."""
 
-from __future__ import annotations
-
 from torch.nn import functional as F
 
 from .._formulas import layer_norm, layer_norm_gradients, linear_gradients, rounded, upcast

@@ -1,7 +1,5 @@
 """Mean of -log softmax(x · Wᵀ + b)[label] over the labelled rows, in plain torch: the definition."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

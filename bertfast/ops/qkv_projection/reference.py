@@ -1,7 +1,5 @@
 """x · [Wq Wk Wv]ᵀ + [bq bk bv] in plain torch: the definition."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 
