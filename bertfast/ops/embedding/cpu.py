@@ -18,15 +18,17 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.embedding`; only the first result unless `save`."""
     word = extension.with_dense_rows(word if inputs_embeds is None else inputs_embeds)
-    position, segment, cu_seqlens = extension.contiguous(position, segment, cu_seqlens)
-    ids = extension.contiguous(input_ids, position_ids, token_type_ids)
-    ln_weight, ln_bias = extension.contiguous(ln_weight, ln_bias)
+    position, segment = position.contiguous(), segment.contiguous()
+    position_ids, token_type_ids = position_ids.contiguous(), token_type_ids.contiguous()
+    input_ids = None if inputs_embeds is not None else input_ids.contiguous()
+    ln_weight, ln_bias = ln_weight.contiguous(), ln_bias.contiguous()
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     rows, n = position_ids.shape[0], word.shape[1]
     out = word.new_empty(rows, n)
     mean, rstd = extension.statistics(word, rows, save), extension.statistics(word, rows, save)
     extension.launch(
-        "embedding_fwd", word, input_ids=pointer(ids[0]), position_ids=ids[1].data_ptr(),
-        segment_ids=ids[2].data_ptr(), word=word.data_ptr(), position=position.data_ptr(),
+        "embedding_fwd", word, input_ids=pointer(input_ids), position_ids=position_ids.data_ptr(),
+        segment_ids=token_type_ids.data_ptr(), word=word.data_ptr(), position=position.data_ptr(),
         segment=segment.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
         mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, word_stride=word.stride(0), eps=eps,
         table_rows=[word.shape[0], position.shape[0], segment.shape[0]], cu_seqlens=pointer(cu_seqlens),

@@ -18,9 +18,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.linear_layernorm`; only the first result unless `save`."""
     x, residual = extension.with_dense_rows(x), extension.with_dense_rows(residual)
-    bias, ln_weight, ln_bias, cu_seqlens = extension.contiguous(
-        bias, ln_weight, ln_bias, cu_seqlens
-    )
+    bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
     out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
