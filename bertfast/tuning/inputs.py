@@ -145,8 +145,9 @@ def _attention(source: _Source) -> dict:
     # the deviation of the logits, as the keys have 1
     qkv[:, 0] *= 40 if case.variant == "sharp" else 4
     dropout = source.dropout()
+    del dropout["cu_seqlens"]
     sequences = {"cu_seqlens": source.cu_seqlens(), "max_seqlen": max(case.lengths) + 3}
-    return {"qkv": qkv, "scale": size**-0.5, **dropout, **sequences}
+    return {"qkv": qkv, **sequences, "scale": size**-0.5, **dropout}
 
 
 def _linear_layernorm(source: _Source) -> dict:
