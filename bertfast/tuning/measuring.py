@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def autotune(
             product = name.partition(":")[2]
             other = not product or product in getattr(backend, "PRODUCTS", ())
             if other and backend.supports(call) is None:
-                runs[name] = partial(dispatch.use_backend(name)(dispatch.run), call)
+                runs[name] = _named(name, call)
         for name, run in list(runs.items()):
             try:
                 check(call, run(), expected)
@@ -78,6 +77,14 @@ def autotune(
         seconds = race(runs, device, rejected)
     key = key_of(call)
     return key, Decision(winner(seconds), seconds, rejected) if seconds else None
+
+
+def _named(name: str, call: Any) -> Callable[[], object]:
+    def run():
+        with dispatch.use_backend(name):  # what else holds is as it is when it runs
+            return dispatch.run(call)
+
+    return run
 
 
 def expectation(
