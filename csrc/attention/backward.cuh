@@ -8,8 +8,7 @@
 #pragma once
 #include "attention/block.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // Columns of a step: two steps' tiles lie in shared memory beside the two tiles of the rows.
@@ -199,5 +198,4 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

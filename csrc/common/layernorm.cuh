@@ -19,8 +19,7 @@
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kRowThreads = 256, kRowWarps = kRowThreads / kWarp, kRowValues = 32;
@@ -74,18 +73,8 @@ __device__ __forceinline__ void add_parts(float (&v)[kGroup<T>], const float* pa
 #pragma unroll
   for (int e = 0; e < kGroup<T>; ++e) v[e] = 0.0f;
 #pragma unroll 1
-  for (int part = 0; part < count; ++part)
-#pragma unroll
-    for (int i = 0; i < kGroup<T>; i += 4) {
-      float four[4];
-      load_group<float>(four, parts + part * size + i, left - i, vector);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) v[i + e] += four[e];
-    }
-  float b[kGroup<T>];
-  load_group(b, bias, left, vector);
-#pragma unroll
-  for (int e = 0; e < kGroup<T>; ++e) v[e] += b[e];
+  for (int part = 0; part < count; ++part) add_group(v, parts + part * size, left, vector);
+  add_group(v, bias, left, vector);
 }
 
 // What `normalise` does to a group before it is stored: nothing.
@@ -180,17 +169,10 @@ __device__ __forceinline__ void store_sums(const LayernormBwd& p, const Row<T, w
                                            float* shared) {
   constexpr int kWidth = kGroup<T>;
   float* to = p.sums + blockIdx.x * 2 * p.sums_stride;
-  const auto store = [&](float* column, const float* v, int step, int left) {
-#pragma unroll
-    for (int e = 0; e < kWidth; e += 4) {
-      const float four[4] = {v[e * step], v[(e + 1) * step], v[(e + 2) * step], v[(e + 3) * step]};
-      store_group<float>(column + e, four, left - e, left - e >= 4);
-    }
-  };
   if constexpr (warps > 1) {
     row.for_each_group([&](int i, int at, int left, bool) {
-      store(to + at, dweight[i], 1, left);
-      store(to + p.sums_stride + at, dbias[i], 1, left);
+      store_group(to + at, dweight[i], left, left >= kWidth);
+      store_group(to + p.sums_stride + at, dbias[i], left, left >= kWidth);
     });
   } else {
     const int lane = threadIdx.x % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -210,9 +192,11 @@ __device__ __forceinline__ void store_sums(const LayernormBwd& p, const Row<T, w
     for (int task = warp; task < 2 * Row<T, warps>::kGroups; task += kRowWarps) {
       const int i = task / 2, which = task % 2;
       const int at = (i * kWarp + lane) * kWidth, left = p.n - at;
-      if (left > 0)
-        store(to + which * p.sums_stride + at,
-              shared + which * kWarpRow + i * kWidth * kWarp + lane, kWarp, left);
+      float v[kWidth];
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e)
+        v[e] = shared[which * kWarpRow + (i * kWidth + e) * kWarp + lane];
+      store_group(to + which * p.sums_stride + at, v, left, left >= kWidth);
     }
   }
 }
@@ -265,5 +249,4 @@ __device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float*
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

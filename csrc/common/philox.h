@@ -5,9 +5,7 @@
 #include "common/dropout.h"
 #include "common/simd.h"
 
-namespace bf {
-
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -93,5 +91,4 @@ inline void dropout_token(const Dropout& d, float* row, long n, const std::int32
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

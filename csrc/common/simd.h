@@ -17,8 +17,7 @@
 #define BF_INLINE static inline __attribute__((always_inline))
 #define BF_INLINE_MEMBER inline __attribute__((always_inline))
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 #if defined(__AVX512F__)
@@ -240,5 +239,4 @@ BF_INLINE void transpose(F v[kLanes]) {
 #endif
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -9,26 +9,16 @@
 #define BF_FOR_EACH_ISA(X) X(baseline)
 #endif
 
-#if defined(__x86_64__)
-#define BF_DECLARE_CPU(NAME, PARAMS) \
-  namespace baseline {               \
-  void NAME(const PARAMS&);          \
-  }                                  \
-  namespace avx2 {                   \
-  void NAME(const PARAMS&);          \
-  }                                  \
-  namespace avx2_wide {              \
-  void NAME(const PARAMS&);          \
-  }                                  \
-  namespace avx512 {                 \
-  void NAME(const PARAMS&);          \
+// A kernel of each, whether it is built or not.
+#define BF_DECLARE_CPU(NAME, PARAMS)     \
+  BF_DECLARE_IN(baseline, NAME, PARAMS)  \
+  BF_DECLARE_IN(avx2, NAME, PARAMS)      \
+  BF_DECLARE_IN(avx2_wide, NAME, PARAMS) \
+  BF_DECLARE_IN(avx512, NAME, PARAMS)
+#define BF_DECLARE_IN(ISA, NAME, PARAMS) \
+  namespace ISA {                        \
+  void NAME(const PARAMS&);              \
   }
-#else
-#define BF_DECLARE_CPU(NAME, PARAMS) \
-  namespace baseline {               \
-  void NAME(const PARAMS&);          \
-  }
-#endif
 
 // The CUDA kernels: the launch, and how many bytes of workspace it needs (asked for first).
 #define BF_DECLARE_CUDA(NAME, PARAMS)          \

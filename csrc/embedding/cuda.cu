@@ -15,8 +15,7 @@
 #include "embedding/rows.cuh"
 #include "embedding/tables.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 struct Workspace {
@@ -87,7 +86,7 @@ std::size_t embedding_fwd_workspace(const EmbeddingFwd&) { return 0; }
 void embedding_fwd(const EmbeddingFwd& p) {
   if (p.rows == 0) return;
   check_sizes(p.rows, p.n);
-  BF_DISPATCH_CUDA(p.dtype, T, forward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, forward<T>(p))
 }
 
 std::size_t embedding_bwd_workspace(const EmbeddingBwd& p) {
@@ -100,8 +99,7 @@ std::size_t embedding_bwd_workspace(const EmbeddingBwd& p) {
 void embedding_bwd(const EmbeddingBwd& p) {
   if (p.rows == 0) return;
   check_sizes(p.rows, p.n);
-  BF_DISPATCH_CUDA(p.dtype, T, backward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, backward<T>(p))
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -4,8 +4,7 @@
 #include "common/layernorm.cuh"
 #include "embedding/op.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // What one token gathers.
@@ -34,12 +33,9 @@ struct TokenRows {
       for (int e = 0; e < kGroup<T>; ++e) z[e] = NAN;
       return;
     }
-    float position[kGroup<T>], segment[kGroup<T>];
     load_group(z, parts[0] + first, left, vector);
-    load_group(position, parts[1] + first, left, vector);
-    load_group(segment, parts[2] + first, left, vector);
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; ++e) z[e] = z[e] + position[e] + segment[e];
+    add_group(z, parts[1] + first, left, vector);
+    add_group(z, parts[2] + first, left, vector);
   }
 
  private:
@@ -93,15 +89,10 @@ __global__ void __launch_bounds__(kRowThreads)
         T* const narrow = p.dinputs ? static_cast<T*>(p.dinputs) + token * p.n : nullptr;
         return [=](const float (&v)[kGroup<T>], int first, int left, bool vector) {
           if (narrow) store_group(narrow + first, v, left, vector);
-#pragma unroll
-          for (int e = 0; wide && e < kGroup<T>; e += 4) {
-            const float four[4] = {v[e], v[e + 1], v[e + 2], v[e + 3]};
-            store_group<float>(wide + first + e, four, 4, true);
-          }
+          if (wide) store_group(wide + first, v, kGroup<T>, true);
         };
       });
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

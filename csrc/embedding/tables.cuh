@@ -12,8 +12,7 @@
 #include "common/vector.cuh"
 #include "embedding/op.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kMaxPieces = 256, kLeastPiece = 16, kTables = 3;
@@ -30,21 +29,7 @@ struct TableSums {
   __device__ __forceinline__ float* part(int table, int piece_index, int which) const {
     return parts + ((static_cast<long>(table) * pieces + piece_index) * 2 + which) * stride;
   }
-  __device__ __forceinline__ std::int64_t id_at(int table, long i) const {
-    return tables[table].ids[tables[table].order[i]];
-  }
 };
-
-template <class T>
-__device__ __forceinline__ void add_row(float (&sum)[kGroup<T>], const float* from) {
-#pragma unroll
-  for (int e = 0; e < kGroup<T>; e += 4) {
-    float v[4];
-    load_group<float>(v, from + e, 4, true);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[e + i] += v[i];
-  }
-}
 
 template <class T>
 __device__ __forceinline__ void write_row(const TableSums& p, const EmbeddingTable& table,
@@ -65,10 +50,7 @@ __global__ void __launch_bounds__(kWarp) sum_pieces(const TableSums p) {
   const bool mine = column < p.n;
   const auto id_at = [&](long i) { return table.ids[table.order[i]]; };
   const auto put = [&](int which, const float (&sum)[kGroup<T>]) {
-    float* to = p.part(blockIdx.z, blockIdx.x, which) + column;
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; e += 4)
-      *reinterpret_cast<float4*>(to + e) = {sum[e], sum[e + 1], sum[e + 2], sum[e + 3]};
+    store_group(p.part(blockIdx.z, blockIdx.x, which) + column, sum, kGroup<T>, true);
   };
   float sum[kGroup<T>] = {};
   std::int64_t id = id_at(begin);
@@ -91,7 +73,7 @@ __global__ void __launch_bounds__(kWarp) sum_pieces(const TableSums p) {
         for (int e = 0; e < kGroup<T>; ++e) sum[e] = 0.0f;
         id = next, carried = false;
       }
-      if (mine) add_row<T>(sum, p.dz + row * p.stride + column);
+      if (mine) add_group(sum, p.dz + row * p.stride + column, kGroup<T>, true);
     }
   }
   if (!mine) return;
@@ -125,9 +107,10 @@ __global__ void __launch_bounds__(kWarp) join_pieces(const TableSums p) {
   const long column = (blockIdx.y * kWarp + threadIdx.x) * kGroup<T>;
   if (column >= p.n) return;
   float sum[kGroup<T>] = {};
-  add_row<T>(sum, p.part(blockIdx.z, piece, 1) + column);
+  add_group(sum, p.part(blockIdx.z, piece, 1) + column, kGroup<T>, true);
 #pragma unroll 4
-  for (int i = 1; i <= heads; ++i) add_row<T>(sum, p.part(blockIdx.z, piece + i, 0) + column);
+  for (int i = 1; i <= heads; ++i)
+    add_group(sum, p.part(blockIdx.z, piece + i, 0) + column, kGroup<T>, true);
   write_row<T>(p, table, p.table_rows[blockIdx.z], id, column, sum);
 }
 
@@ -139,5 +122,4 @@ void launch_tables(const TableSums& p, const Gpu& gpu) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

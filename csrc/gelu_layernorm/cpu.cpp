@@ -3,8 +3,7 @@
 #include "gelu_layernorm/op.h"
 #include "product/linear_bwd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T, class R>
@@ -52,5 +51,4 @@ void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
   BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R, run_bwd<T, R>(p))
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -10,8 +10,7 @@
 #include "gelu_layernorm/op.h"
 #include "product/layernorm.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 struct RowsFwd {
@@ -102,7 +101,7 @@ void gelu_layernorm_fwd(const GeluLayernormFwd& p) {
   const bool vector = is_vector(p.out, p.n * bytes) && is_vector(p.pre, 0) &&
                       is_vector(p.bias, 0) && is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
   const RowsFwd rows{p, q.partial, q.out[0], q.out_stride, q.splits, vector};
-  BF_DISPATCH_CUDA_LN(
+  BF_DISPATCH_LN_DTYPES(
       p.dtype, T, p.ln_dtype, R,
       BF_LAUNCH_ROWS(normalise_rows, (T, R), p.n, row_blocks(p.rows, p.n), 0, p.gpu, rows))
 }
@@ -116,11 +115,10 @@ void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
   const bool vector = is_vector(p.dout, p.n * dtype_bytes(p.dtype)) && is_vector(p.pre, 0) &&
                       is_vector(p.ln_weight, 0);
   const RowsBwd rows{layernorm_bwd_of(p, w.sums, w.stride, vector), p.dout, p.pre, w.dy};
-  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R,
-                      BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
-                                     layernorm_bwd_shared(p.n), p.gpu, rows))
+  BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R,
+                        BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
+                                       layernorm_bwd_shared(p.n), p.gpu, rows))
   launch_gradients(p, w, w.dy);
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -2,8 +2,7 @@
 #include "linear_gelu/op.h"
 #include "product/linear_bwd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T>
@@ -45,5 +44,4 @@ void run_bwd(const LinearGeluBwd& p) {
 void linear_gelu_fwd(const LinearGeluFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
 void linear_gelu_bwd(const LinearGeluBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -5,8 +5,7 @@
 #include "linear_layernorm/op.h"
 #include "product/linear_bwd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T, class R>
@@ -59,5 +58,4 @@ void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R, run_bwd<T, R>(p))
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -9,8 +9,7 @@
 #include "linear_layernorm/op.h"
 #include "product/layernorm.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 struct RowsFwd {
@@ -34,16 +33,13 @@ __global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
   const TokenDropout dropout(op.dropout, op.cu_seqlens, op.sequences, row);
   typename Part::Values z = {};
   part.for_each_group([&](int i, int at, int left, bool vector) {
-    float r[kGroup<T>];
     if (p.partial)
       add_parts<T>(z[i], p.partial + start + at, op.rows * op.n, p.splits,
                    static_cast<const T*>(op.bias) + at, left, vector);
     else
       load_group(z[i], y + at, left, vector);
     drop(dropout, z[i], at);
-    load_group(r, residual + at, left, vector);
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; ++e) z[i][e] += r[e];
+    add_group(z[i], residual + at, left, vector);
     if (op.z) store_group(static_cast<R*>(op.z) + start + at, z[i], left, vector);
   });
   normalise(part, z, static_cast<const R*>(op.ln_weight), static_cast<const R*>(op.ln_bias), op.eps,
@@ -100,7 +96,7 @@ void linear_layernorm_fwd(const LinearLayernormFwd& p) {
                       is_vector(p.out, p.n * bytes) && is_vector(p.z, 0) && is_vector(p.bias, 0) &&
                       is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
   const RowsFwd rows{p, q.partial, q.splits, vector};
-  BF_DISPATCH_CUDA_LN(
+  BF_DISPATCH_LN_DTYPES(
       p.dtype, T, p.ln_dtype, R,
       BF_LAUNCH_ROWS(normalise_rows, (T, R), p.n, row_blocks(p.rows, p.n), 0, p.gpu, rows))
 }
@@ -116,11 +112,10 @@ void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   const LayernormBwd layernorm = layernorm_bwd_of(p, w.sums, w.stride, vector);
   const RowsBwd rows{layernorm, p.dout,       p.z,         p.dresidual,
                      w.dy,      p.cu_seqlens, p.sequences, p.dropout};
-  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R,
-                      BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
-                                     layernorm_bwd_shared(p.n), p.gpu, rows))
+  BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R,
+                        BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
+                                       layernorm_bwd_shared(p.n), p.gpu, rows))
   launch_gradients(p, w, w.dy ? w.dy : p.dresidual);
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

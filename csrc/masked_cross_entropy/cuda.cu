@@ -17,8 +17,7 @@
 #include "masked_cross_entropy/backward.cuh"
 #include "masked_cross_entropy/forward.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 template <class P>
@@ -62,29 +61,28 @@ std::size_t masked_cross_entropy_fwd_workspace(const MaskedCrossEntropyFwd& p) {
   MaskedCrossEntropyFwd measured = p;
   measured.gpu.workspace = nullptr;
   Partial* partial;
-  BF_DISPATCH_CUDA(p.dtype, T, T * x; return lay_out(measured, &x, &partial))
+  BF_DISPATCH_DTYPE(p.dtype, T, T * x; return lay_out(measured, &x, &partial))
   return 0;
 }
 
 void masked_cross_entropy_fwd(const MaskedCrossEntropyFwd& p) {
   if (p.labelled == 0) return;
   check_sizes(p);
-  BF_DISPATCH_CUDA(p.dtype, T, forward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, forward<T>(p))
 }
 
 std::size_t masked_cross_entropy_bwd_workspace(const MaskedCrossEntropyBwd& p) {
   if (p.labelled == 0) return 0;
   MaskedCrossEntropyBwd measured = p;
   measured.gpu.workspace = nullptr;
-  BF_DISPATCH_CUDA(p.dtype, T, Plan<T> plan; return plan.lay_out(measured))
+  BF_DISPATCH_DTYPE(p.dtype, T, Plan<T> plan; return plan.lay_out(measured))
   return 0;
 }
 
 void masked_cross_entropy_bwd(const MaskedCrossEntropyBwd& p) {
   if (p.labelled == 0) return;
   check_sizes(p);
-  BF_DISPATCH_CUDA(p.dtype, T, backward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, backward<T>(p))
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

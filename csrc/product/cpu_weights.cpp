@@ -3,8 +3,7 @@
 #include "product/pack.h"
 #include "product/weights.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 double now() {
@@ -69,5 +68,4 @@ void fma_peak(const FmaPeak& p) {
   for (int i = 0; i < threads; ++i) *p.flops += done[i] / spent[i];
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

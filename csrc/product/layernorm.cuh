@@ -4,8 +4,7 @@
 #include "common/layernorm.cuh"
 #include "product/product.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 template <class Op>
@@ -59,5 +58,4 @@ void launch_gradients(const Op& p, const LayernormParts& w, const void* dy) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -3,8 +3,7 @@
 #pragma once
 #include "product/pack.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 // Up to three weights [n, k] that read the same x; row strides in elements, 0: prepacked.
@@ -289,5 +288,4 @@ static void product_whole_rows(const Rows<T>& x, const Weights& weight, int thre
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

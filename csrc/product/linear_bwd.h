@@ -5,8 +5,7 @@
 #pragma once
 #include "product/linear.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 constexpr long kMaxWeights = 3;
@@ -145,5 +144,4 @@ static void linear_bwd(const Params& p, const float* dy) {
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -6,8 +6,7 @@
 #include "common/dtype.h"
 #include "common/gpu.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 
 constexpr int kMaxWeights = 3;
 
@@ -85,5 +84,4 @@ LinearBwd linear_bwd_of(const Op& p, const void* dy) {
   return q;
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

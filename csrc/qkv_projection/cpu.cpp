@@ -2,8 +2,7 @@
 #include "product/linear_bwd.h"
 #include "qkv_projection/op.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T>
@@ -56,5 +55,4 @@ void run_bwd(const QkvProjectionBwd& p) {
 void qkv_projection_fwd(const QkvProjectionFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
 void qkv_projection_bwd(const QkvProjectionBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

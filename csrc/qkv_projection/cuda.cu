@@ -6,8 +6,7 @@
 #include "product/product.h"
 #include "qkv_projection/op.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 LinearBwd products(const QkvProjectionBwd& p) {
@@ -44,5 +43,4 @@ std::size_t qkv_projection_bwd_workspace(const QkvProjectionBwd& p) {
 
 void qkv_projection_bwd(const QkvProjectionBwd& p) { linear_bwd(products(p), p.gpu.workspace); }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda
