@@ -9,15 +9,15 @@
 #define BF_FOR_EACH_ISA(X) X(baseline)
 #endif
 
-// A kernel of each, whether it is built or not.
-#define BF_DECLARE_CPU(NAME, PARAMS)     \
-  BF_DECLARE_IN(baseline, NAME, PARAMS)  \
-  BF_DECLARE_IN(avx2, NAME, PARAMS)      \
-  BF_DECLARE_IN(avx2_wide, NAME, PARAMS) \
-  BF_DECLARE_IN(avx512, NAME, PARAMS)
-#define BF_DECLARE_IN(ISA, NAME, PARAMS) \
-  namespace ISA {                        \
-  void NAME(const PARAMS&);              \
+// A function of each, whether it is built or not.
+#define BF_DECLARE_CPU(FUNCTION)     \
+  BF_DECLARE_IN(baseline, FUNCTION)  \
+  BF_DECLARE_IN(avx2, FUNCTION)      \
+  BF_DECLARE_IN(avx2_wide, FUNCTION) \
+  BF_DECLARE_IN(avx512, FUNCTION)
+#define BF_DECLARE_IN(ISA, FUNCTION) \
+  namespace ISA {                    \
+  FUNCTION;                          \
   }
 
 // The CUDA kernels: the launch, and how many bytes of workspace it needs (asked for first).

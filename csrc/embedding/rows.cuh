@@ -69,13 +69,14 @@ __global__ void __launch_bounds__(kRowThreads)
                       [&](float (&v)[kGroup<T>], int first) { drop(dropout, v, first); });
 }
 
-// dz goes to `dz` (fp32, rows dz_stride apart, for the tables) and to dinputs, where not null.
+// dz goes to `dy` (fp32, for the tables) and to dinputs, where not null.
 template <class T, int warps>
 __global__ void __launch_bounds__(kRowThreads)
-    embedding_dz_kernel(const EmbeddingBwd p, const LayernormBwd norm, float* dz, long dz_stride) {
+    embedding_dz_kernel(const RowsBwd<EmbeddingBwd> rows) {
+  const EmbeddingBwd& p = rows.op;
   extern __shared__ __align__(16) float shared[];
   layernorm_backward<T, T, warps>(
-      norm, shared, [&](long token) { return TokenRows<T>(p, token); },
+      rows, shared, [&](long token) { return TokenRows<T>(p, token); },
       [&](long token) {
         const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, token);
         const T* dout = static_cast<const T*>(p.dout) + token * p.n;
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kRowThreads)
         };
       },
       [&](long token) {
-        float* const wide = dz ? dz + token * dz_stride : nullptr;
+        float* const wide = rows.dy ? static_cast<float*>(rows.dy) + token * rows.stride : nullptr;
         T* const narrow = p.dinputs ? static_cast<T*>(p.dinputs) + token * p.n : nullptr;
         return [=](const float (&v)[kGroup<T>], int first, int left, bool vector) {
           if (narrow) store_group(narrow + first, v, left, vector);

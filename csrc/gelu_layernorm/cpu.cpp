@@ -10,7 +10,7 @@ template <class T, class R>
 void run(const GeluLayernormFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
   const T* bias = static_cast<const T*>(p.bias);
-  product_whole_rows(x, weight_of(p), p.threads, [&](float* z, long row) {
+  product_whole_rows(x, weights_of(p), p.threads, [&](float* z, long row) {
     for_lanes(p.n, [&](long i, int m) {
       const F y = load_some(z + i, m) + load_some(bias + i, m);
       if (p.pre) store_some(static_cast<T*>(p.pre) + row * p.n + i, y, m);

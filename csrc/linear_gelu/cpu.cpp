@@ -11,7 +11,7 @@ void run(const LinearGeluFwd& p) {
   const T* bias = static_cast<const T*>(p.bias);
   T* out = static_cast<T*>(p.out);
   T* pre = static_cast<T*>(p.pre);
-  product(x, weight_of(p), p.threads,
+  product(x, weights_of(p), p.threads,
           [&](const float* c, long ldc, long first, long rows, long panel) {
             const long column = panel * kNR, columns = p.n - column < kNR ? p.n - column : kNR;
             for (long r = 0; r < rows; ++r) {

@@ -12,7 +12,7 @@ template <class T, class R>
 void run(const LinearLayernormFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
   const T* bias = static_cast<const T*>(p.bias);
-  product_whole_rows(x, weight_of(p), p.threads, [&](float* z, long row) {
+  product_whole_rows(x, weights_of(p), p.threads, [&](float* z, long row) {
     const R* residual = static_cast<const R*>(p.residual) + row * p.residual_stride;
     for_lanes(p.n, [&](long i, int m) {
       store_some(z + i, load_some(z + i, m) + load_some(bias + i, m), m);

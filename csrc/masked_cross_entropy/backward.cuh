@@ -25,7 +25,7 @@ struct Plan {
   T* d;         // [labelled, slice]
   float* sums;  // [splits, labelled, width]
 
-  std::size_t lay_out(const MaskedCrossEntropyBwd& p) {
+  std::size_t lay_out(const MaskedCrossEntropyBwd& p, void* base) {
     const long columns = ceil_div(p.vocabulary, ProductTile::kN) * ProductTile::kN;
     slice = kSliceBytes / (p.labelled * static_cast<long>(sizeof(T)));
     slice = slice / ProductTile::kN * ProductTile::kN;
@@ -37,7 +37,7 @@ struct Plan {
     const long most = depths / 8 < kMaxSplits ? depths / 8 : kMaxSplits;
     splits = static_cast<int>(fill < 1 ? 1 : fill < most ? fill : most < 1 ? 1 : most);
     if (p.gpu.invariant) splits = 1;
-    Arena arena(p.gpu.workspace);
+    Arena arena(base);
     x = arena.take<T>(p.labelled * width);
     d = arena.take<T>(p.labelled * slice);
     sums = p.dx ? arena.take<float>(splits * p.labelled * width) : nullptr;
@@ -187,7 +187,7 @@ void launch_slice(const MaskedCrossEntropyBwd& p, const Plan<T>& plan, long begi
 template <class T, bool fma>
 void launch_bwd(const MaskedCrossEntropyBwd& p) {
   Plan<T> plan;
-  plan.lay_out(p);
+  plan.lay_out(p, p.gpu.workspace);
   launch_gather(p, plan.x);
   for (long begin = 0; begin < p.vocabulary; begin += plan.slice) {
     const long end = begin + plan.slice < p.vocabulary ? begin + plan.slice : p.vocabulary;

@@ -301,8 +301,7 @@ void finish_backward(const LinearBwd& p, const Product& dweight, const Product& 
                 p.weights * dweight.partial_sum_size, dweight.splits, p.dbias[w], p.n});
     }
   if (dx.splits > 1) sums.add({dx.partial, dx.partial_size, dx.splits, p.dx, p.rows * p.k});
-  for (const PartialSum& s : p.also)
-    sums.add({s.from, s.stride, s.count, s.to, s.size, s.dtype == DType::kFloat32});
+  for (const ColumnSum& sum : p.also) sums.add(sum);
   if (sums.count) BF_DISPATCH_DTYPE(p.dtype, T, launch_column_sums<T>(sums, p.gpu))
 }
 

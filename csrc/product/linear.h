@@ -1,6 +1,7 @@
 // x weight^T for the operations: x in blocks of rows, the weight as it lies or prepacked. Every way
 // adds up in the order of gemm.h, so all of them give the same bits.
 #pragma once
+#include "common/fields.h"
 #include "product/pack.h"
 
 namespace bf::BF_ISA {
@@ -14,8 +15,11 @@ struct Weights {
 };
 
 template <class Params>
-static Weights weight_of(const Params& p) {
-  return {{p.weight}, {p.weight_stride}, p.n, 1};
+static Weights weights_of(const Params& p) {
+  Weights all{{}, {}, p.n, sizeof(p.weight) / sizeof(void*)};
+  for (long w = 0; w < all.count; ++w)
+    all.data[w] = nth(p.weight, w), all.stride[w] = nth(p.weight_stride, w);
+  return all;
 }
 
 // Prepacked: panel after panel, in the dtype of the weight.
