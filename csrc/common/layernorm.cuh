@@ -186,6 +186,7 @@ __device__ __forceinline__ void store_sums(float* sums, long stride, const Row<T
     for (int task = warp; task < 2 * Row<T, warps>::kGroups; task += kRowWarps) {
       const int i = task / 2, which = task % 2;
       const int at = (i * kWarp + lane) * kWidth, left = row.n - at;
+      if (left <= 0) continue;
       float v[kWidth];
 #pragma unroll
       for (int e = 0; e < kWidth; ++e)
