@@ -19,4 +19,14 @@ namespace bf {
 template <class T>
 using Three = T[3];
 
+// Value i of a field: of its list, or the one value that it is.
+template <class T>
+static inline T nth(const Three<T>& list, long i) {
+  return list[i];
+}
+template <class T>
+static inline T nth(const T& one, long) {
+  return one;
+}
+
 }  // namespace bf
