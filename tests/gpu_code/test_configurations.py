@@ -7,6 +7,8 @@ is asserted. Loops over many tiles run in one and in three programs.
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -64,6 +66,14 @@ def test_every_entry(operation):
     asked = {(table, key) for table, key in census.keys(80) if _belongs(table, TABLES[operation])}
     assert asked
     assert not asked - picked
+
+
+def test_every_table_is_some_operations():
+    for operation in harness.OPERATIONS:
+        importlib.import_module(f"bertfast.ops.{operation}.triton")
+    names = {name for names in TABLES.values() for name in names}
+    left = [table for table in _triton.TABLES if not _belongs(table, tuple(names))]
+    assert not left, f"no run reaches {left}: add it to TABLES, and what reaches it to RUNS"
 
 
 @pytest.mark.repeated

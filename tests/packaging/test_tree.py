@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,26 @@ LAYERS = {
     "bertfast._scope": -1,
     "bertfast.": 4,
 }
+# Where every operation has an entry, in a table or as a function; a new one is named there by nothing else.
+TABLES = (
+    "bertfast/ops/__init__.py",
+    "csrc/bindings.cpp",
+    "bertfast/tuning/inputs.py",
+    "bertfast/tuning/bounds.py",
+    "tests/harness/cases.py",
+    "tests/harness/formulas.py",
+    "tests/harness/mutations.py",
+    "tests/harness/costs.py",
+    "tests/gpu_code/gates/census.py",
+    "tests/gpu_code/gates/test_cuda_gates.py",
+    "tests/gpu_code/test_batch_invariant.py",
+    "tests/gpu_code/test_bytes.py",
+    "tests/gpu_code/test_cuda_limits.py",
+    "tests/gpu_code/test_cuda_synchronisation.py",
+    "tests/gpu_code/test_orders.py",
+    "tests/gpu_code/test_synchronisation.py",
+    "benchmarks/peers/gpu.py",
+)
 # bertfast.ops.<operation>.<backend>, and its parts _<backend>_*: below the operation
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 
@@ -77,8 +98,9 @@ def _is_name(node: ast.AST) -> bool:
 
 def test_one_noun_four_trees():
     assert OPERATIONS
-    assert {path.parent.name for path in ROOT.glob("csrc/*/op.h")} == OPERATIONS
-    assert {path.parent.name for path in ROOT.glob("csrc/*/cpu.cpp")} == OPERATIONS
+    for file in ("op.h", "cpu.cpp", "cuda.cu"):
+        found = {path.parent.name for path in ROOT.glob(f"csrc/*/{file}")}
+        assert found == OPERATIONS, f"{file}: {sorted(found ^ OPERATIONS)}"
     for folder in ("tests/ops", "benchmarks"):
         files = {path.stem.removeprefix("test_") for path in ROOT.glob(f"{folder}/test_*.py")}
         assert files >= OPERATIONS, f"{folder} lacks {sorted(OPERATIONS - files)}"
@@ -91,7 +113,19 @@ def test_operations_export_one_contract():
     assert set(ops.__all__) == set(dispatch.operations()) == set(CASES) == OPERATIONS
     for name in OPERATIONS:
         for backend in BACKENDS:
-            assert (PACKAGE / "ops" / name / f"{backend}.py").exists()
+            path = PACKAGE / "ops" / name / f"{backend}.py"
+            assert path.exists(), f"{path.relative_to(ROOT)} is missing"
+
+
+def test_every_table_has_every_operation():
+    texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in TABLES}
+    lacking = [
+        f"{file}: {name}"
+        for file, text in texts.items()
+        for name in sorted(OPERATIONS)
+        if not re.search(rf"\b_?{name}(_fwd)?\b", text)
+    ]
+    assert not lacking, "no entry for\n" + "\n".join(lacking)
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"bertfast"}))
