@@ -9,6 +9,7 @@ weight (`weights.py`) is called instead of being fused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from .linear import linear
 from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
 
 Observer = Callable[[int, Tensor], Tensor]
+_PLAIN = (Linear, Linear, Linear, Linear, Norm, Linear, Linear, Norm)  # of a layer's fields
 
 
 def encode_packed(
@@ -47,6 +49,12 @@ def encode_packed(
     x = embed(weights.embeddings, batch, seeds[0][0])  # [T,H]
     if observe is not None:
         x = observe(0, x)
+    found = _in_one_call(weights, x, batch, first_only, observe is not None)
+    if found is not None:
+        out, states = found
+        for index in range(0 if states is None else len(states)):
+            out = observe(index + 1, states[index])
+        return out
     last = len(weights.layers) - 1
     for index, layer in enumerate(weights.layers):
         short = first_only and index == last
@@ -54,6 +62,32 @@ def encode_packed(
         if observe is not None:
             x = observe(index + 1, x)
     return first_rows(x, batch.cu_seqlens) if first_only and last < 0 else x
+
+
+def _in_one_call(
+    weights: BertWeights, x: Tensor, batch: PackedBatch, first_only: bool, states: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """All layers by the operation `encoder`: its results, or None where they have to run one by one."""
+    layers = weights.layers
+    if weights.drops or not layers or not all(map(_is_plain, layers)):
+        return None
+    tensors = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
+    eps = [value for pair in zip(tensors[10::18], tensors[17::18], strict=True) for value in pair]
+    del tensors[17::18], tensors[10::17]
+    return ops.encoder(
+        ops.EncoderCall(
+            x, tensors, eps, batch.cu_seqlens, batch.max_seqlen, layers[0].num_heads, first_only, states
+        )
+    )  # fmt: skip
+
+
+def _is_plain(layer: LayerWeights | torch.nn.Module) -> bool:
+    """Whether nothing in the layer was replaced."""
+    return (
+        type(layer) is LayerWeights
+        and tuple(map(type, layer[:8])) == _PLAIN
+        and layer.activation is None
+    )
 
 
 def embed(weights: EmbeddingWeights, batch: PackedBatch, seed: Tensor | None) -> Tensor:

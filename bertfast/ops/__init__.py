@@ -2,6 +2,7 @@
 
 from .attention import attention
 from .embedding import embedding
+from .encoder import EncoderCall, encoder
 from .gelu_layernorm import gelu_layernorm
 from .linear_gelu import linear_gelu
 from .linear_layernorm import linear_layernorm
@@ -9,6 +10,8 @@ from .masked_cross_entropy import masked_cross_entropy
 from .qkv_projection import qkv_projection
 
 __all__ = [
+    "EncoderCall",
+    "encoder",
     "attention",
     "embedding",
     "gelu_layernorm",

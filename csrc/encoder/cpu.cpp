@@ -42,9 +42,7 @@ struct Encoder {
   const EncoderFwd& p;
   long width = p.heads * p.head_size, size = dtype_bytes(p.dtype), row = p.hidden * size;
 
-  const void* weight(long layer, int which) const {
-    return p.weights[layer * kLayerWeights + which];
-  }
+  const void* weight(long layer, int which) const { return p.weights[which * p.layers + layer]; }
 
   template <class Op>
   Op linear(const Stream& s, const void* x, long rows, long n, long k) const {
@@ -57,7 +55,7 @@ struct Encoder {
   void project_qkv(const Stream& s, long layer) const {
     auto q = linear<QkvProjectionFwd>(s, s.x, s.tokens, width, p.hidden);
     for (int i = 0; i < 3; ++i) {
-      q.weight[i] = weight(layer, kQuery + 2 * i), q.bias[i] = weight(layer, kQuery + 2 * i + 1);
+      q.weight[i] = weight(layer, kQuery + i), q.bias[i] = weight(layer, kBias + kQuery + i);
       q.weight_stride[i] = p.prepacked ? 0 : p.hidden;
     }
     q.out = s.qkv;
@@ -72,11 +70,11 @@ struct Encoder {
     attention_fwd(q);
   }
 
-  // LN(residual + x weight^T + bias): `which` is the product, its LN stands behind it.
+  // LN(residual + x weight^T + bias): `which` is the product, `norm` the LN.
   void end_half(const Stream& s, long layer, int which, int norm, const void* x,
                 const void* residual, void* out, long rows, long k) const {
     auto q = linear<LinearLayernormFwd>(s, x, rows, p.hidden, k);
-    q.weight = weight(layer, which), q.bias = weight(layer, which + 1);
+    q.weight = weight(layer, which), q.bias = weight(layer, kBias + which);
     q.weight_stride = p.prepacked ? 0 : k;
     q.ln_weight = weight(layer, norm), q.ln_bias = weight(layer, norm + 1);
     q.residual = residual, q.residual_stride = p.hidden, q.out = out, q.ln_dtype = p.dtype;
@@ -86,7 +84,7 @@ struct Encoder {
 
   void activate(const Stream& s, long layer, long rows) const {
     auto q = linear<LinearGeluFwd>(s, s.y, rows, p.inner, p.hidden);
-    q.weight = weight(layer, kInner), q.bias = weight(layer, kInner + 1);
+    q.weight = weight(layer, kInner), q.bias = weight(layer, kBias + kInner);
     q.weight_stride = p.prepacked ? 0 : p.hidden;
     q.out = s.inner;
     linear_gelu_fwd(q);
