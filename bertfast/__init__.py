@@ -35,15 +35,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODELS = {  # imported when first asked for, as they import transformers
+_HOMES = {  # of what is imported when first asked for, as it imports transformers; the others are heads
     "BertConfig": "transformers",
-    "BertForMaskedLM": "bertfast.models.heads",
-    "BertForMultipleChoice": "bertfast.models.heads",
-    "BertForNextSentencePrediction": "bertfast.models.heads",
-    "BertForPreTraining": "bertfast.models.heads",
-    "BertForQuestionAnswering": "bertfast.models.heads",
-    "BertForSequenceClassification": "bertfast.models.heads",
-    "BertForTokenClassification": "bertfast.models.heads",
     "BertModel": "bertfast.models.bert",
     "optimize": "bertfast.models.optimize",
     "restore": "bertfast.models.optimize",
@@ -76,9 +69,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODELS:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODELS[name]), name)
+    home = _HOMES.get(name, "bertfast.models.heads")
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

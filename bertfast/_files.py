@@ -35,9 +35,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    temporary = target.with_name(
-        f".bertfast-{secrets.token_hex(8)}.tmp"
-    )  # short, as names are limited
+    # short, as names are limited
+    temporary = target.with_name(f".bertfast-{secrets.token_hex(8)}.tmp")
     try:
         mode = _create(temporary, target, path)
         yield temporary
@@ -50,39 +49,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_write(
-    path: str | os.PathLike[str],
-    mode: str = "wb",
-    encoding: str | None = None,
-    newline: str | None = None,
-) -> Iterator[IO[Any]]:
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` only when the block ends without an exception.
 
     Args:
         path: the file to write; its directory must exist. A device or pipe is opened straight.
-        mode: "wb" or "w"; text is UTF-8 unless `encoding` says otherwise.
-        encoding, newline: as in `open`.
+        mode: "wb" or "w"; text is UTF-8.
 
     Raises:
         OSError: the file cannot be created, written or renamed (disk full, no permission); nothing is left behind.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode: expected 'w' or 'wb', got {mode!r}.")
-    if mode == "w" and encoding is None:
-        encoding = "utf-8"
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, mode, encoding=encoding, newline=newline) as handle,
-    ):
+    encoding = "utf-8" if mode == "w" else None
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as handle:
         yield handle
 
 
 def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
     """The JSON object that a file holds; raises `error`, naming the file, when there is none."""
     if not path.is_file():
-        raise error(
-            f"{path}: expected a file, got {'a directory' if path.is_dir() else 'nothing'} there."
-        )
+        found = "a directory" if path.is_dir() else "nothing"
+        raise error(f"{path}: expected a file, got {found} there.")
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as cause:

@@ -1,7 +1,5 @@
 """Exceptions: every message names what was expected, what came, and what to do."""
 
-from __future__ import annotations
-
 
 class BertfastError(Exception):
     """Base of everything that bertfast raises on purpose."""

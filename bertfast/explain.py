@@ -56,17 +56,15 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             vars(config).update(values)
         with torch.no_grad():
             for buffer, values in buffers:
-                if not torch.equal(
-                    buffer, values
-                ):  # BatchNorm changes its own past the version counter
+                # BatchNorm changes its own past the version counter
+                if not torch.equal(buffer, values):
                     buffer.copy_(values)
 
 
 def report(log: Sequence[dispatch.Choice]) -> str:
     """What `dispatch.record` wrote down as a table, equal lines counted."""
-    counts = Counter(
-        (c.operation, c.direction, c.backend or "none", _reasons(c.reasons)) for c in log
-    )
+    rows = ((c.operation, c.direction, c.backend or "none", _reasons(c.reasons)) for c in log)
+    counts = Counter(rows)
     return table([_COLUMNS, *((*key[:3], count, key[3]) for key, count in counts.items())])
 
 

@@ -97,9 +97,8 @@ def driver_refuses() -> str | None:
     if driver == 0:
         return f"no CUDA driver (libcuda.so.1) on this machine; the kernels need CUDA {_version(floor)}{advice}"
     if driver < floor:
-        return (
-            f"the driver serves CUDA {_version(driver)}, the kernels need {_version(floor)}{advice}"
-        )
+        needed = f"the kernels need {_version(floor)}{advice}"
+        return f"the driver serves CUDA {_version(driver)}, {needed}"
     return None
 
 
@@ -197,9 +196,9 @@ def with_dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def contiguous(*tensors: Tensor) -> list[Tensor]:
-    """The tensors themselves where contiguous, else copies."""
-    return [tensor.contiguous() for tensor in tensors]
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors themselves where contiguous, else copies; None for None."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def gradients(
@@ -210,9 +209,8 @@ def gradients(
     With no rows nothing is computed and the gradients are zeros.
     """
     new = x.new_empty if x.shape[0] else x.new_zeros
-    return tuple(
-        new(shape) if wanted else None for shape, wanted in zip(shapes, needs, strict=True)
-    )
+    pairs = zip(shapes, needs, strict=True)
+    return tuple(new(shape) if wanted else None for shape, wanted in pairs)
 
 
 def statistics(x: Tensor, shape: int | tuple[int, ...], save: bool) -> Tensor | None:

@@ -64,16 +64,14 @@ struct Path {
 template <class Number>
 Number integer(const Path& path, PyObject* value) {
   if (PyLong_CheckExact(value)) {
-    Number number;
-    bool fits;
-    if constexpr (std::is_unsigned_v<Number>) {
-      const unsigned long long given = PyLong_AsUnsignedLongLong(value);
-      fits = (number = static_cast<Number>(given)) == given;
-    } else {
-      const long long given = PyLong_AsLongLong(value);
-      fits = (number = static_cast<Number>(given)) == given;
-    }
-    if (fits && !PyErr_Occurred()) return number;
+    const auto given = [&] {
+      if constexpr (std::is_unsigned_v<Number>)
+        return PyLong_AsUnsignedLongLong(value);
+      else
+        return PyLong_AsLongLong(value);
+    }();
+    const auto number = static_cast<Number>(given);
+    if (number == given && !PyErr_Occurred()) return number;
     PyErr_Clear();
   }
   refuse(path, "expected an integer that fits, got " + std::string(py::repr(value)));
@@ -221,8 +219,8 @@ struct Variant {
   BF_FOR_EACH_CPU_KERNEL(BF_POINTER, )
   void (*pack_weight)(const PackWeight&);
   void (*unpack_weight)(const PackWeight&);
-  void (*packed_size)(const PackedSize&);
-  void (*fma_peak)(const FmaPeak&);
+  long (*packed_size)(long, long);
+  double (*fma_peak)(int, double);
 };
 
 #define BF_OF(ISA, NAME, PARAMS) ISA::NAME,
@@ -276,12 +274,12 @@ void set_variant(const std::string& name) {
   BF_CHECK(false, "no such variant; variants() lists those that run here");
 }
 
-template <class Params>
-void call(void (*Variant::*kernel)(const Params&), const Params& params) {
+template <class Kernel, class... Args>
+auto call(Kernel Variant::* kernel, const Args&... args) {
   BF_CHECK(active() != nullptr,
            "no variant of the kernels runs on this processor (x86-64-v2 is the least)");
   py::gil_scoped_release release;
-  (active()->*kernel)(params);
+  return (active()->*kernel)(args...);
 }
 
 using Address = std::uintptr_t;
@@ -304,30 +302,15 @@ void unpack_weight(Address packed, Address weight, long n, long k, int dtype, in
        PackWeight{at(weight), at(packed), n, k, k, dtype_of(dtype), usable_threads(threads)});
 }
 
-long packed_size(long n, long k) {
-  long elements = 0;
-  call(&Variant::packed_size, PackedSize{n, k, &elements});
-  return elements;
-}
-
-double fma_peak(int threads, double seconds) {
-  double flops = 0;
-  call(&Variant::fma_peak, FmaPeak{usable_threads(threads), seconds, &flops});
-  return flops;
-}
-
 // Whether module objects are as a list of their parts says: each of its class, with no hook and no
 // forward of its own, holding the very modules and parameters of the list. `dicts` are the modules'
 // __dict__. Asked on every call of a model; in Python it would take longer than a small kernel.
 bool unchanged(const py::list& modules, const py::list& dicts, const py::list& classes,
                const py::list& parts) {
-  static const char* const kHooks[] = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
-                                       "_backward_pre_hooks"};
-  static const char* const kParts[] = {"_modules", "_parameters"};
   static const auto intern = [](const char* name) { return PyUnicode_InternFromString(name); };
-  static PyObject* const hooks[] = {intern(kHooks[0]), intern(kHooks[1]), intern(kHooks[2]),
-                                    intern(kHooks[3])};
-  static PyObject* const holders[] = {intern(kParts[0]), intern(kParts[1])};
+  static PyObject* const hooks[] = {intern("_forward_hooks"), intern("_forward_pre_hooks"),
+                                    intern("_backward_hooks"), intern("_backward_pre_hooks")};
+  static PyObject* const holders[] = {intern("_modules"), intern("_parameters")};
   static PyObject* const own[] = {intern("forward"), intern("_compiled_call_impl")};
   const auto find = [](PyObject* dict, PyObject* key) {
     PyObject* value = PyDict_GetItemWithError(dict, key);
@@ -383,8 +366,10 @@ PYBIND11_MODULE(_cpu, m) {
   BF_FOR_EACH_CPU_KERNEL(BF_DEFINE, )
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
-  m.def("packed_size", packed_size);
-  m.def("fma_peak", fma_peak);
+  m.def("packed_size", [](long n, long k) { return call(&Variant::packed_size, n, k); });
+  m.def("fma_peak", [](int threads, double seconds) {
+    return call(&Variant::fma_peak, usable_threads(threads), seconds);
+  });
   m.def("variants", variants,
         "instruction sets of this build that run on this processor, narrow to wide");
   m.def("variant", [] { return active() ? active()->name : "none"; });

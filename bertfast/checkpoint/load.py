@@ -22,11 +22,8 @@ from ..errors import ArgumentError, CheckpointError, ConfigError
 from .reading import read_state_dict
 
 _SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
 )
 _DEFAULTS = {  # what config.json may leave out, as in transformers
     "hidden_act": "gelu",
@@ -62,7 +59,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         found = config.get(name) or expected
         if found != expected:
             raise ConfigError(f"{path}: {name}: expected {expected!r}, got {found!r}. {advice}")
-    for name in (*_SIZES, "max_position_embeddings", "type_vocab_size"):
+    for name in _SIZES:
         value = config.get(name)
         least = 0 if name == "num_hidden_layers" else 1
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
@@ -71,10 +68,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         got = f"{config['hidden_size']} with {config['num_attention_heads']} heads"
         raise ConfigError(f"{path}: hidden_size: expected a multiple of the heads, got {got}.")
     if config["hidden_act"] not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise ConfigError(
-            f"{path}: hidden_act: expected one of {known}, got {config['hidden_act']!r}."
-        )
+        expected, got = f"one of {', '.join(ACTIVATIONS)}", repr(config["hidden_act"])
+        raise ConfigError(f"{path}: hidden_act: expected {expected}, got {got}.")
     return config
 
 
@@ -171,8 +166,7 @@ def _dtype(asked: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor])
         return next(floats, torch.float32)
     found = getattr(torch, said.removeprefix("torch."), None) if isinstance(said, str) else said
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        kind = ArgumentError if asked is not None else None
-        if kind is None:
+        if asked is None:
             raise ConfigError(f"dtype: expected a floating dtype in config.json, got {said!r}.")
-        raise kind("dtype", "a floating torch.dtype, its name, or 'auto'", repr(said))
+        raise ArgumentError("dtype", "a floating torch.dtype, its name, or 'auto'", repr(said))
     return found

@@ -32,6 +32,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_NOT_RUN = "Nothing in it was run. Take the model's safetensors files, or make them on a machine that trusts this file."
 
 
 def read_state_dict(directory: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -105,8 +106,7 @@ def _check_pickle(path: Path) -> None:
         return
     if unsafe:
         raise CheckpointError(
-            f"{path}: expected a pickle of tensors, got one that asks for {unsafe[0]}. Nothing in it was run. Take the "
-            "model's safetensors files, or make them on a machine that trusts this file."
+            f"{path}: expected a pickle of tensors, got one that asks for {unsafe[0]}. {_NOT_RUN}"
         )
 
 
@@ -193,8 +193,7 @@ def _read_pickle(path: Path, names: Collection[str] | None) -> dict[str, Tensor]
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {found[1]}" if found else f"{type(error).__name__}"
         raise CheckpointError(
-            f"{path}: expected a pickle of tensors, got one that is corrupt or holds other objects ({what}). Nothing "
-            "in it was run. Take the model's safetensors files, or make them on a machine that trusts this file."
+            f"{path}: expected a pickle of tensors, got one that is corrupt or holds other objects ({what}). {_NOT_RUN}"
         ) from error
     if not isinstance(state_dict, dict):
         raise CheckpointError(
@@ -203,11 +202,8 @@ def _read_pickle(path: Path, names: Collection[str] | None) -> dict[str, Tensor]
     wanted = _wanted(path, state_dict, names)
     for name in wanted:
         value = state_dict[name]
-        if (
-            not isinstance(value, Tensor)
-            or value.layout != torch.strided
-            or not isinstance(name, str)
-        ):
+        dense = isinstance(value, Tensor) and value.layout == torch.strided
+        if not dense or not isinstance(name, str):
             raise CheckpointError(
                 f"{path}: expected dense tensors by name, got {type(value).__name__} as {name!r}."
             )

@@ -14,15 +14,8 @@ except ModuleNotFoundError:
 from .. import __version__
 from ..errors import BertfastError
 
-_COMMANDS = (
-    "encode",
-    "info",
-    "explain",
-    "fill-mask",
-    "demo",
-    "tune",
-    "verify",
-)  # each is a module here (- as _) with a command of its name
+# each is a module here (- as _) with a command of its name
+_COMMANDS = ("encode", "info", "explain", "fill-mask", "demo", "tune", "verify")
 
 
 class Failure(click.ClickException):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
@@ -21,14 +21,6 @@ from ..inference.encoder import BATCH_TOKENS, Encoder
 from ..text.pooling import POOLINGS
 from ..text.readers import READERS, Texts, reading
 from . import files
-
-
-class Outcome(NamedTuple):
-    """What an encoding did."""
-
-    texts: int
-    dimension: int
-    seconds: float
 
 
 def check_device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -126,14 +118,13 @@ def encode(
         files.output(output, output_format) as target,
     ):
         encoder = Encoder.from_pretrained(model, device=device, dtype=dtype)
-        outcome = encode_to(encoder, texts, target, **options)
-    rate = outcome.texts / max(outcome.seconds, 1e-9)
+        start = time.perf_counter()
+        count, dimension = encode_to(encoder, texts, target, **options)
+        seconds = time.perf_counter() - start
     name = "standard output" if output == "-" else output
-    click.echo(
-        f"{name}: {outcome.texts} vectors of {outcome.dimension} in {outcome.seconds:.1f} s "
-        f"({rate:.0f} texts/s on {encoder.device})",
-        err=True,
-    )
+    said = f"{name}: {count} vectors of {dimension} in {seconds:.1f} s"
+    rate = f"{count / max(seconds, 1e-9):.0f} texts/s on {encoder.device}"
+    click.echo(f"{said} ({rate})", err=True)
 
 
 def encode_to(
@@ -142,14 +133,17 @@ def encode_to(
     target: files.Target,
     truncate_dim: int | None = None,
     **options: Any,
-) -> Outcome:
+) -> tuple[int, int]:
     """Encode texts as they come and write them; the options are those of `Encoder.encode`.
+
+    Returns:
+        how many texts there were, and the length of a vector.
 
     Raises:
         InputFileError: a text that the encoder refuses, with its line.
         BertfastError: a vector is not finite.
     """
-    count, start = 0, time.perf_counter()
+    count = 0
     blocks = encoder.encode_iter(texts, truncate_dim=truncate_dim, **options)
     dimension = min(encoder.weights.hidden_size, truncate_dim or encoder.dimension)
     with target.writer(dimension) as write:
@@ -162,7 +156,7 @@ def encode_to(
                 )
             write(window, vectors)
             count += len(window)
-    return Outcome(count, dimension, time.perf_counter() - start)
+    return count, dimension
 
 
 def _with_lines(blocks: Iterator[Any], texts: Texts) -> Iterator[Any]:

@@ -40,13 +40,8 @@ measured anew replaces what was there. Close other programs first.
 @device_option
 @dtype_option
 def tune(
-    model: str,
-    tokens: str,
-    length: int | None,
-    training: bool,
-    device: str | None,
-    dtype: str | None,
-) -> None:
+    model: str, tokens: str, length: int | None, training: bool, device: str | None, dtype: str | None
+) -> None:  # fmt: skip
     """Measure which backend of each operation is the fastest for MODEL on a GPU."""
     counts = _counts(tokens)
     folder, place = resolve(model), place_of(device)
@@ -57,9 +52,8 @@ def tune(
         for key, decision in measure(weights, count, length, training):
             if decision is not None:
                 found[key] = decision
-            click.echo(
-                f"{key.text()}: {decision.backend if decision else 'none is right'}", err=True
-            )
+            said = decision.backend if decision else "none is right"
+            click.echo(f"{key.text()}: {said}", err=True)
     click.echo(report(found))
     path = write(place, found)
     click.echo(f"\nkept in {path}" if path else "\nnot kept: there is no home folder")

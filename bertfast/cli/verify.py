@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import click
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .. import dispatch
 from .._table import table
 from ..checkpoint.hub import require, resolve
-from ..checkpoint.load import load_bert
+from ..checkpoint.load import read_config
 from ..errors import ArgumentError, UnsupportedError
 from ..text.readers import reading
 from ..text.recipe import read_recipe
@@ -103,15 +104,13 @@ def verify(
 def make_inputs(folder: Path, texts: Sequence[str], device: str | None) -> Inputs:
     """The texts as the checkpoint's tokenizer cuts them, padded to the longest."""
     tokenizer = Tokenizer.from_folder(folder)
-    limit = load_bert(folder).max_positions
+    limit = read_config(folder)["max_position_embeddings"]
     rows, _ = tokenizer(texts, min(limit, tokenizer.max_length or limit))
     if not any(rows):
         raise ArgumentError("--texts", "a text with tokens", "none")
-    longest = max(map(len, rows))
-    ids = [row + [0] * (longest - len(row)) for row in rows]
-    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-    tensors = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-    return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}
+    ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    parts = {"input_ids": ids, "attention_mask": [torch.ones_like(row) for row in ids]}
+    return {name: pad_sequence(rows, True).to(device or "cpu") for name, rows in parts.items()}
 
 
 def run(model: nn.Module, inputs: Inputs, train: bool) -> Result:
@@ -181,14 +180,8 @@ def _share(error: Tensor, plain: Tensor, size: Tensor, dtype: torch.dtype) -> fl
 
 
 def _row(
-    name: str,
-    model: nn.Module,
-    inputs: Inputs,
-    exact: Result,
-    plain: Result,
-    train: bool,
-    rounds: int,
-) -> tuple[list[str], str, bool]:
+    name: str, model: nn.Module, inputs: Inputs, exact: Result, plain: Result, train: bool, rounds: int
+) -> tuple[list[str], str, bool]:  # fmt: skip
     """A backend's errors and times, a remark, and whether it is right or refuses with a reason."""
     try:
         with dispatch.use_backend(name):
@@ -199,9 +192,7 @@ def _row(
             times = _times(model, inputs, train, rounds)
     except UnsupportedError as error:
         return [], str(error).partition(". Take")[0], True
-    except (
-        Exception
-    ) as error:  # a kernel that does not compile here: the others are checked all the same
+    except Exception as error:  # a kernel may not compile here: the others are checked all the same
         return [], f"RAISED {type(error).__name__}: {str(error).partition(chr(10))[0]}", False
     right = max(shares) <= 1
     cells = [*(f"{share:.2f}" for share in shares), *times]

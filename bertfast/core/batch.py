@@ -7,7 +7,7 @@ dynamic size there); in plain eager mode it calls torch straight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import NamedTuple
 
@@ -154,18 +154,21 @@ def one_row_each(cu_seqlens: Tensor) -> Tensor:
 
 def row_a_sequence(batch: PackedBatch) -> PackedBatch:
     """For a batch that the caller packed, one row [1,T]: the same laid out [sequences, max_seqlen], for `unpack`."""
-    starts = batch.cu_seqlens
-    token = torch.arange(batch.tokens, device=starts.device)
-    row = torch.bucketize(token, starts[1:], right=True)
-    indices = row * batch.max_seqlen + sequence_positions(starts, batch.tokens)
-    return batch._replace(batch=starts.shape[0] - 1, length=batch.max_seqlen, indices=indices)
+    row, position = _places(batch.cu_seqlens, batch.tokens)
+    sequences, indices = batch.cu_seqlens.shape[0] - 1, row * batch.max_seqlen + position
+    return batch._replace(batch=sequences, length=batch.max_seqlen, indices=indices)
 
 
 def sequence_positions(cu_seqlens: Tensor, total: int) -> Tensor:
     """Position of each token inside its own sequence: [total] int64."""
+    return _places(cu_seqlens, total)[1]
+
+
+def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """(sequence, position in it) of each token."""
     token = torch.arange(total, device=cu_seqlens.device)
     sequence = torch.bucketize(token, cu_seqlens[1:], right=True)
-    return token - cu_seqlens.index_select(0, sequence)
+    return sequence, token - cu_seqlens.index_select(0, sequence)
 
 
 def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,11 +190,13 @@ def _first_rows(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     return rows.masked_fill((start == end)[:, None], 0)
 
 
-# The same functions as operations of torch.library, for torch.compile.
+def _first_rows_bwd(dout: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    dx = dout.new_zeros(total + 1, dout.shape[1])  # the last row takes what empty sequences send
+    start, end = cu_seqlens[:-1].long(), cu_seqlens[1:]
+    return dx.index_copy_(0, torch.where(start == end, total, start), dout)[:total].clone()
 
-_pack_op = torch.library.custom_op(
-    "bertfast::pack", mutates_args=(), schema="(Tensor mask) -> (Tensor, Tensor)"
-)(_pack)
+
+# The same functions as operations of torch.library, for torch.compile.
 
 
 def dynamic_size() -> torch.SymInt:
@@ -208,66 +213,51 @@ def dynamic_size() -> torch.SymInt:
     return size
 
 
-@_pack_op.register_fake
-def _(mask):
+def as_operation(schema: str, function: Callable, fake: Callable) -> torch.library.CustomOpDef:
+    """`bertfast::<schema>`, and the fake that tells the shape of its results."""
+    name, _, signature = schema.partition("(")
+    op = torch.library.custom_op(
+        f"bertfast::{name}", function, mutates_args=(), schema=f"({signature}"
+    )
+    op.register_fake(fake)
+    return op
+
+
+def _pack_fake(mask):
     indices = mask.new_empty(dynamic_size(), dtype=torch.int64)
     return indices, mask.new_empty(mask.shape[0] + 1, dtype=torch.int32)
 
 
-_unpack_op = torch.library.custom_op(
-    "bertfast::unpack",
-    mutates_args=(),
-    schema="(Tensor x, Tensor indices, SymInt size) -> Tensor",
-)(_unpack)
+_pack_op = as_operation("pack(Tensor mask) -> (Tensor, Tensor)", _pack, _pack_fake)
+_unpack_op = as_operation(
+    "unpack(Tensor x, Tensor indices, SymInt size) -> Tensor",
+    _unpack,
+    lambda x, indices, size: x.new_empty(size, x.shape[1]),
+)
+_first_rows_op = as_operation(
+    "first_rows(Tensor x, Tensor cu_seqlens) -> Tensor",
+    _first_rows,
+    lambda x, cu_seqlens: x.new_empty(cu_seqlens.shape[0] - 1, x.shape[1]),
+)
+_first_rows_bwd_op = as_operation(
+    "first_rows_bwd(Tensor dout, Tensor cu_seqlens, SymInt total) -> Tensor",
+    _first_rows_bwd,
+    lambda dout, cu_seqlens, total: dout.new_empty(total, dout.shape[1]),
+)
 
 
-@_unpack_op.register_fake
-def _(x, indices, size):
-    return x.new_empty(size, x.shape[1])
-
-
-def _unpack_setup(ctx, inputs, output):
-    ctx.save_for_backward(inputs[1])
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])  # indices, or cu_seqlens
+    ctx.total = inputs[0].shape[0]
 
 
 def _unpack_backward(ctx, dout):
     return dout.index_select(0, ctx.saved_tensors[0]), None, None
 
 
-_unpack_op.register_autograd(_unpack_backward, setup_context=_unpack_setup)
-_first_rows_op = torch.library.custom_op(
-    "bertfast::first_rows", mutates_args=(), schema="(Tensor x, Tensor cu_seqlens) -> Tensor"
-)(_first_rows)
-
-
-@_first_rows_op.register_fake
-def _(x, cu_seqlens):
-    return x.new_empty(cu_seqlens.shape[0] - 1, x.shape[1])
-
-
-@torch.library.custom_op(
-    "bertfast::first_rows_bwd",
-    mutates_args=(),
-    schema="(Tensor dout, Tensor cu_seqlens, SymInt total) -> Tensor",
-)
-def _first_rows_bwd(dout: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
-    dx = dout.new_zeros(total + 1, dout.shape[1])  # the last row takes what empty sequences send
-    start, end = cu_seqlens[:-1].long(), cu_seqlens[1:]
-    return dx.index_copy_(0, torch.where(start == end, total, start), dout)[:total].clone()
-
-
-@_first_rows_bwd.register_fake
-def _(dout, cu_seqlens, total):
-    return dout.new_empty(total, dout.shape[1])
-
-
-def _first_rows_setup(ctx, inputs, output):
-    ctx.save_for_backward(inputs[1])
-    ctx.total = inputs[0].shape[0]
-
-
 def _first_rows_backward(ctx, dout):
-    return _first_rows_bwd(dout, ctx.saved_tensors[0], ctx.total), None
+    return _first_rows_bwd_op(dout, ctx.saved_tensors[0], ctx.total), None
 
 
-_first_rows_op.register_autograd(_first_rows_backward, setup_context=_first_rows_setup)
+_unpack_op.register_autograd(_unpack_backward, setup_context=_setup)
+_first_rows_op.register_autograd(_first_rows_backward, setup_context=_setup)

@@ -1,19 +1,20 @@
 """What the task heads compute, as functions of a packed batch's rows: scores, and losses on labels that were checked.
 
 T tokens, B sequences, H hidden, C classes, V vocabulary entries. Losses are computed and returned in fp32 (float64 for
-float64).
-Where `num_items` is given, the sum of a loss is divided by it, so that gradients accumulated over parts of a batch are
-those of the whole batch.
+float64). Where `num_items` is given, the sum of a loss is divided by it, so that gradients accumulated over parts of a
+batch are those of the whole batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
-from .batch import PackedBatch, dynamic_size, unpack
+from .batch import PackedBatch, as_operation, dynamic_size, unpack
 from .encode import activate, called
 from .weights import Call, Linear, MaskedLMWeights, Norm
 
@@ -72,24 +73,18 @@ def cross_entropy(
     scores: Tensor, labels: Tensor, num_items: Items = None, ignored: int = IGNORED
 ) -> Tensor:
     """Mean of -log softmax(scores [N,C])[label] where there is a label (nan if nowhere), or its sum / num_items."""
-    reduction = "mean" if num_items is None else "sum"
-    loss = F.cross_entropy(fp32(scores), labels, ignore_index=ignored, reduction=reduction)
-    return _divided(loss, num_items)
+    return _reduced(F.cross_entropy, scores, labels, num_items, ignore_index=ignored)
 
 
 def regression(scores: Tensor, targets: Tensor, num_items: Items = None) -> Tensor:
     """Mean squared error of scores [B,C], or its sum / num_items."""
-    reduction = "mean" if num_items is None else "sum"
-    loss = F.mse_loss(fp32(scores), targets.to(fp32(scores).dtype), reduction=reduction)
-    return _divided(loss, num_items)
+    return _reduced(F.mse_loss, scores, targets.to(fp32(scores).dtype), num_items)
 
 
 def several_labels(scores: Tensor, targets: Tensor, num_items: Items = None) -> Tensor:
     """Binary cross entropy of scores [B,C] with targets from 0 to 1: its mean, or its sum / num_items."""
-    reduction = "mean" if num_items is None else "sum"
-    scores = fp32(scores)
-    loss = F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction=reduction)
-    return _divided(loss, num_items)
+    loss = F.binary_cross_entropy_with_logits
+    return _reduced(loss, scores, targets.to(fp32(scores).dtype), num_items)
 
 
 def span_scores(scores: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
@@ -121,6 +116,13 @@ def fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _reduced(
+    loss: Callable[..., Tensor], scores: Tensor, targets: Tensor, num_items: Items, **options: int
+) -> Tensor:
+    reduction = "mean" if num_items is None else "sum"
+    return _divided(loss(fp32(scores), targets, reduction=reduction, **options), num_items)
+
+
 def _divided(total: Tensor, num_items: Items) -> Tensor:
     return total if num_items is None else total / num_items
 
@@ -129,11 +131,6 @@ def _labelled(labels: Tensor) -> Tensor:
     return (labels != IGNORED).nonzero().squeeze(1)
 
 
-_labelled_op = torch.library.custom_op(
-    "bertfast::labelled", mutates_args=(), schema="(Tensor labels) -> Tensor"
-)(_labelled)
-
-
-@_labelled_op.register_fake
-def _(labels):
-    return labels.new_empty(dynamic_size())
+_labelled_op = as_operation(
+    "labelled(Tensor labels) -> Tensor", _labelled, lambda labels: labels.new_empty(dynamic_size())
+)

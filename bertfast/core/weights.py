@@ -8,6 +8,7 @@ called on rows [1,T,·] instead, which costs the fusion of that operation alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -154,13 +155,8 @@ def bert_weights(tensors: Mapping[str, Tensor], config: Mapping[str, object]) ->
     Raises:
         KeyError: a tensor is missing.
     """
-    eps, heads = float(config["layer_norm_eps"]), int(config["num_attention_heads"])
-
-    def linear(name: str) -> Linear:
-        return Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-
-    def norm(name: str) -> Norm:
-        return Norm(tensors[f"{name}.weight"], tensors[f"{name}.bias"], eps)
+    heads = int(config["num_attention_heads"])
+    linear, norm = partial(_linear, tensors), partial(_norm, tensors, config)
 
     def layer(name: str) -> LayerWeights:
         return LayerWeights(
@@ -182,6 +178,14 @@ def bert_weights(tensors: Mapping[str, Tensor], config: Mapping[str, object]) ->
     )
 
 
+def _linear(tensors: Mapping[str, Tensor], name: str) -> Linear:
+    return Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+
+def _norm(tensors: Mapping[str, Tensor], config: Mapping[str, object], name: str) -> Norm:
+    return Norm(*_linear(tensors, name), float(config["layer_norm_eps"]))
+
+
 def masked_lm_weights(
     tensors: Mapping[str, Tensor], config: Mapping[str, object]
 ) -> MaskedLMWeights:
@@ -192,10 +196,9 @@ def masked_lm_weights(
     """
     head, word_embeddings = "cls.predictions", tensors["embeddings.word_embeddings.weight"]
     own = f"{head}.decoder.bias"  # of two the decoder's counts
-    norm = (tensors[f"{head}.transform.LayerNorm.{part}"] for part in ("weight", "bias"))
     return MaskedLMWeights(
-        Linear(*(tensors[f"{head}.transform.dense.{part}"] for part in ("weight", "bias"))),
-        Norm(*norm, float(config["layer_norm_eps"])),
+        _linear(tensors, f"{head}.transform.dense"),
+        _norm(tensors, config, f"{head}.transform.LayerNorm"),
         Linear(
             tensors.get(f"{head}.decoder.weight", word_embeddings),
             tensors[own if own in tensors else f"{head}.bias"],

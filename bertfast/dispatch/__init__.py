@@ -20,28 +20,6 @@ from ..errors import ArgumentError, UnsupportedError
 from . import decisions
 from .backends import NAMES, Backend, order, product_of
 
-__all__ = [
-    "NAMES",
-    "Choice",
-    "Scope",
-    "backend",
-    "backends_of",
-    "batch_invariant",
-    "choose",
-    "inside",
-    "is_batch_invariant",
-    "labelled",
-    "note",
-    "operations",
-    "product",
-    "reasons",
-    "record",
-    "register",
-    "run",
-    "scope",
-    "use_backend",
-]
-
 _BACKENDS: dict[str, Mapping[str, Backend]] = {}
 
 
@@ -70,9 +48,7 @@ def backends_of(operation: str) -> Mapping[str, Backend]:
 
 
 def backend() -> str:
-    """The backend in force: that of the innermost `use_backend`, else of `BERTFAST_BACKEND` (read once), else
-    "auto".
-    """
+    """The backend in force: of the innermost `use_backend`, else of `BERTFAST_BACKEND` (read once), else "auto"."""
     return scope().backend or _environment()
 
 
@@ -219,8 +195,6 @@ def _first(
 
 
 def note(operation: str, direction: str, name: str | None, refused: Mapping[str, str]) -> None:
-    """Write a decision into every open record; also for code that takes another path than the
-    operations.
-    """
+    """Write a decision into every open record; also for code that takes another path than the operations."""
     for log in scope().logs:
         log.append(Choice(operation, direction, name, dict(refused)))

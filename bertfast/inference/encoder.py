@@ -112,8 +112,7 @@ class Encoder:
         Args:
             path_or_hub_id: a directory, or a model id on the Hugging Face hub.
             device: where the model runs; default: a CUDA GPU if torch sees one that a backend serves, else the CPU.
-            dtype: float32, bfloat16, float16 or float64, as a torch.dtype or by name; default: the
-                checkpoint's.
+            dtype: float32, bfloat16, float16 or float64, as a torch.dtype or by name; default: the checkpoint's.
             batch_invariant: as `Encoder` takes it.
             revision, token, cache_dir, local_files_only: as in `bertfast.checkpoint.resolve`.
 
@@ -145,9 +144,8 @@ class Encoder:
             return self.model
         view = self.model.view()
         if isinstance(view, str):
-            raise UnsupportedError(
-                f"Encoder: only transformers' own forward runs, as {view}. {ADVICE}"
-            )
+            said = f"Encoder: only transformers' own forward runs, as {view}. {ADVICE}"
+            raise UnsupportedError(said)
         return view
 
     @property
@@ -177,8 +175,7 @@ class Encoder:
 
         Args:
             texts: any iterable of strings, generators too; or one string.
-            batch_tokens: the most real tokens that go through the model at a time (a longer text
-                goes alone).
+            batch_tokens: the most real tokens that go through the model at a time (a longer text goes alone).
             pooling: "cls", "mean" or "max"; default: as the checkpoint says, else "mean".
             normalize: scale vectors to length 1, after they are cut; default: as the checkpoint says, before they
                 are cut, else not.
@@ -241,9 +238,9 @@ class Encoder:
         prompt = self._prompt(prompt, prompt_name)
         max_length = self.max_length if max_length is None else max_length
         cut_to = self.recipe.truncate_dim if truncate_dim is None else truncate_dim
-        _check_count("batch_tokens", batch_tokens, 1)
-        _check_count("max_length", max_length, least, weights.max_positions)
-        _check_count("truncate_dim", 1 if cut_to is None else cut_to, 1)
+        check_count("batch_tokens", batch_tokens, 1)
+        check_count("max_length", max_length, least, weights.max_positions)
+        check_count("truncate_dim", 1 if cut_to is None else cut_to, 1)
         skips = prompt and not self.recipe.include_prompt
         settings = _Settings(
             batch_tokens=batch_tokens,
@@ -282,8 +279,8 @@ class Encoder:
                 yield window.texts, self._vectors(window.rows, settings, advance)
                 done, cut = done + len(window.texts), cut + window.cut
         if cut:
-            said = (settings.max_length, cut, done)
-            logger.warning("cut to %d tokens: %d of %d texts were longer", *said)
+            said = "cut to %d tokens: %d of %d texts were longer"
+            logger.warning(said, settings.max_length, cut, done)
 
     def _windows(self, texts: Iterator[str], settings: _Settings) -> Iterator[_Window]:
         """The texts with their ids, some at a time."""
@@ -322,8 +319,7 @@ class Encoder:
         if not any(ids):
             width = min(weights.hidden_size, settings.truncate_dim or weights.hidden_size)
             return torch.zeros(len(ids), width, device=weights.device)
-        order = dispatch.batch_invariant() if self.batch_invariant else nullcontext()
-        with order:
+        with dispatch.batch_invariant() if self.batch_invariant else nullcontext():
             states = encode_packed(weights, pack_rows(ids, weights.device))  # [T,H]
         scale = settings.normalize is None and self.recipe.normalize
         lengths = [len(row) for row in ids]
@@ -349,7 +345,8 @@ def _ahead(function: Callable[..., Any], *calls: Iterable[Any]) -> Iterator[Any]
             yield waiting.result()
 
 
-def _check_count(name: str, value: Any, low: int, high: int | None = None) -> None:
+def check_count(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise ArgumentError for what is no integer from `low` to `high`."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         span = f"at least {low}" if high is None else f"from {low} to {high}"

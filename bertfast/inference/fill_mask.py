@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from ..core.heads import masked_lm_scores
 from ..core.weights import BertWeights, MaskedLMWeights
 from ..errors import ArgumentError, UnsupportedError
 from ..text.tokenizer import Tokenizer, check_texts
+from .encoder import BATCH_TOKENS, batches, check_count
 
 MASK = "[MASK]"
-BATCH_TOKENS = 4096
 
 
 class Candidate(NamedTuple):
@@ -60,8 +60,7 @@ def fill_mask(
     weights = model if isinstance(model, tuple) else _weights_of(model)
     table = len(weights[0].embeddings.word)
     words = min(len(tokenizer), table)
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= words:
-        raise ArgumentError("top_k", f"an integer from 1 to {words}", repr(top_k))
+    check_count("top_k", top_k, 1, words)
     mask = tokenizer.backend.token_to_id(MASK)
     if mask is None:
         raise ArgumentError("tokenizer", f"a vocabulary with {MASK}", "one without")
@@ -69,12 +68,12 @@ def fill_mask(
     limit = weights[0].max_positions
     rows = _rows([texts] if single else list(texts), tokenizer, mask, limit)
     tokenizer.check_ids(rows, table)
-    spell, filled = tokenizer.backend.id_to_token, []
-    for batch in _batches(rows):
-        best = iter(_best(weights, batch, mask, words, top_k))
-        for row in batch:
-            masks = islice(best, row.count(mask))
-            filled.append([[Candidate(spell(i), i, p) for i, p in mask] for mask in masks])
+    spell, filled = tokenizer.backend.id_to_token, [[] for _ in rows]
+    for batch in batches([len(row) for row in rows], BATCH_TOKENS):
+        best = iter(_best(weights, [rows[index] for index in batch], mask, words, top_k))
+        for index in batch:
+            masks = islice(best, rows[index].count(mask))
+            filled[index] = [[Candidate(spell(i), i, p) for i, p in mask] for mask in masks]
     return filled[0] if single else filled
 
 
@@ -98,22 +97,9 @@ def _rows(texts: list[str], tokenizer: Tokenizer, mask: int, longest: int) -> li
             got = repr(text if len(text) <= 40 else f"{text[:37]}...")
             raise ArgumentError(f"texts[{index}]", f"a text with {MASK}", got)
         if len(row) > longest:
-            advice = "Shorten the text."
-            raise ArgumentError(
-                f"texts[{index}]", f"at most {longest} tokens", str(len(row)), advice
-            )
+            expected, got = f"at most {longest} tokens", str(len(row))
+            raise ArgumentError(f"texts[{index}]", expected, got, "Shorten the text.")
     return rows
-
-
-def _batches(rows: list[list[int]]) -> Iterator[list[list[int]]]:
-    batch: list[list[int]] = []
-    for row in rows:
-        if batch and sum(map(len, batch)) + len(row) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()

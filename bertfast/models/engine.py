@@ -40,18 +40,8 @@ logger = logging.getLogger("bertfast")
 _OWN = (*STARTS, "check_finite", "output_logits", "num_sequences_in_batch")
 # What tokenizers, collators and Trainer pass along, and what only decoders look at; nothing of it changes an encoder.
 _IGNORED = frozenset(
-    {
-        "cache_position",
-        "length",
-        "num_items_in_batch",
-        "offset_mapping",
-        "output_cross_attentions",
-        "overflow_to_sample_mapping",
-        "seq_idx",
-        "special_tokens_mask",
-        "use_cache",
-    }
-)
+    ("cache_position", "length", "num_items_in_batch", "offset_mapping", "output_cross_attentions")
+) | {"overflow_to_sample_mapping", "seq_idx", "special_tokens_mask", "use_cache"}
 _LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 _READ = frozenset((*INPUTS, *_OWN, *_LABELS, "output_hidden_states", "return_dict"))
 _SAID: set[str] = set()  # reasons that the log has
@@ -239,19 +229,13 @@ def theirs(model: nn.Module, kind: type[nn.Module], reason: str, given: dict[str
     return output
 
 
-def returns_dict(model: nn.Module, given: Mapping[str, Any]) -> bool:
-    """Whether an output object is wanted, no tuple."""
-    held = model.config.__dict__
-    default = held.get("return_dict", True) and not held.get("torchscript", False)
-    return given.get("return_dict", default)
-
-
 def finish(model: nn.Module, kind: type, given: Mapping[str, Any], **fields: Any) -> Any:
     """The output of a call, or its tuple; with check_finite, an error that names what is not finite."""
     if given.get("check_finite"):
         check_results(model, fields)
-    output = kind(**fields)
-    return output if returns_dict(model, given) else output.to_tuple()
+    output, held = kind(**fields), model.config.__dict__
+    default = held.get("return_dict", True) and not held.get("torchscript", False)
+    return output if given.get("return_dict", default) else output.to_tuple()
 
 
 def _is_prepacked(weights: BertWeights) -> bool:

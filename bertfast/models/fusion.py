@@ -31,21 +31,9 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 _PLAIN = frozenset((nn.Parameter, Tensor, PrepackedParameter))
 Kinds = Container[type]
 # Packages whose layers compute each row from that row alone, in the place of a Linear, LayerNorm or Embedding.
-_ROW_BY_ROW = frozenset(
-    {
-        "aqlm",
-        "auto_gptq",
-        "awq",
-        "bitsandbytes",
-        "compressed_tensors",
-        "eetq",
-        "gptqmodel",
-        "hqq",
-        "optimum",
-        "peft",
-        "quanto",
-        "torchao",
-    }
+_ROW_BY_ROW = (
+    *("aqlm", "auto_gptq", "awq", "bitsandbytes", "compressed_tensors", "eetq", "gptqmodel"),
+    *("hqq", "optimum", "peft", "quanto", "torchao"),
 )
 _ROWS = frozenset(  # modules of torch and transformers that may stand inside such a layer
     (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.Identity, nn.Tanh, theirs.BertPooler)
@@ -129,16 +117,11 @@ def layer_view(layer: nn.Module) -> LayerWeights:
 def reason_of(module: nn.Module, name: str) -> str | None:
     """Why a module may not be left out or given rows instead of a batch, or None: a hook, or a replaced forward."""
     held = module.__dict__
-    if (
-        held["_forward_hooks"]
-        or held["_forward_pre_hooks"]
-        or held["_backward_hooks"]
-        or held["_backward_pre_hooks"]
-    ):
-        hooks = [hook for kind in _HOOKS for hook in held[kind].values()]
-        if not all(map(_inactive, hooks)):
-            kinds = " and ".join(k.strip("_").replace("_", " ") for k in _HOOKS if held[k])
-            return f"{name} has {kinds}"
+    if _is_plain(held):
+        return None
+    if not all(map(_inactive, _hooks(module))):
+        kinds = " and ".join(k.strip("_").replace("_", " ") for k in _HOOKS if held[k])
+        return f"{name} has {kinds}"
     if "forward" in held:
         return f"{name} has a forward of its own"
     if held.get("_compiled_call_impl") is not None:
@@ -153,13 +136,6 @@ def reason_of_all() -> str | None:
     return None
 
 
-def linear(
-    parent: nn.Module, name: str, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
-) -> Linear | Any:
-    """The weights of a Linear, or what stands in its place. Raises Unfit."""
-    return _leaf(nn.Linear, parent, name, dtype, where, kinds)
-
-
 def plain_linear(module: nn.Module) -> Linear | None:
     """The weights of a torch Linear that nobody changed or observes; None for any other module."""
     if type(module) is not nn.Linear or not _is_plain(module.__dict__):
@@ -168,21 +144,14 @@ def plain_linear(module: nn.Module) -> Linear | None:
     return Linear(weight, bias) if type(weight) in _PLAIN else None
 
 
-def norm(
-    parent: nn.Module, name: str, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
-) -> Norm | Any:
-    """The weights of a LayerNorm, or what stands in its place. Raises Unfit."""
-    return _leaf(nn.LayerNorm, parent, name, dtype, where, kinds)
+def leaf(
+    kind: type[nn.Module], parent: nn.Module, name: str, dtype: torch.dtype | None, where: str, kinds: Kinds = _PLAIN
+) -> Linear | Norm | Any:  # fmt: skip
+    """The weights of a Linear or LayerNorm, or what stands in its place. Raises Unfit.
 
-
-def _leaf(
-    kind: type[nn.Module],
-    parent: nn.Module,
-    name: str,
-    dtype: torch.dtype | None,
-    where: str,
-    kinds: Kinds,
-) -> Linear | Norm | Any:
+    Args:
+        dtype: that its weight must have; None: any. where: what stands before the name in a reason.
+    """
     module = parent._modules.get(name)
     if type(module) is kind and _is_plain(module.__dict__):
         held = module._parameters
@@ -193,14 +162,14 @@ def _leaf(
     return _stand_in(module, kind, f"{where}{name}", kinds)
 
 
+linear = functools.partial(leaf, nn.Linear)
+norm = functools.partial(leaf, nn.LayerNorm)
+
+
 def dropout(module: nn.Module | None, name: str) -> float:
     """The probability in force. Raises Unfit."""
-    kind = type(module)
-    if kind is not nn.Dropout and kind is not nn.Identity:
-        raise Unfit(f"{name} is a {kind.__name__}")
-    if reason := reason_of(module, name):
-        raise Unfit(reason)
-    return module.p if kind is nn.Dropout and module.training else 0.0
+    exact(module, (nn.Dropout, nn.Identity), name)
+    return module.p if type(module) is nn.Dropout and module.training else 0.0
 
 
 def activation(module: Any, name: str) -> Any:
@@ -227,7 +196,7 @@ def exact(module: nn.Module | None, kind: type | tuple, name: str) -> nn.Module:
     """The module, if it is of this very class (or one of these) and nobody observes it. Raises Unfit."""
     found = type(module)
     if found is not kind and not (isinstance(kind, tuple) and found in kind):
-        raise Unfit(f"{name} is a {type(module).__name__}")
+        raise Unfit(f"{name} is a {found.__name__}")
     if reason := reason_of(module, name):
         raise Unfit(reason)
     return module
@@ -238,16 +207,13 @@ def _model(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights:
     embeddings = _embeddings(exact(modules.get("embeddings"), theirs.BertEmbeddings, "embeddings"))
     encoder = exact(modules.get("encoder"), theirs.BertEncoder, "encoder")
     dtype, layers, drops = embeddings.position.dtype, [], embeddings.dropout > 0
-    for index, layer in enumerate(
-        exact(encoder._modules.get("layer"), nn.ModuleList, "encoder.layer")
-    ):
+    found = exact(encoder._modules.get("layer"), nn.ModuleList, "encoder.layer")
+    for index, layer in enumerate(found):
         name = f"encoder.layer.{index}"
         sharded, saves = _how_entered(layer, layer_class, name)
         kinds, own = (_ANY, None) if sharded else (_PLAIN, dtype)
         weights = _layer(layer, own, f"{name}.", kinds)
-        drops = drops or (
-            weights.attention_dropout > 0 or weights.out_dropout > 0 or weights.dropout > 0
-        )
+        drops = drops or any(weights[-3:])  # the probabilities
         layers.append(layer if sharded or saves else weights)
     return BertWeights(embeddings, layers, _pooler(modules.get("pooler")), drops)
 
@@ -365,8 +331,12 @@ def _is_sharded(layer: nn.Module) -> bool:
     """Whether FSDP2's fully_shard took the layer, and nobody else observes it."""
     if not any(base.__name__ == "FSDPModule" for base in type(layer).__mro__):
         return False
-    hooks = [hook for kind in _HOOKS for hook in layer.__dict__[kind].values()]
-    return all(type(getattr(hook, "__self__", None)).__name__ == "FSDPState" for hook in hooks)
+    owners = (type(getattr(hook, "__self__", None)).__name__ for hook in _hooks(layer))
+    return all(name == "FSDPState" for name in owners)
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [hook for kind in _HOOKS for hook in module.__dict__[kind].values()]
 
 
 def _is_plain(held: dict[str, Any]) -> bool:
@@ -401,9 +371,7 @@ def _stand_in(
     for inner in _inside(module):
         if not (type(inner) in _ROWS or inner is module or _from_row_by_row_library(type(inner))):
             raise Unfit(f"{name} holds a {type(inner).__name__}")
-        held = inner.__dict__
-        hooks = [hook for part in _HOOKS for hook in held[part].values()]
-        if "forward" in held or not all(map(_may_see_rows, hooks)):
+        if "forward" in inner.__dict__ or not all(map(_may_see_rows, _hooks(inner))):
             raise Unfit(reason_of(inner, name) or f"{name} is observed")
     for tensor in module.parameters():
         if type(tensor) not in kinds and not _from_row_by_row_library(type(tensor)):
@@ -422,9 +390,8 @@ def _inside(module: nn.Module) -> Iterator[nn.Module]:
 @functools.cache
 def _from_row_by_row_library(kind: type) -> bool:
     place = kind.__module__
-    return place.partition(".")[0] in _ROW_BY_ROW or place.startswith(
-        ("torch.ao.", "transformers.integrations.")
-    )
+    integrated = place.startswith(("torch.ao.", "transformers.integrations."))
+    return integrated or place.partition(".")[0] in _ROW_BY_ROW
 
 
 def _full_name(kind: type) -> str:
@@ -444,6 +411,5 @@ def _inactive(hook: Any) -> bool:
 
 def _may_see_rows(hook: Any) -> bool:
     """A hook that only makes a weight, or that marks the output of the word embeddings as needing a gradient."""
-    return isinstance(hook, _WEIGHT_HOOKS) or "make_inputs_require_grad" in getattr(
-        hook, "__name__", ""
-    )
+    name = getattr(hook, "__name__", "")
+    return isinstance(hook, _WEIGHT_HOOKS) or "make_inputs_require_grad" in name

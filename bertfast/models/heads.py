@@ -21,18 +21,12 @@ from ..core.weights import MaskedLMWeights
 from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
-from .engine import (
-    TRANSFORMERS_4,
-    Encoded,
-    arguments,
-    encode,
-    finish,
-    signed_as,
-    theirs,
-)
+from .engine import TRANSFORMERS_4, Encoded, arguments, encode, finish, signed_as, theirs
 from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
 from .prepack import Prepackable
+
+HEADS: dict[type[nn.Module], type[nn.Module]] = {}  # transformers' class -> ours
 
 
 class Head(Prepackable, CheckedLoading):
@@ -44,6 +38,7 @@ class Head(Prepackable, CheckedLoading):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "_theirs" in cls.__dict__:
+            HEADS[cls._theirs] = cls
             cls.forward = signed_as(cls._theirs, Head.forward)
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
@@ -98,6 +93,14 @@ class Head(Prepackable, CheckedLoading):
             return module(x)
         return linear(x.flatten(0, -2), weights.weight, weights.bias).unflatten(0, x.shape[:-1])
 
+    def _class_loss(self, scores: Tensor, given: dict[str, Any]) -> Tensor | None:
+        """Cross entropy of scores [B,C] with the labels [B] of a call; None without labels."""
+        if "labels" not in given:
+            return None
+        (rows, classes), device = scores.shape, scores.device
+        labels = class_labels("labels", given["labels"], (rows,), classes, device)
+        return heads.cross_entropy(scores, labels, _items(given, scores))
+
     def _finish(self, kind: type, encoded: Encoded, given: dict[str, Any], **fields: Any) -> Any:
         return finish(self, kind, given, **fields, hidden_states=encoded.hidden_states)
 
@@ -120,21 +123,19 @@ class BertForSequenceClassification(PooledHead, modeling_bert.BertForSequenceCla
     _theirs = modeling_bert.BertForSequenceClassification
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self._linear(self, "classifier", self._dropped(encoded)), None
-        if "labels" in given:
-            loss = self._loss(scores, given["labels"], _items(given, scores))
-        return self._finish(
-            outputs.SequenceClassifierOutput, encoded, given, loss=loss, logits=scores
-        )
+        scores = self._linear(self, "classifier", self._dropped(encoded))
+        loss = self._loss(scores, given) if "labels" in given else None
+        kind = outputs.SequenceClassifierOutput
+        return self._finish(kind, encoded, given, loss=loss, logits=scores)
 
-    def _loss(self, scores: Tensor, labels: Tensor, count: heads.Items) -> Tensor:
+    def _loss(self, scores: Tensor, given: dict[str, Any]) -> Tensor:
         """By config.problem_type, which the first labels decide where it is None, as in transformers."""
-        config, (rows, classes) = self.config, scores.shape
+        config, labels = self.config, given["labels"]
         if config.problem_type is None:
-            config.problem_type = infer_problem(classes, labels)
+            config.problem_type = infer_problem(scores.shape[1], labels)
         if config.problem_type == "single_label_classification":
-            labels = class_labels("labels", labels, (rows,), classes, scores.device)
-            return heads.cross_entropy(scores, labels, count)
+            return self._class_loss(scores, given)
+        count = _items(given, scores)
         labels = number_labels(labels, scores, config.problem_type)
         numbers = config.problem_type == "regression"
         return (heads.regression if numbers else heads.several_labels)(scores, labels, count)
@@ -157,16 +158,11 @@ class BertForMultipleChoice(PooledHead, modeling_bert.BertForMultipleChoice):
         return encode(self.bert, flat_choices(given)[1], True)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        choices, loss = flat_choices(given)[0], None
+        choices, _ = flat_choices(given)
         scores = self._linear(self, "classifier", self._dropped(encoded)).view(-1, choices)
-        if "labels" in given:
-            labels = class_labels(
-                "labels", given["labels"], scores.shape[:1], choices, scores.device
-            )
-            loss = heads.cross_entropy(scores, labels, _items(given, scores))
-        return self._finish(
-            outputs.MultipleChoiceModelOutput, encoded, given, loss=loss, logits=scores
-        )
+        loss = self._class_loss(scores, given)
+        kind = outputs.MultipleChoiceModelOutput
+        return self._finish(kind, encoded, given, loss=loss, logits=scores)
 
 
 class BertForNextSentencePrediction(PooledHead, modeling_bert.BertForNextSentencePrediction):
@@ -175,22 +171,18 @@ class BertForNextSentencePrediction(PooledHead, modeling_bert.BertForNextSentenc
     _theirs = modeling_bert.BertForNextSentencePrediction
 
     def _pairs(self, encoded: Encoded) -> Tensor:
-        if type(self.cls) is modeling_bert.BertOnlyNSPHead and not fusion.reason_of(
-            self.cls, "cls"
-        ):
+        own = type(self.cls) is modeling_bert.BertOnlyNSPHead
+        if own and not fusion.reason_of(self.cls, "cls"):
             return self._linear(self.cls, "seq_relationship", encoded.pooled)
         return self.cls(encoded.pooled)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        scores, loss = self._pairs(encoded), None
+        scores = self._pairs(encoded)
         if TRANSFORMERS_4 and "next_sentence_label" in given:  # its old name, which 4 still takes
             given["labels"] = given["next_sentence_label"]
-        if "labels" in given:
-            labels = _next_labels("labels", given["labels"], scores)
-            loss = heads.cross_entropy(scores, labels, _items(given, scores))
-        return self._finish(
-            outputs.NextSentencePredictorOutput, encoded, given, loss=loss, logits=scores
-        )
+        loss = self._class_loss(scores, given)
+        kind = outputs.NextSentencePredictorOutput
+        return self._finish(kind, encoded, given, loss=loss, logits=scores)
 
 
 class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification):
@@ -238,14 +230,8 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
                 losses.append(heads.span_loss(columns[..., side], real, place, count))
             loss = (losses[0] + losses[1]) / 2
         start, end = heads.span_scores(scores, encoded.batch)[0].unbind(-1)
-        return self._finish(
-            outputs.QuestionAnsweringModelOutput,
-            encoded,
-            given,
-            loss=loss,
-            start_logits=start,
-            end_logits=end,
-        )
+        fields = {"loss": loss, "start_logits": start, "end_logits": end}
+        return self._finish(outputs.QuestionAnsweringModelOutput, encoded, given, **fields)
 
 
 class MaskedLMHead(Head):
@@ -257,16 +243,10 @@ class MaskedLMHead(Head):
     def _masked_lm(self) -> MaskedLMWeights:
         """The head's weights. Raises Unfit."""
         kinds = (modeling_bert.BertOnlyMLMHead, modeling_bert.BertPreTrainingHeads)
-        cls = fusion.exact(self.cls, kinds, "cls")
-        predictions = fusion.exact(
-            cls._modules.get("predictions"), modeling_bert.BertLMPredictionHead, "cls.predictions"
-        )
-        transform = fusion.exact(
-            predictions._modules.get("transform"),
-            modeling_bert.BertPredictionHeadTransform,
-            "cls.predictions.transform",
-        )
-        where = "cls.predictions.transform."
+        predictions = fusion.exact(self.cls, kinds, "cls")._modules.get("predictions")
+        fusion.exact(predictions, modeling_bert.BertLMPredictionHead, "cls.predictions")
+        transform, where = predictions._modules.get("transform"), "cls.predictions.transform."
+        fusion.exact(transform, modeling_bert.BertPredictionHeadTransform, where.rstrip("."))
         return MaskedLMWeights(
             fusion.linear(transform, "dense", None, where),
             fusion.norm(transform, "LayerNorm", None, where),
@@ -342,7 +322,8 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
     def _pairs_loss(self, related: Tensor, labels: Tensor, given: dict[str, Any]) -> Tensor:
         count = _items(given, related)
         pairs = items(given.get("num_sequences_in_batch"), related.device, "num_sequences_in_batch")
-        follows = _next_labels("next_sentence_label", given["next_sentence_label"], related)
+        name, rows = "next_sentence_label", related.shape[:1]
+        follows = class_labels(name, given[name], rows, 2, related.device)
         loss = heads.cross_entropy(related, follows, pairs)
         if pairs is None and count is not None:
             loss = loss * (labels != heads.IGNORED).sum() / count
@@ -351,10 +332,6 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
 
 def _items(given: dict[str, Any], like: Tensor) -> heads.Items:
     return items(given.get("num_items_in_batch"), like.device)
-
-
-def _next_labels(name: str, labels: Tensor, scores: Tensor) -> Tensor:
-    return class_labels(name, labels, scores.shape[:1], 2, scores.device)
 
 
 def _drop(module: nn.Module, rows: Tensor, cu_seqlens: Tensor) -> Tensor:

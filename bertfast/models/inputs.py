@@ -35,7 +35,7 @@ def make_batch(weights: BertWeights, given: Mapping[str, Any]) -> PackedBatch:
     rows, length = _check_tokens(weights, ids, embeds)
     for name, value in (("token_type_ids", segments), ("position_ids", positions)):
         if value is not None:
-            _check_rows(name, value, rows, length, weights.device)
+            _check_integers(name, value, weights.device, (rows, length), (1, length))
     starts, longest, key_starts, longest_key = (given.get(name) for name in STARTS)
     tokens = {"input_ids": ids, "inputs_embeds": embeds, "token_type_ids": segments}
     if starts is None:
@@ -75,9 +75,9 @@ def _check_tokens(
     if (input_ids is None) == (inputs_embeds is None):
         both = "neither" if input_ids is None else "both"
         raise ArgumentError("input_ids, inputs_embeds", "exactly one of the two", both)
-    name = "input_ids" if inputs_embeds is None else "inputs_embeds"
-    value = input_ids if inputs_embeds is None else inputs_embeds
-    if inputs_embeds is None:
+    by_ids = inputs_embeds is None
+    name, value = ("input_ids", input_ids) if by_ids else ("inputs_embeds", inputs_embeds)
+    if by_ids:
         if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype not in _INTEGERS:
             raise ArgumentError(name, "an int64 or int32 tensor [batch, length]", describe(value))
     elif not isinstance(value, Tensor) or value.dim() != 3 or value.shape[2] != weights.hidden_size:
@@ -88,15 +88,18 @@ def _check_tokens(
         raise ArgumentError(name, expected, str(value.dtype), "Convert one of the two.")
     _check_device(name, value, weights.device)
     if value.shape[1] == 0:
-        advice = "Leave empty batches out."
-        raise ArgumentError(name, "at least one column", describe(value), advice)
+        got = describe(value)
+        raise ArgumentError(name, "at least one column", got, "Leave empty batches out.")
     return value.shape[0], value.shape[1]
 
 
-def _check_rows(name: str, value: Tensor, batch: int, length: int, device: torch.device) -> None:
-    shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-    if shape not in ((batch, length), (1, length)) or value.dtype not in _INTEGERS:
-        raise ArgumentError(name, f"an int64 or int32 tensor [{batch}, {length}]", describe(value))
+def _check_integers(
+    name: str, value: Tensor, device: torch.device, shape: tuple[int, ...], other: tuple[int, ...]
+) -> None:
+    """Integers of a shape, or of the other that stands for it."""
+    found = tuple(value.shape) if isinstance(value, Tensor) else None
+    if found not in (shape, other) or value.dtype not in _INTEGERS:
+        raise ArgumentError(name, f"an int64 or int32 tensor {list(shape)}", describe(value))
     _check_device(name, value, device)
 
 
@@ -211,11 +214,8 @@ def class_labels(
     Raises:
         ArgumentError: a wrong dtype, shape, device, or (on the CPU) value.
     """
-    column = (*shape, 1) if len(shape) == 1 else shape
-    fits = isinstance(labels, Tensor) and tuple(labels.shape) in (shape, column)
-    if not fits or labels.dtype not in _INTEGERS:
-        raise ArgumentError(name, f"an int64 or int32 tensor {list(shape)}", describe(labels))
-    _check_device(name, labels, device)
+    shape = tuple(shape)
+    _check_integers(name, labels, device, shape, (*shape, 1) if len(shape) == 1 else shape)
     labels = labels.reshape(shape).long()
     if classes is not None and _readable(labels):
         wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))

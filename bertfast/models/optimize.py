@@ -6,29 +6,19 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.models.bert import modeling_bert
 
 from ..errors import ArgumentError
-from . import heads
 from .bert import BertLayer, BertModel
 from .engine import change_class
+from .heads import HEADS
 from .snapshot import forget
 
 CLASSES = {  # transformers' class -> ours
     modeling_bert.BertModel: BertModel,
     modeling_bert.BertLayer: BertLayer,
-    **{
-        kind._theirs: kind
-        for kind in (
-            heads.BertForMaskedLM,
-            heads.BertForMultipleChoice,
-            heads.BertForNextSentencePrediction,
-            heads.BertForPreTraining,
-            heads.BertForQuestionAnswering,
-            heads.BertForSequenceClassification,
-            heads.BertForTokenClassification,
-        )
-    },
+    **HEADS,
 }
 
 
@@ -81,7 +71,7 @@ def _switch(model: Any, classes: dict[type, type]) -> Switched:
             change_class(module, classes[kind])
             if classes[kind] not in (BertLayer, modeling_bert.BertLayer):
                 switched.append((name, _full_name(classes[kind])))
-        elif kind not in done and _is_model(module):
+        elif kind not in done and isinstance(module, PreTrainedModel):
             left.append((name, _full_name(kind), _why_left(kind, classes)))
     return Switched(switched, left)
 
@@ -99,12 +89,6 @@ def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
         for root, value in roots.items()
         for name, module in value.named_modules()
     )
-
-
-def _is_model(module: nn.Module) -> bool:
-    from transformers import PreTrainedModel
-
-    return isinstance(module, PreTrainedModel)
 
 
 def _why_left(kind: type, classes: dict[type, type]) -> str:

@@ -28,9 +28,7 @@ class Prepackable:
         """
         self.unpack()
         self.eval()
-        held: dict[
-            int, PrepackedParameter
-        ] = {}  # a weight that several products share is packed once
+        held: dict[int, PrepackedParameter] = {}  # a shared weight is packed once
         try:
             for linear in _prepackable(self):
                 weight = linear.weight
@@ -87,9 +85,8 @@ def _prepackable(model: nn.Module) -> list[nn.Linear]:
 
 
 def _replace(linear: nn.Linear, packed: PrepackedParameter) -> None:
-    if (
-        _written not in linear._state_dict_hooks.values()
-    ):  # they stay, and do nothing to plain weights
+    if _written not in linear._state_dict_hooks.values():
+        # they stay, and do nothing to plain weights
         linear._register_state_dict_hook(_written)
         linear.register_load_state_dict_pre_hook(_read)
     linear._parameters["weight"] = packed

@@ -16,11 +16,9 @@ _HALVES = (torch.bfloat16, torch.float16)
 def check_like(
     like_name: str, like: Tensor, *expected: tuple[str, Tensor, tuple[int, ...]]
 ) -> None:
-    """Each (name, tensor, shape) has that shape, and the dtype and device of `like`, else
-    ArgumentError.
+    """Each (name, tensor, shape) has that shape, and the dtype and device of `like`, else ArgumentError.
 
-    A prepacked weight (packed.PrepackedParameter, on the meta device) may stand where `like` is on the
-    CPU.
+    A prepacked weight (packed.PrepackedParameter, on the meta device) may stand where `like` is on the CPU.
     """
     dtype, device = like.dtype, like.device
     for name, tensor, shape in expected:
@@ -70,8 +68,7 @@ def check_indices(
     device: torch.device,
     besides: int | None = None,
 ) -> None:
-    """int64 indices [count] on `device`; on the CPU each in [0, below), or equal to `besides`. Else
-    ArgumentError.
+    """int64 indices [count] on `device`; on the CPU each in [0, below), or equal to `besides`. Else ArgumentError.
 
     One pass over the indices; on another device the values are not read (that would stall it).
     """
@@ -97,15 +94,13 @@ def check_indices(
 def check_sequences(
     cu_seqlens: Tensor | None, tokens: int, device: torch.device, max_seqlen: int | None = None
 ) -> None:
-    """cu_seqlens int32 [B+1] on `device`; on the CPU it starts at 0, never falls and ends at no
-    more than `tokens`.
+    """cu_seqlens int32 [B+1] on `device`; on the CPU it starts at 0, never falls and ends at no more than `tokens`.
 
     Raises ArgumentError, also where a sequence is longer than max_seqlen.
     """
     if cu_seqlens is None:
-        raise ArgumentError(
-            "cu_seqlens", "the starts of the sequences (dropout counts inside them)", "None"
-        )
+        expected = "the starts of the sequences (dropout counts inside them)"
+        raise ArgumentError("cu_seqlens", expected, "None")
     if cu_seqlens.dtype is not torch.int32 or cu_seqlens.ndim != 1 or cu_seqlens.device != device:
         got = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)} on {cu_seqlens.device}"
         raise ArgumentError("cu_seqlens", f"torch.int32 [B+1] on {device}", got)
@@ -117,11 +112,12 @@ def check_sequences(
             f"starts that begin at 0, never fall and end at no more than {tokens} (the tokens)"
         )
         raise ArgumentError("cu_seqlens", expected, _excerpt(starts))
-    if max_seqlen is not None and max(map(sub, starts[1:], starts), default=0) > max_seqlen:
-        longest = max(map(sub, starts[1:], starts))
-        raise ArgumentError(
-            "max_seqlen", f"at least {longest}, the longest sequence", str(max_seqlen)
-        )
+    if max_seqlen is None:
+        return
+    longest = max(map(sub, starts[1:], starts), default=0)
+    if longest > max_seqlen:
+        expected = f"at least {longest}, the longest sequence"
+        raise ArgumentError("max_seqlen", expected, str(max_seqlen))
 
 
 def check_dropout(p: float, seed: Tensor | None, device: torch.device) -> None:

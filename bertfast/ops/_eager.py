@@ -5,7 +5,6 @@ The reference's formulas without their fp32 in between; statistics stay fp32, as
 
 from __future__ import annotations
 
-import functools
 from types import ModuleType, SimpleNamespace
 
 import torch
@@ -18,17 +17,8 @@ HALVES = (torch.float16, torch.bfloat16)
 
 def of(reference: ModuleType) -> SimpleNamespace:
     """The backend of one operation, made of its reference."""
-    forward, backward = map(_own, (reference.forward, reference.backward))
+    forward, backward = map(in_own_dtype(), (reference.forward, reference.backward))
     return SimpleNamespace(forward=forward, backward=backward, supports=_supports)
-
-
-def _own(function):
-    @functools.wraps(function)
-    def run(*args):
-        with in_own_dtype():
-            return function(*args)
-
-    return run
 
 
 def _supports(call) -> str | None:

@@ -14,6 +14,10 @@ from ._weights import unpacked
 _UPCAST: contextvars.ContextVar[bool] = contextvars.ContextVar("bertfast_upcast", default=True)
 
 
+def supports(call) -> None:
+    """The reference computes every call."""
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums, mean, rstd and lse: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -22,13 +26,9 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of a plain torch function, by torch autograd, for use inside an op (which runs
-    below autograd).
-    """
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):  # the first brings autograd's dispatch keys back
+    """Gradients of a plain torch function, by torch autograd, for use inside an op (which runs below autograd)."""
+    # the first brings autograd's dispatch keys back
+    with torch.inference_mode(False), torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         output = function(*inputs)
         return torch.autograd.grad(output, inputs, grad)
@@ -71,7 +71,7 @@ def _beside(z: Tensor, *rows: Tensor) -> list[Tensor]:
 
 @contextlib.contextmanager
 def in_own_dtype() -> Iterator[None]:
-    """Reference formulas in the block compute in their tensors' own dtype, as plain torch would."""
+    """Reference formulas in the block, or function, compute in their tensors' own dtype, as plain torch would."""
     token = _UPCAST.set(False)
     try:
         yield

@@ -303,12 +303,8 @@ def _three(items: Sequence) -> tuple:
 
 
 def linear(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    gelu: bool = False,
-    save: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool = False, save: bool = False
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """x · weightᵀ + bias, through gelu if asked, in one launch.
 
     Args:
@@ -333,12 +329,8 @@ def linear(
 
 
 def linear_backward(
-    dout: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    needs: Sequence[bool],
-    pre: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
+    dout: Tensor, x: Tensor, weights: Sequence[Tensor], needs: Sequence[bool], pre: Tensor | None = None
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """All gradients of `linear` in one launch.
 
     Args:

@@ -15,44 +15,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..extension import with_dense_rows
+from . import _triton
 from ._gelu_triton import gelu, gelu_slope
 from ._philox import keep_scale, threshold
 from ._philox_triton import keep_mask
 from ._triton import Config, Table, cdiv, multiprocessors, power_of_two
 
 MAX_FEATURES = 4096  # wider rows do not fit the registers of a block
+NO_DROPOUT = (None, None, 0, 0, 0, 1.0)  # see `dropout_of`
 WIDE = 1024  # features from which a row has a block of its own, with more warps
 
-_FORWARD = Table(
-    "layernorm_forward",
-    {
-        80: {
-            "narrow": Config({"TILE": 1024}, num_warps=4, num_stages=1),
-            "wide": Config({"TILE": 2048}, num_warps=8, num_stages=1),
-        }
-    },
-)
-_BACKWARD = Table(
-    "layernorm_backward",
-    {
-        80: {
-            "narrow": Config({"TILE": 2048}, num_warps=8, num_stages=1),
-            "wide": Config({"TILE": 4096}, num_warps=16, num_stages=1),
-        }
-    },
-)
+
+def row_table(name: str, narrow: tuple[int, int], wide: tuple[int, int]) -> Table:
+    """The table of a kernel that holds whole rows: (elements of a tile, warps) for `pick`."""
+    shapes = {"narrow": narrow, "wide": wide}
+    return Table(
+        name, {80: {k: Config({"TILE": tile}, warps, 1) for k, (tile, warps) in shapes.items()}}
+    )
+
+
+_FORWARD = row_table("layernorm_forward", narrow=(1024, 4), wide=(2048, 8))
+_BACKWARD = row_table("layernorm_backward", narrow=(2048, 8), wide=(4096, 16))
 _SUMS = Table(
     "column_sums",
     {80: {"all": Config({"BLOCK_CHUNKS": 32, "BLOCK_N": 32}, num_warps=4, num_stages=1)}},
 )
-
-
-class Dropout(NamedTuple):
-    """Dropout of hidden states: its probability, seed int64 [1], and the sequences' starts int32 [B+1]."""
-
-    p: float
-    seed: Tensor
-    cu_seqlens: Tensor
 
 
 class Gradients(NamedTuple):
@@ -235,6 +223,11 @@ def _column_sums_kernel(
         tl.store(third_ptr + columns, result, mask=inside)
 
 
+def supports(call) -> str | None:
+    """Of an operation that ends in LN after a product."""
+    return _triton.refuses(call.lead, product=True) or refuses(call.ln_weight.shape[0])
+
+
 def refuses(features: int) -> str | None:
     """Why rows of that many features cannot be normalised here, or None."""
     if features > MAX_FEATURES:
@@ -242,33 +235,18 @@ def refuses(features: int) -> str | None:
     return None
 
 
-def dropout_of(p: float, seed: Tensor | None, cu_seqlens: Tensor | None) -> Dropout | None:
-    """The dropout of an operation's arguments; None where p is 0."""
-    return Dropout(p, seed, cu_seqlens.contiguous()) if p > 0 else None
-
-
-def dropout_arguments(dropout: Dropout | None) -> tuple:
-    """(seed, starts, sequences, steps, threshold, scale) as the kernels take them."""
-    if dropout is None:
-        return None, None, 0, 0, 0, 1.0
-    starts = dropout.cu_seqlens.numel()
-    limits = threshold(dropout.p), keep_scale(dropout.p)
-    return dropout.seed, dropout.cu_seqlens, starts - 1, starts.bit_length(), *limits
-
-
-def dense_rows(x: Tensor) -> Tensor:
-    """x [rows, columns] itself where each row's elements are neighbours, else a contiguous copy."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def columns_of(features: int) -> int:
-    """The width of a tile that holds rows of that many features."""
-    return max(16, power_of_two(features))
+def dropout_of(p: float, seed: Tensor | None, cu_seqlens: Tensor | None) -> tuple:
+    """Dropout as the kernels take it: (seed, or None for none, starts, sequences, steps, threshold, scale)."""
+    if p == 0:
+        return NO_DROPOUT
+    starts = cu_seqlens.numel()
+    limits = threshold(p), keep_scale(p)
+    return seed, cu_seqlens.contiguous(), starts - 1, starts.bit_length(), *limits
 
 
 def pick(table: Table, features: int) -> tuple[Config, int, int]:
     """The table's configuration for rows of that many features, a tile's columns and its rows."""
-    columns = columns_of(features)
+    columns = max(16, power_of_two(features))
     config = table.pick("narrow" if columns <= WIDE else "wide")
     return config, columns, cdiv(config.blocks["TILE"], columns)
 
@@ -285,7 +263,7 @@ def runs(tokens: int, rows: int) -> tuple[int, int]:
 
 def forward(
     source: Tensor, gain: Tensor, shift: Tensor, eps: float, save: bool, *, residual: Tensor | None = None,
-    dropout: Dropout | None = None, gelu: bool = False,
+    dropout: tuple = NO_DROPOUT, gelu: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """LN(residual + dropout(source)), or LN(gelu(source)); one launch.
 
@@ -309,7 +287,7 @@ def forward(
     if out.numel():
         _layernorm_fwd_kernel[(cdiv(tokens, rows),)](
             source, residual, 0 if residual is None else residual.stride(0), gain.contiguous(), shift.contiguous(),
-            out, z, mean, rstd, tokens, features, eps, *dropout_arguments(dropout), GELU=gelu, COLUMNS=columns,
+            out, z, mean, rstd, tokens, features, eps, *dropout, GELU=gelu, COLUMNS=columns,
             **config.options(),
         )  # fmt: skip
     return out, z, mean, rstd
@@ -317,17 +295,17 @@ def forward(
 
 def backward(
     dout: Tensor, source: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, dtype: torch.dtype, *,
-    dropout: Dropout | None = None, gelu: bool = False,
+    dropout: tuple = NO_DROPOUT, gelu: bool = False,
 ) -> Gradients:  # fmt: skip
     """The gradients of `forward`, from the sum before LN (with GELU: from the pre-activation); two launches.
 
     Args:
         dtype: of the product, hence of the gradients of it and of its bias; the others have that of `gain`.
     """
-    dout, source, gain = dense_rows(dout), source.contiguous(), gain.contiguous()
+    dout, source, gain = with_dense_rows(dout), source.contiguous(), gain.contiguous()
     tokens, features = source.shape
     dproduct = torch.empty_like(source, dtype=dtype)
-    one = dropout is None and gain.dtype == dtype
+    one = dropout is NO_DROPOUT and gain.dtype == dtype
     dz = None if gelu else (dproduct if one else torch.empty_like(source))
     dtypes = (gain.dtype, gain.dtype, dtype)
     if source.numel() == 0:
@@ -337,7 +315,7 @@ def backward(
     partial = source.new_empty(3, chunks, features, dtype=torch.float32)
     _layernorm_bwd_kernel[(chunks,)](
         dout, dout.stride(0), source, mean, rstd, gain, None if dz is dproduct else dz, dproduct, partial, tokens,
-        tiles, features, chunks, *dropout_arguments(dropout), GELU=gelu, COLUMNS=columns, **config.options(),
+        tiles, features, chunks, *dropout, GELU=gelu, COLUMNS=columns, **config.options(),
     )  # fmt: skip
     return Gradients(dz, dproduct, *column_sums(partial, dtypes))
 

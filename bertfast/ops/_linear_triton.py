@@ -10,18 +10,19 @@ from torch import Tensor
 from .. import dispatch
 from . import _gemm_triton
 from ._gelu_triton import gelu_of
+from ._triton import refuses
 from ._weights import unpacked
 
 PRODUCTS = ("torch",)  # besides the own one
 
 
+def supports(call) -> str | None:
+    return refuses(call.lead, product=True)
+
+
 def linear(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    gelu: bool = False,
-    save: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool = False, save: bool = False
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """As `_gemm_triton.linear`."""
     weights = [unpacked(weight) for weight in weights]
     if dispatch.product() != "torch":
@@ -31,12 +32,8 @@ def linear(
 
 
 def linear_backward(
-    dout: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    needs: Sequence[bool],
-    pre: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
+    dout: Tensor, x: Tensor, weights: Sequence[Tensor], needs: Sequence[bool], pre: Tensor | None = None
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """As `_gemm_triton.linear_backward`."""
     weights = [unpacked(weight) for weight in weights]
     if dispatch.product() != "torch":

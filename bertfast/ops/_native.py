@@ -6,9 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import extension
 from ._philox import keep_scale, threshold
 
 _NO_DROPOUT = {"seed": 0, "threshold": 0, "scale": 1.0}
+
+
+def supports(call) -> str | None:
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.lead)
 
 
 def dropout(p: float, seed: Tensor | None) -> dict[str, Any]:

@@ -31,9 +31,7 @@ def keep_scale(p: float) -> float:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> list[Tensor]:
-    """Four output words, int64 tensors of 32-bit values, for broadcastable int64 counters and an
-    int64 seed [1].
-    """
+    """Four output words, int64 tensors of 32-bit values, for broadcastable int64 counters and an int64 seed [1]."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(_ROUNDS):
@@ -71,9 +69,7 @@ def hidden_keep(seed: Tensor, p: float, cu_seqlens: Tensor, tokens: int, feature
 
 
 def attention_keep(seed: Tensor, p: float, batch_row: int, heads: int, length: int) -> Tensor:
-    """Which probabilities [heads, query, key] of one sequence dropout keeps, bool [heads, length,
-    length].
-    """
+    """Which probabilities [heads, query, key] of one sequence dropout keeps, bool [heads, length, length]."""
     block = torch.arange((length + 7) // 8, device=seed.device)[None, None, :]
     query = torch.arange(length, device=seed.device)[None, :, None]
     head = torch.arange(heads, device=seed.device)[:, None, None]
@@ -81,7 +77,5 @@ def attention_keep(seed: Tensor, p: float, batch_row: int, heads: int, length: i
 
 
 def dropout(x: Tensor, p: float, keep: Tensor | None) -> Tensor:
-    """x with what is not kept set to 0 and the rest scaled; x itself where `keep` is None (no
-    dropout).
-    """
+    """x with what is not kept set to 0 and the rest scaled; x itself where `keep` is None (no dropout)."""
     return x if keep is None else torch.where(keep, x * keep_scale(p), 0.0)

@@ -53,14 +53,13 @@ class Config(NamedTuple):
 
     def options(self) -> dict:
         """The keyword arguments of a launch."""
-        # AMD's compiler keeps a stage in registers, and its cards have 64 KiB of shared memory a block.
-        stages = (
-            min(self.num_stages, 2) if device_properties().backend == "hip" else self.num_stages
-        )
-        shape = {"num_warps": self.num_warps, "num_stages": stages}
-        if self.max_registers is not None:
-            shape |= registers(self.max_registers)
-        return {**self.blocks, **shape, "enable_fp_fusion": True}
+        stages = self.num_stages
+        if device_properties().backend == "hip":
+            # AMD's compiler keeps a stage in registers, and its cards have 64 KiB of shared memory a block.
+            stages = min(stages, 2)
+        shape = {"num_warps": self.num_warps, "num_stages": stages, "enable_fp_fusion": True}
+        bound = {} if self.max_registers is None else registers(self.max_registers)
+        return {**self.blocks, **shape, **bound}
 
 
 class Table:
@@ -76,10 +75,7 @@ class Table:
         TABLES[name] = self
 
     def pick(self, key: str) -> Config:
-        if self._forced is not None:
-            return self._forced
-        least = max(least for least in self.entries if least <= arch())
-        return self.entries[least][key]
+        return self._forced or self.configs(arch())[key]
 
     def configs(self, for_arch: int) -> dict[str, Config]:
         """The configurations that serve an architecture, by key."""
@@ -149,10 +145,7 @@ def arch() -> int:
 
 
 def registers(count: int) -> dict[str, int]:
-    """The launch option that lets a thread have `count` registers, where the backend takes it: NVIDIA's does.
-
-    Without it ptxas may spill a register or two to fit one more block on a multiprocessor.
-    """
+    """The launch option that lets a thread have `count` registers, where the backend takes it: NVIDIA's does."""
     return {"maxnreg": count} if device_properties().backend == "cuda" else {}
 
 

@@ -28,9 +28,8 @@ class PackedWeight:
         """The weight [n, k], bit for bit."""
         self.check_variant()
         weight = torch.empty(self.n, self.k, dtype=self.buffer.dtype)
-        extension.cpu.unpack_weight(
-            self.buffer.data_ptr(), weight.data_ptr(), self.n, self.k, *_code_and_threads(weight)
-        )
+        places, sizes = (self.buffer.data_ptr(), weight.data_ptr()), (self.n, self.k)
+        extension.cpu.unpack_weight(*places, *sizes, *_code_and_threads(weight))
         return weight
 
     def check_variant(self) -> None:
@@ -115,16 +114,8 @@ def unpacked(weight: Tensor) -> Tensor:
 _READABLE = {
     getattr(torch.Tensor, name).__get__
     for name in (
-        "shape",
-        "dtype",
-        "device",
-        "requires_grad",
-        "ndim",
-        "layout",
-        "is_leaf",
-        "grad",
-        "is_meta",
-        "itemsize",
+        *("shape", "dtype", "device", "requires_grad", "ndim", "layout", "is_leaf", "grad"),
+        *("is_meta", "itemsize"),
     )
 } | {
     getattr(torch.Tensor, name)
@@ -157,9 +148,8 @@ class PrepackedParameter(torch.nn.Parameter):
         return f"PrepackedParameter([{kept.n}, {kept.k}], {kept.buffer.dtype}, packed for {kept.variant})"
 
     def __deepcopy__(self, memo) -> PrepackedParameter:
-        return PrepackedParameter(
-            self.packed, self.wanted_grad
-        )  # a packed form is never written to
+        # a packed form is never written to
+        return PrepackedParameter(self.packed, self.wanted_grad)
 
     def __reduce_ex__(self, protocol):
         weight = torch.nn.Parameter(self.unpack(), self.wanted_grad)

@@ -43,11 +43,8 @@ def pool(
     sizes = torch.tensor(lengths, dtype=torch.int64)
     if pooling == "cls":
         starts = (sizes.cumsum(0) - sizes).clamp(max=max(x.shape[0] - 1, 0))
-        vectors = (
-            x.index_select(0, _sent(starts, x))
-            if x.shape[0]
-            else x.new_zeros(len(sizes), x.shape[1])
-        )
+        some = x if x.shape[0] else x.new_zeros(1, x.shape[1])
+        vectors = some.index_select(0, _sent(starts, x))
     else:
         vectors = torch.segment_reduce(x, pooling, lengths=_sent(sizes, x), axis=0, unsafe=True)
     empty = [i for i, length in enumerate(lengths) if length == 0]

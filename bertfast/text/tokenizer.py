@@ -125,9 +125,8 @@ class Tokenizer:
                 )
 
     def _named(self, token: int) -> str:
-        added = getattr(
-            self.backend, "get_added_tokens_decoder", dict
-        )()  # spelled as they were added
+        # those that were added are spelled as they were
+        added = getattr(self.backend, "get_added_tokens_decoder", dict)()
         word = added[token].content if token in added else self.backend.id_to_token(token)
         return f"{word!r}, number {token}"
 
@@ -146,9 +145,8 @@ def check_texts(texts: Sequence[Any], start: int = 0) -> None:
         if not isinstance(text, str):
             raise ArgumentError(f"texts[{index}]", "a string", type(text).__name__)
         if not is_unicode(text):
-            raise ArgumentError(
-                f"texts[{index}]", "Unicode text", "one with half of a surrogate pair"
-            )
+            got = "one with half of a surrogate pair"
+            raise ArgumentError(f"texts[{index}]", "Unicode text", got)
 
 
 def is_unicode(text: str) -> bool:
@@ -280,14 +278,12 @@ class _Python:
 
 def _by_transformers(folder: Path, config: dict[str, Any]) -> Any:
     """What transformers' AutoTokenizer makes of the files."""
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model")
-    ):
+    files = ("tokenizer.json", "vocab.txt", "spiece.model")
+    if not any((folder / name).is_file() for name in files):
         raise CheckpointError(f"{folder}: expected tokenizer.json or vocab.txt, found neither.")
     vocabulary = _vocabulary(folder / "vocab.txt") if (folder / "vocab.txt").is_file() else None
-    transformers = require(
-        "transformers", f"The tokenizer of {folder}, which is no tokenizer.json,"
-    )
+    purpose = f"The tokenizer of {folder}, which is no tokenizer.json,"
+    transformers = require("transformers", purpose)
     kind = _class_name(folder, config)
     if "auto_map" in config or not (kind is None or hasattr(transformers, kind)):
         raise UnsupportedError(
@@ -312,9 +308,8 @@ def _by_transformers(folder: Path, config: dict[str, Any]) -> Any:
     if vocabulary is not None:
         known = vocabulary | {token for _, token, _ in numbered}
         for token in (theirs.unk_token, theirs.cls_token, theirs.sep_token):
-            if (
-                token is not None and token not in known
-            ):  # transformers added it, past the end of the model's word table
+            # transformers adds what is missing, past the end of the model's word table
+            if token is not None and token not in known:
                 raise CheckpointError(
                     f"{folder / 'vocab.txt'}: expected the token {token}, it is not there."
                 )

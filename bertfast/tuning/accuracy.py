@@ -24,13 +24,10 @@ class Expected(NamedTuple):
 
 
 def compare(label: str, got: Tensor, expected: Expected) -> None:
-    """Apply the accuracy check; raises AssertionError with the largest error, its index and both
-    values.
-    """
+    """Apply the accuracy check; raises AssertionError with the largest error, its index and both values."""
     exact, eager, size = expected
-    assert got.shape == exact.shape, (
-        f"{label}: shape {list(got.shape)}, expected {list(exact.shape)}"
-    )
+    shapes = f"shape {list(got.shape)}, expected {list(exact.shape)}"
+    assert got.shape == exact.shape, f"{label}: {shapes}"
     if exact.numel() == 0:
         return
     eps = torch.finfo(eager.dtype).eps
@@ -38,11 +35,8 @@ def compare(label: str, got: Tensor, expected: Expected) -> None:
     error, eager_error = (got - exact).abs(), (eager.double() - exact).abs()
     error = error.nan_to_num(nan=torch.inf)
     rows = size.reshape(-1, size.shape[-1]) if size.ndim else size.reshape(1, 1)
-    allowed = (
-        (2 * eager_error.max() + 8 * eps * rows.amax(1, keepdim=True))
-        .expand_as(rows)
-        .reshape(exact.shape)
-    )
+    allowed = 2 * eager_error.max() + 8 * eps * rows.amax(1, keepdim=True)
+    allowed = allowed.expand_as(rows).reshape(exact.shape)
     place = int((error - allowed).argmax())
     index = list(torch.unravel_index(torch.tensor(place), exact.shape)) if exact.ndim else []
     where = f"{[int(i) for i in index]}: got {got.flatten()[place]:.9g}, expected {exact.flatten()[place]:.9g}"

@@ -1,11 +1,9 @@
-"""How large the terms of each result and gradient are: the operation's formula, and its derivative,
-on absolute values.
+"""How large the terms of each result and gradient are: the operation's formula, and its derivative, on absolute values.
 
-A sum's rounding error is a multiple of eps times the sum of its terms' absolute values, which says
-S in the accuracy check. Every function takes the arguments in float64 and the gradient of the
-result, and returns the sizes of the forward op's results and of the gradients by argument name.
-Where a quantity passes through a curved function (gelu, softmax, LN) its own error is carried on
-with the bound of the derivative.
+A sum's rounding error is a multiple of eps times the sum of its terms' absolute values, which says S in the accuracy
+check. Every function takes the arguments in float64 and the gradient of the result, and returns the sizes of the
+forward op's results and of the gradients by argument name. Where a quantity passes through a curved function (gelu,
+softmax, LN) its own error is carried on with the bound of the derivative.
 """
 
 from __future__ import annotations
@@ -44,9 +42,8 @@ def _layer_norm_back(
     dout: Tensor, normal: Tensor, z: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, dict]:
     rstd, scaled = statistics(z, eps)[1].unsqueeze(1), dout * weight.abs()
-    dz = rstd * (
-        scaled + scaled.mean(1, keepdim=True) + normal * (scaled * normal).mean(1, keepdim=True)
-    )
+    along = normal * (scaled * normal).mean(1, keepdim=True)
+    dz = rstd * (scaled + scaled.mean(1, keepdim=True) + along)
     return dz, {"ln_weight": (dout * normal).sum(0), "ln_bias": dout.sum(0)}
 
 
@@ -54,11 +51,8 @@ def embedding(
     dout, *, input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, **rest
 ) -> Sizes:
     gain, eps, p = rest["ln_weight"], rest["eps"], rest["p"]
-    rows = [
-        inputs_embeds if word is None else word[input_ids],
-        position[position_ids],
-        segment[token_type_ids],
-    ]
+    words = inputs_embeds if word is None else word[input_ids]
+    rows = [words, position[position_ids], segment[token_type_ids]]
     z, size = sum(rows), sum(row.abs() for row in rows)
     normal, *means = _layer_norm(z, size, eps)
     keep = hidden_keep(rest["seed"], p, rest["cu_seqlens"], *z.shape) if p else None
@@ -97,18 +91,12 @@ def attention(dout, *, qkv, cu_seqlens, max_seqlen, scale, p, seed) -> Sizes:
         dpiece = dout[start:stop].unflatten(1, (qkv.shape[2], -1)).transpose(0, 1).abs()
         dkept = dropout(dpiece @ value.abs().transpose(1, 2), p, keep)
         dlogits = whole * (dkept + (logits.softmax(-1) * dkept).sum(-1, keepdim=True)) * scale
-        piece = (
-            dlogits @ key.abs(),
-            dlogits.transpose(1, 2) @ query.abs(),
-            kept.transpose(1, 2) @ dpiece,
-        )
-        gradients.append(torch.stack(piece).permute(2, 0, 1, 3))
+        dquery, dkey = dlogits @ key.abs(), dlogits.transpose(1, 2) @ query.abs()
+        piece = torch.stack((dquery, dkey, kept.transpose(1, 2) @ dpiece))
+        gradients.append(piece.permute(2, 0, 1, 3))
         outs.append((kept @ value.abs()).transpose(0, 1).flatten(1))
-        lses.append(
-            carried.squeeze(-1) + logits.logsumexp(-1).abs()
-            if stop > start
-            else logits.logsumexp(-1)
-        )
+        lse = logits.logsumexp(-1)
+        lses.append(carried.squeeze(-1) + lse.abs() if stop > start else lse)
     return (torch.cat(outs), torch.cat(lses, dim=1)), {"qkv": torch.cat(gradients)}
 
 

@@ -24,13 +24,11 @@ class Case:
 
     Fields:
         lengths: tokens of each sequence; T is their sum.
-        inner: features of x (K). outer: features of the result (N), vocabulary where words are
-            looked up or predicted.
+        inner: features of x (K). outer: features of the result (N), vocabulary where words are looked up or predicted.
         heads: attention heads; the head size is outer / heads.
         p: dropout. strided: rows are cut from wider tensors, gradients too.
         mixed: LN's parameters, the residual and the result are float32 where the rest is in a half.
-        variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds",
-            "no-bias", "num-items".
+        variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds", "no-bias", "num-items".
     """
 
     name: str
@@ -58,9 +56,7 @@ class Case:
 
 
 class _Source:
-    """Seeded tensors in one dtype; in a strided case rows lie apart and the columns start off a
-    boundary.
-    """
+    """Seeded tensors in one dtype; in a strided case rows lie apart and the columns start off a boundary."""
 
     def __init__(self, case: Case, dtype: torch.dtype, seed: int):
         self.case, self.dtype = case, dtype
@@ -73,14 +69,11 @@ class _Source:
         return source
 
     def normal(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
-        if self.case.strided and len(shape) > 1:
-            wide = self._normal(*shape[:-1], shape[-1] + 5, scale=scale, mean=mean)
-            return wide[..., 3 : 3 + shape[-1]]
-        return self._normal(*shape, scale=scale, mean=mean)
-
-    def _normal(self, *shape: int, scale: float, mean: float) -> Tensor:
-        values = torch.randn(shape, generator=self.generator, dtype=torch.float32)
-        return (values * scale + mean).to(self.dtype)
+        strided = self.case.strided and len(shape) > 1
+        whole = (*shape[:-1], shape[-1] + 5) if strided else shape
+        values = torch.randn(whole, generator=self.generator, dtype=torch.float32)
+        values = (values * scale + mean).to(self.dtype)
+        return values[..., 3 : 3 + shape[-1]] if strided else values
 
     def integers(self, low: int, high: int, count: int) -> Tensor:
         return torch.randint(low, high, (count,), generator=self.generator)
@@ -90,18 +83,14 @@ class _Source:
 
     def row_scale(self) -> tuple[float, float]:
         """(deviation, mean) of what LN normalises."""
-        return {"near-constant": (0.03, 1.0), "large-mean": (1.0, 100.0)}.get(
-            self.case.variant, (1.0, 0.0)
-        )
+        special = {"near-constant": (0.03, 1.0), "large-mean": (1.0, 100.0)}
+        return special.get(self.case.variant, (1.0, 0.0))
 
     def dropout(self) -> dict:
         dropped = self.case.p > 0
         seed = torch.tensor([0x0123456789ABCDEF + self.case.seed]) if dropped else None
-        return {
-            "p": self.case.p,
-            "seed": seed,
-            "cu_seqlens": self.cu_seqlens() if dropped else None,
-        }
+        cu_seqlens = self.cu_seqlens() if dropped else None
+        return {"p": self.case.p, "seed": seed, "cu_seqlens": cu_seqlens}
 
 
 def _layer_norm(source: _Source, features: int) -> dict:
@@ -153,18 +142,12 @@ def _attention(source: _Source) -> dict:
     case = source.case
     size = case.outer // case.heads
     qkv = source.normal(case.tokens, 3, case.heads, size)
-    qkv[:, 0] *= (
-        40 if case.variant == "sharp" else 4
-    )  # the deviation of the logits, as the keys have 1
+    # the deviation of the logits, as the keys have 1
+    qkv[:, 0] *= 40 if case.variant == "sharp" else 4
     dropout = source.dropout()
-    return {
-        "qkv": qkv,
-        "cu_seqlens": source.cu_seqlens(),
-        "max_seqlen": max(case.lengths) + 3,
-        "scale": size**-0.5,
-        "p": dropout["p"],
-        "seed": dropout["seed"],
-    }
+    del dropout["cu_seqlens"]
+    sequences = {"cu_seqlens": source.cu_seqlens(), "max_seqlen": max(case.lengths) + 3}
+    return {"qkv": qkv, **sequences, "scale": size**-0.5, **dropout}
 
 
 def _linear_layernorm(source: _Source) -> dict:
@@ -173,13 +156,8 @@ def _linear_layernorm(source: _Source) -> dict:
     product["weight"] *= deviation
     product["bias"] *= deviation
     shape = source.case.tokens, source.case.outer
-    residual = source.beside().normal(*shape, scale=deviation, mean=mean)
-    return {
-        **product,
-        "residual": residual,
-        **_layer_norm(source, source.case.outer),
-        **source.dropout(),
-    }
+    product["residual"] = source.beside().normal(*shape, scale=deviation, mean=mean)
+    return {**product, **_layer_norm(source, source.case.outer), **source.dropout()}
 
 
 def _gelu_layernorm(source: _Source) -> dict:

@@ -38,11 +38,8 @@ def workload(
     vocab_size = len(weights.embeddings.word)
     yield "embedding", Case("", inner=hidden, outer=vocab_size, **sizes)
     if layer is not None:
-        features, inner, heads = (
-            layer.query.weight.shape[0],
-            layer.inner.weight.shape[0],
-            layer.num_heads,
-        )
+        features, inner = layer.query.weight.shape[0], layer.inner.weight.shape[0]
+        heads = layer.num_heads
         yield "qkv_projection", Case("", inner=hidden, outer=features, heads=heads, **sizes)
         yield "attention", Case("", outer=features, heads=heads, **sizes)
         yield "linear_layernorm", Case("", inner=features, outer=hidden, **sizes)
@@ -54,13 +51,8 @@ def workload(
 
 
 def autotune(
-    operation: str,
-    direction: str,
-    case: Case,
-    dtype: torch.dtype,
-    device: torch.device,
-    save: bool = False,
-) -> tuple[Key, Decision | None]:
+    operation: str, direction: str, case: Case, dtype: torch.dtype, device: torch.device, save: bool = False
+) -> tuple[Key, Decision | None]:  # fmt: skip
     """Check and time the backends that support a call of that size; the first stays unless another is clearly faster.
 
     Returns: the key of the call, and the decision; None where no backend was right.
@@ -89,7 +81,7 @@ def autotune(
 
 def _named(name: str, call: Any) -> Callable[[], object]:
     def run():
-        with dispatch.use_backend(name):
+        with dispatch.use_backend(name):  # what else holds is as it is when it runs
             return dispatch.run(call)
 
     return run
@@ -104,9 +96,8 @@ def expectation(
     """
     contract, backends = CONTRACTS[operation], dispatch.backends_of(operation)
     inputs = make_inputs(operation, case, dtype, device)
-    forward = contract.forward(
-        *(({**inputs, "save": True})[name] for name in contract.forward._fields)
-    )
+    given = {**inputs, "save": True}
+    forward = contract.forward(*(given[name] for name in contract.forward._fields))
     saved = _several(backends["reference"].forward(*forward))
     if direction == "forward":
         call = forward._replace(save=save) if "save" in forward._fields else forward
@@ -118,11 +109,11 @@ def expectation(
         call = contract.backward(*(named[name] for name in contract.backward._fields))
         names = contract.gradients
     fp64 = {name: _cast(value, torch.float64) for name, value in inputs.items()}
-    exact = _several(
-        getattr(backends["reference"], direction)(*(_cast(v, torch.float64) for v in call))
-    )
     half = torch.float16 if key_of(call).dtype == "tf32" else None
-    peer = _several(getattr(backends["eager"], direction)(*(_cast(v, half) for v in call)))
+    exact, peer = (
+        _several(getattr(backends[name], direction)(*(_cast(value, kind) for value in call)))
+        for name, kind in (("reference", torch.float64), ("eager", half))
+    )
     sizes, gradients = getattr(bounds, operation)(_cast(like, torch.float64), **fp64)
     size = gradients if direction == "backward" else dict(zip(contract.results, sizes, strict=True))
     found = zip(names, exact, peer, strict=False)  # what is saved may not be asked for
@@ -152,9 +143,7 @@ def winner(seconds: Mapping[str, float]) -> str:
 
 
 def race(
-    runs: Mapping[str, Callable[[], object]],
-    device: torch.device,
-    rejected: dict[str, str],
+    runs: Mapping[str, Callable[[], object]], device: torch.device, rejected: dict[str, str]
 ) -> dict[str, float]:
     """The least seconds of each run, taken in turn; those that raise are rejected."""
     least: dict[str, float] = {}

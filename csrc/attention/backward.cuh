@@ -8,8 +8,7 @@
 #pragma once
 #include "attention/block.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // Columns of a step: two steps' tiles lie in shared memory beside the two tiles of the rows.
@@ -53,28 +52,6 @@ __device__ __forceinline__ void row_products(const unsigned char* dout, const Ro
     }
   }
 }
-
-// Where the rows and columns of one head lie, by role.
-template <class T, bool kKeys>
-struct Operands {
-  Rows<const T> scores_rows, scores_columns;  // q and k, or k and q
-  Rows<const T> dp_rows, dp_columns;          // dout and v, or v and dout
-
-  __device__ __forceinline__ Operands(const AttentionBwd& p, const Work& work, int head,
-                                      bool vector) {
-    const int size = static_cast<int>(p.head_size);
-    const auto part = [&](int which) {
-      return head_rows<const T>(p.qkv, p.qkv_stride, work.start, which * p.heads + head, size,
-                                vector);
-    };
-    const Rows<const T> dout =
-        head_rows<const T>(p.dout, p.heads * p.head_size, work.start, head, size, vector);
-    scores_rows = part(kKeys ? 1 : 0);
-    scores_columns = part(kKeys ? 0 : 1);
-    dp_rows = kKeys ? part(2) : dout;
-    dp_columns = kKeys ? dout : part(2);
-  }
-};
 
 // lse (in powers of two) and delta of the queries that a lane's elements belong to.
 template <class T, int D, bool kKeys>
@@ -140,7 +117,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const Work work = find_work(p.cu_seqlens, sequences, blockIdx.x);
   if (work.first >= work.length) return;
-  const Operands<T, kKeys> from(p, work, head, vector);
+  const auto part = [&](int which) {
+    return head_rows<const T>(p.qkv, p.qkv_stride, work.start, which * p.heads + head, size,
+                              vector);
+  };
+  const Rows<const T> dout = head_rows<const T>(p.dout, width, work.start, head, size, vector);
+  const Rows<const T> scores_rows = part(kKeys ? 1 : 0), scores_columns = part(kKeys ? 0 : 1);
+  const Rows<const T> dp_rows = kKeys ? part(2) : dout, dp_columns = kKeys ? dout : part(2);
   const long statistics = head * p.tokens + work.start;
   const float* const lse = p.lse + statistics;
   float* const delta = static_cast<float*>(p.gpu.workspace) + statistics;
@@ -149,8 +132,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   float* const columns = reinterpret_cast<float*>(steps + 4 * N * kBytes);
   const auto load_step = [&](int step) {
     unsigned char* to = steps + step % 2 * 2 * N * kBytes;
-    load_tile<T, D, N>(to, from.scores_columns, step * N, work.length);
-    load_tile<T, D, N>(to + N * kBytes, from.dp_columns, step * N, work.length);
+    load_tile<T, D, N>(to, scores_columns, step * N, work.length);
+    load_tile<T, D, N>(to + N * kBytes, dp_columns, step * N, work.length);
     cp_async_commit();
     if (kKeys && threadIdx.x < N) {
       const int query = step * N + threadIdx.x;
@@ -159,8 +142,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       at[N] = query < work.length ? delta[query] : 0.0f;
     }
   };
-  load_tile<T, D, kBlock>(shared, from.scores_rows, work.first, work.length);
-  load_tile<T, D, kBlock>(shared + kBlock * kBytes, from.dp_rows, work.first, work.length);
+  load_tile<T, D, kBlock>(shared, scores_rows, work.first, work.length);
+  load_tile<T, D, kBlock>(shared + kBlock * kBytes, dp_rows, work.first, work.length);
   load_step(0);
 
   const int warp = threadIdx.x / kWarp, row = work.first + warp * 16;
@@ -199,5 +182,4 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -7,8 +7,7 @@
 #include "common/launch.cuh"
 #include "common/philox.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // Rows [first, first + kBlock) of a sequence; none where first >= length.
@@ -118,5 +117,4 @@ __device__ __forceinline__ Rows<T> head_rows(P* data, long stride, long token, l
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

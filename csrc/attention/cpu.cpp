@@ -7,8 +7,7 @@
 #include "common/philox.h"
 #include "product/pack.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 constexpr long kKeyBlock = 512;
@@ -324,5 +323,4 @@ void run_bwd(const AttentionBwd& p) {
 void attention_fwd(const AttentionFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
 void attention_bwd(const AttentionBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -17,8 +17,7 @@
 #include "common/launch.cuh"
 #include "common/limits.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // Runs the statements with D bound to the width of the tiles.
@@ -70,7 +69,7 @@ std::size_t attention_fwd_workspace(const AttentionFwd&) { return 0; }
 void attention_fwd(const AttentionFwd& p) {
   if (p.tokens == 0) return;
   check_sizes(p);
-  BF_DISPATCH_CUDA(p.dtype, T, BF_DISPATCH_HEAD_SIZE(p.head_size, D, launch_fwd<T, D>(p)))
+  BF_DISPATCH_DTYPE(p.dtype, T, BF_DISPATCH_HEAD_SIZE(p.head_size, D, launch_fwd<T, D>(p)))
 }
 
 std::size_t attention_bwd_workspace(const AttentionBwd& p) {
@@ -80,8 +79,7 @@ std::size_t attention_bwd_workspace(const AttentionBwd& p) {
 void attention_bwd(const AttentionBwd& p) {
   if (p.tokens == 0) return;
   check_sizes(p);
-  BF_DISPATCH_CUDA(p.dtype, T, BF_DISPATCH_HEAD_SIZE(p.head_size, D, launch_bwd<T, D>(p)))
+  BF_DISPATCH_DTYPE(p.dtype, T, BF_DISPATCH_HEAD_SIZE(p.head_size, D, launch_bwd<T, D>(p)))
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -2,8 +2,7 @@
 #pragma once
 #include "attention/block.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // Keys of a step: two steps' keys and values lie in shared memory beside the queries.
@@ -139,5 +138,4 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || D == 128 ? 2 : 4)
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

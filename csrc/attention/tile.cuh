@@ -13,8 +13,7 @@
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kThreads = 128;  // of a block: 4 warps of 16 rows
@@ -148,14 +147,6 @@ __device__ __forceinline__ void zero_rows(const Rows<T>& target, long first, lon
   }
 }
 
-template <class T>
-__device__ __forceinline__ void round_inputs(unsigned (&r)[4]) {
-  if constexpr (sizeof(T) == 4) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) r[i] = to_tf32(__uint_as_float(r[i]));
-  }
-}
-
 // c[16, N] += a[16, D] b[N, D]^T on tensor cores, both tiles in shared memory.
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nt_mma(float (&c)[N / 8][4], const unsigned char* a,
@@ -167,11 +158,11 @@ __device__ __forceinline__ void product_nt_mma(float (&c)[N / 8][4], const unsig
   for (int k = 0; k < Shape::kChunks; k += 2) {
     unsigned fa[4], fb[4];
     ldmatrix_x4(fa, left + Shape::at(lane % 16, k + lane / 16));
-    round_inputs<T>(fa);
+    round_fragment<T>(fa);
 #pragma unroll
     for (int n = 0; n < N / 8; n += 2) {
       ldmatrix_x4(fb, right + Shape::at(n * 8 + lane % 8 + lane / 16 * 8, k + lane / 8 % 2));
-      round_inputs<T>(fb);
+      round_fragment<T>(fb);
       mma(c[n], fa, fb[0], fb[1], T());
       mma(c[n + 1], fa, fb[2], fb[3], T());
     }
@@ -293,5 +284,4 @@ __device__ __forceinline__ void product_nn(float (&c)[D / 8][4], const float (&a
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

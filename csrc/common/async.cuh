@@ -2,8 +2,7 @@
 // A thread sees its own copies after cp_async_wait; the others see them after a barrier beyond it.
 #pragma once
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 __device__ __forceinline__ unsigned shared_address(const void* p) {
@@ -26,5 +25,4 @@ __device__ __forceinline__ void cp_async_wait() {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -6,8 +6,7 @@
 #include "common/launch.cuh"
 #include "common/vector.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kMaxSums = 9, kSumThreads = 256, kSumRuns = 8, kManyRows = 16;
@@ -35,17 +34,6 @@ struct ColumnSums {
 inline long padded(long size) { return ceil_div(size, 4) * 4; }
 
 template <class T>
-__device__ __forceinline__ void add_partial(float (&sum)[kGroup<T>], const float* from, long left) {
-#pragma unroll
-  for (int i = 0; i < kGroup<T>; i += 4) {
-    float v[4];
-    load_group<float>(v, from + i, left - i, left - i >= 4);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) sum[i + e] += v[e];
-  }
-}
-
-template <class T>
 __global__ void __launch_bounds__(kSumThreads) add_columns(ColumnSums p) {
   __shared__ float runs[kSumRuns][kSumThreads / kSumRuns][kGroup<T>];
   int block = blockIdx.x;
@@ -69,7 +57,7 @@ __global__ void __launch_bounds__(kSumThreads) add_columns(ColumnSums p) {
   float total[kGroup<T>] = {};
   if (left > 0)
     for (int row = run * each; row < min(sum.count, (run + 1) * each); ++row)
-      add_partial<T>(total, sum.from + row * sum.stride + first, left);
+      add_group(total, sum.from + row * sum.stride + first, left, left >= kGroup<T>);
   if (many) {
 #pragma unroll
     for (int e = 0; e < kGroup<T>; ++e) runs[run][lane][e] = total[e];
@@ -101,5 +89,4 @@ void launch_column_sums(ColumnSums& p, const Gpu& gpu) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -17,24 +17,19 @@ inline constexpr int dtype_bytes(DType t) { return t == DType::kFloat32 ? 4 : 2;
 
 }  // namespace bf
 
-// Runs BODY with the type named T bound to the element type of DTYPE.
-#define BF_DISPATCH_DTYPE(DTYPE, T, ...) \
-  switch (DTYPE) {                       \
-    case ::bf::DType::kFloat32: {        \
-      using T = float;                   \
-      __VA_ARGS__;                       \
-      break;                             \
-    }                                    \
-    case ::bf::DType::kBFloat16: {       \
-      using T = ::bf::bf16;              \
-      __VA_ARGS__;                       \
-      break;                             \
-    }                                    \
-    case ::bf::DType::kFloat16: {        \
-      using T = ::bf::f16;               \
-      __VA_ARGS__;                       \
-      break;                             \
-    }                                    \
+// Runs the statements with T bound to the element type of DTYPE: float, bf16 or f16 as the
+// namespace knows them, which for bf::cuda are the device's.
+#define BF_DISPATCH_DTYPE(DTYPE, T, ...)           \
+  switch (DTYPE) {                                 \
+    BF_DTYPE_CASE(kFloat32, T, float, __VA_ARGS__) \
+    BF_DTYPE_CASE(kBFloat16, T, bf16, __VA_ARGS__) \
+    BF_DTYPE_CASE(kFloat16, T, f16, __VA_ARGS__)   \
+  }
+#define BF_DTYPE_CASE(DTYPE, T, TYPE, ...) \
+  case ::bf::DType::DTYPE: {               \
+    using T = TYPE;                        \
+    __VA_ARGS__;                           \
+    break;                                 \
   }
 
 // The same with R bound to the element type of LN_DTYPE, which is DTYPE or float32.

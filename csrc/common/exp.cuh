@@ -1,8 +1,7 @@
 // exp as a power of two, as the softmax of attention and of the cross entropy use it.
 #pragma once
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -20,5 +19,4 @@ __device__ __forceinline__ float power2(float x) {
 __device__ __forceinline__ float finite_base(float max) { return max == -INFINITY ? 0.0f : max; }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -22,4 +22,14 @@ using Three = T[3];
 template <class T>
 using List = std::vector<T>;
 
+// Value i of a field: of its list, or the one value that it is.
+template <class T>
+static inline T nth(const Three<T>& list, long i) {
+  return list[i];
+}
+template <class T>
+static inline T nth(const T& one, long) {
+  return one;
+}
+
 }  // namespace bf

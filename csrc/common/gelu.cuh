@@ -2,8 +2,7 @@
 // 4 * 2^-23 * max(1, |x|), the tail falls to -0 without a wiggle.
 #pragma once
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // exp(-x^2 / 2). The error of the argument grows with it, but the result shrinks faster; results
@@ -42,5 +41,4 @@ __device__ __forceinline__ float gelu_slope(float x) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

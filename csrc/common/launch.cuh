@@ -18,8 +18,7 @@
 #define BF_LAUNCH(KERNEL, GRID, BLOCK, SHARED, GPU, ...) \
   ::bf::cuda::launch<KERNEL>({#KERNEL, __FILE__, __LINE__}, GRID, BLOCK, SHARED, GPU, __VA_ARGS__)
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
@@ -101,5 +100,4 @@ class Arena {
 __host__ __device__ constexpr long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

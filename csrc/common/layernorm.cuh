@@ -19,8 +19,7 @@
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kRowThreads = 256, kRowWarps = kRowThreads / kWarp, kRowValues = 32;
@@ -74,18 +73,8 @@ __device__ __forceinline__ void add_parts(float (&v)[kGroup<T>], const float* pa
 #pragma unroll
   for (int e = 0; e < kGroup<T>; ++e) v[e] = 0.0f;
 #pragma unroll 1
-  for (int part = 0; part < count; ++part)
-#pragma unroll
-    for (int i = 0; i < kGroup<T>; i += 4) {
-      float four[4];
-      load_group<float>(four, parts + part * size + i, left - i, vector);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) v[i + e] += four[e];
-    }
-  float b[kGroup<T>];
-  load_group(b, bias, left, vector);
-#pragma unroll
-  for (int e = 0; e < kGroup<T>; ++e) v[e] += b[e];
+  for (int part = 0; part < count; ++part) add_group(v, parts + part * size, left, vector);
+  add_group(v, bias, left, vector);
 }
 
 // What `normalise` does to a group before it is stored: nothing.
@@ -144,21 +133,15 @@ __device__ __forceinline__ void drop(const TokenDropout& d, float (&v)[width], i
   for (int e = 0; e < width; ++e) v[e] = keep >> e & 1u ? v[e] * d.scale : 0.0f;
 }
 
-struct LayernormBwd {
-  const float* mean;   // [rows]
-  const float* rstd;   // [rows]
-  const void* weight;  // [n], R
-  float* sums;         // [blocks, 2, sums_stride]: of dout x, then of dout
-  long sums_stride;
-  int rows, n;
+// What a kernel of rows is given for backward.
+template <class Op>
+struct RowsBwd {
+  Op op;
+  float* sums;  // [blocks, 2, stride]: of dout x, then of dout
+  long stride;
+  void* dy;  // what goes on to other kernels, or null
   bool vector;
 };
-
-template <class Op>
-LayernormBwd layernorm_bwd_of(const Op& p, float* sums, long stride, bool vector) {
-  const int rows = static_cast<int>(p.rows), n = static_cast<int>(p.n);
-  return {p.mean, p.rstd, p.ln_weight, sums, stride, rows, n, vector};
-}
 
 // Blocks that hold all rows at a time, and those of backward, each of which walks over rows.
 inline long row_blocks(long rows, long n) {
@@ -174,23 +157,16 @@ inline std::size_t layernorm_bwd_shared(long n) {
 // The sums of a block's warps, which own the same columns; lane after lane of an element, so that
 // no bank is met twice.
 template <class T, int warps>
-__device__ __forceinline__ void store_sums(const LayernormBwd& p, const Row<T, warps>& row,
+__device__ __forceinline__ void store_sums(float* sums, long stride, const Row<T, warps>& row,
                                            const typename Row<T, warps>::Values& dweight,
                                            const typename Row<T, warps>::Values& dbias,
                                            float* shared) {
   constexpr int kWidth = kGroup<T>;
-  float* to = p.sums + blockIdx.x * 2 * p.sums_stride;
-  const auto store = [&](float* column, const float* v, int step, int left) {
-#pragma unroll
-    for (int e = 0; e < kWidth; e += 4) {
-      const float four[4] = {v[e * step], v[(e + 1) * step], v[(e + 2) * step], v[(e + 3) * step]};
-      store_group<float>(column + e, four, left - e, left - e >= 4);
-    }
-  };
+  float* to = sums + blockIdx.x * 2 * stride;
   if constexpr (warps > 1) {
     row.for_each_group([&](int i, int at, int left, bool) {
-      store(to + at, dweight[i], 1, left);
-      store(to + p.sums_stride + at, dbias[i], 1, left);
+      store_group(to + at, dweight[i], left, left >= kWidth);
+      store_group(to + stride + at, dbias[i], left, left >= kWidth);
     });
   } else {
     const int lane = threadIdx.x % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -209,10 +185,13 @@ __device__ __forceinline__ void store_sums(const LayernormBwd& p, const Row<T, w
     }
     for (int task = warp; task < 2 * Row<T, warps>::kGroups; task += kRowWarps) {
       const int i = task / 2, which = task % 2;
-      const int at = (i * kWarp + lane) * kWidth, left = p.n - at;
-      if (left > 0)
-        store(to + which * p.sums_stride + at,
-              shared + which * kWarpRow + i * kWidth * kWarp + lane, kWarp, left);
+      const int at = (i * kWarp + lane) * kWidth, left = row.n - at;
+      if (left <= 0) continue;
+      float v[kWidth];
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e)
+        v[e] = shared[which * kWarpRow + (i * kWidth + e) * kWarp + lane];
+      store_group(to + which * stride + at, v, left, left >= kWidth);
     }
   }
 }
@@ -220,21 +199,21 @@ __device__ __forceinline__ void store_sums(const LayernormBwd& p, const Row<T, w
 // The whole backward of LN for the rows of a block. source(row) gives a functor (v, first, left,
 // vector) that fills in a group of what was normalised; gradient(row) the same of dout; target(row)
 // one that receives the group's dz.
-template <class T, class R, int warps, class Source, class Gradient, class Target>
-__device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float* shared,
+template <class T, class R, int warps, class Op, class Source, class Gradient, class Target>
+__device__ __forceinline__ void layernorm_backward(const RowsBwd<Op>& p, float* shared,
                                                    Source source, Gradient gradient,
                                                    Target target) {
   using Part = Row<T, warps>;
   constexpr int kWidth = kGroup<T>;
   __shared__ float scratch[2][kRowWarps];
-  const Part part{p.n, p.vector};
-  const R* weight = static_cast<const R*>(p.weight);
+  const Part part{static_cast<int>(p.op.n), p.vector};
+  const R* weight = static_cast<const R*>(p.op.ln_weight);
   typename Part::Values dweight = {}, dbias = {};
 #pragma unroll 1
-  for (long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index(); row < p.rows;
+  for (long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index(); row < p.op.rows;
        row += static_cast<long>(gridDim.x) * Part::kRows) {
     typename Part::Values x, g;
-    const float mean = p.mean[row], rstd = p.rstd[row];
+    const float mean = p.op.mean[row], rstd = p.op.rstd[row];
     float sum = 0, sum_x = 0;
     const auto values = source(row);
     const auto dout = gradient(row);
@@ -252,8 +231,8 @@ __device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float*
         sum_x += e < left ? g[i][e] * x[i][e] : 0.0f;
       }
     });
-    const float mean_g = block_sum<warps>(sum, scratch[0]) / static_cast<float>(p.n);
-    const float mean_gx = block_sum<warps>(sum_x, scratch[1]) / static_cast<float>(p.n);
+    const float mean_g = block_sum<warps>(sum, scratch[0]) / static_cast<float>(part.n);
+    const float mean_gx = block_sum<warps>(sum_x, scratch[1]) / static_cast<float>(part.n);
     const auto store = target(row);
     part.for_each_group([&](int i, int at, int left, bool vector) {
 #pragma unroll
@@ -261,9 +240,8 @@ __device__ __forceinline__ void layernorm_backward(const LayernormBwd& p, float*
       store(g[i], at, left, vector);
     });
   }
-  store_sums<T, warps>(p, part, dweight, dbias, shared);
+  store_sums<T, warps>(p.sums, p.stride, part, dweight, dbias, shared);
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -4,8 +4,7 @@
 #include "common/parallel.h"
 #include "common/simd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class Term>
@@ -112,5 +111,4 @@ static void layernorm_bwd(long rows, long n, int threads, T* dweight, T* dbias, 
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -9,47 +9,33 @@
 
 #include "common/async.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // Four 8x8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8, and
 // receives of matrix i the values 2t, 2t + 1 of row g in r[i]; transposed: of column g.
-__device__ __forceinline__ void ldmatrix_x4(unsigned (&r)[4], unsigned address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&r)[4], unsigned address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
+#define BF_LDMATRIX(NAME, FORM)                                                           \
+  __device__ __forceinline__ void NAME(unsigned (&r)[4], unsigned address) {              \
+    asm volatile("ldmatrix.sync.aligned.m8n8." FORM ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                         \
+                 : "r"(address)                                                           \
+                 : "memory");                                                             \
+  }
+BF_LDMATRIX(ldmatrix_x4, "x4")
+BF_LDMATRIX(ldmatrix_x4_trans, "x4.trans")
 
 // c += a b; the type of the operands is that of the last argument.
-__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
-                                    __half) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
-                                    __nv_bfloat16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
-                                    float) {  // m16n8k8, operands from to_tf32
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+#define BF_MMA(TYPE, FORM)                                                                \
+  __device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, \
+                                      unsigned b1, TYPE) {                                \
+    asm("mma.sync.aligned." FORM                                                          \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                  \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                  \
+  }
+BF_MMA(__half, "m16n8k16.row.col.f32.f16.f16")
+BF_MMA(__nv_bfloat16, "m16n8k16.row.col.f32.bf16.bf16")
+BF_MMA(float, "m16n8k8.row.col.f32.tf32.tf32")  // operands rounded to tf32
 
 // The nearest tf32 (ties away from zero); the tensor cores by themselves would cut the bits off.
 __device__ __forceinline__ unsigned to_tf32(float x) {
@@ -57,7 +43,13 @@ __device__ __forceinline__ unsigned to_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return bits;
 }
+// Rounds a fragment that was read as it lies: fp32 to tf32, the others are ready.
+template <class T>
+__device__ __forceinline__ void round_fragment(unsigned (&r)[4]) {
+  if constexpr (sizeof(T) == 4)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) r[i] = to_tf32(__uint_as_float(r[i]));
+}
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -6,8 +6,7 @@
 #include "common/runtime.h"
 #include "common/simd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 // Calls body(task, thread) for each task, the lowest first; thread < threads.
@@ -44,5 +43,4 @@ struct Carver {
 };
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

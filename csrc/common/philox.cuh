@@ -7,8 +7,7 @@
 
 #include "common/dropout.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kPhiloxGroup = 8;  // elements of one call
@@ -79,5 +78,4 @@ struct TokenDropout {
 };
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -5,9 +5,7 @@
 #include "common/dropout.h"
 #include "common/simd.h"
 
-namespace bf {
-
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -18,8 +16,7 @@ constexpr long kPhiloxGroup = 8;
 
 // The low and high words of a * c, lane by lane.
 BF_INLINE U multiply_high(U a, std::uint32_t c) {
-#if defined(__AVX512F__)  // (the masked forms: gcc 12 warns of an uninitialised register in the
-                          // plain ones)
+#if defined(__AVX512F__)  // the masked forms, as in simd.h
   const __m512i factor = (__m512i)(U{} + c);
   const __m512i even = _mm512_maskz_mul_epu32(0xff, (__m512i)a, factor);
   const __m512i odd =
@@ -54,8 +51,8 @@ static void philox(std::uint64_t seed, std::uint32_t first_group, std::uint32_t 
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  for (int l = 0; l < kLanes;
-       ++l) {  // a call's words in order; the low half of a word comes first in memory too
+  // A call's words in order; the low half of a word comes first in memory too.
+  for (int l = 0; l < kLanes; ++l) {
     const std::uint32_t words[4] = {w0[l], w1[l], w2[l], w3[l]};
     std::memcpy(out + l * kPhiloxGroup, words, sizeof words);
   }
@@ -93,5 +90,4 @@ inline void dropout_token(const Dropout& d, float* row, long n, const std::int32
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

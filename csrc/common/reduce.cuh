@@ -2,8 +2,7 @@
 // lane receives the result.
 #pragma once
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kWarp = 32;
@@ -46,5 +45,4 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

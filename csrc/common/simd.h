@@ -17,8 +17,7 @@
 #define BF_INLINE static inline __attribute__((always_inline))
 #define BF_INLINE_MEMBER inline __attribute__((always_inline))
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 #if defined(__AVX512F__)
@@ -67,15 +66,15 @@ BF_INLINE H to_bits(F x, f16) {
 BF_INLINE F from_bits(H h, f16) { return (F)_mm256_cvtph_ps((__m128i)h); }
 BF_INLINE H to_bits(F x, f16) { return (H)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
 #else
-BF_INLINE F
-from_bits(H h, f16) {  // rescaling by 2^112 makes subnormals right; the top exponent is inf or NaN
+// Rescaling by 2^112 makes subnormals right; the top exponent is inf or NaN.
+BF_INLINE F from_bits(H h, f16) {
   U u = __builtin_convertvector(h, U), magnitude = u & 0x7fff;
   U special = (U)(magnitude > 0x7bffu);
   F scaled = (F)(magnitude << 13) * 0x1p112f;
   return (F)((U)scaled | (special & 0x7f800000u) | ((u & 0x8000) << 16));
 }
-BF_INLINE H to_bits(F x,
-                    f16) {  // adding a power of two 13 places up rounds to the ten bits of a half
+// Adding a power of two 13 places up rounds to the ten bits of a half.
+BF_INLINE H to_bits(F x, f16) {
   U u = (U)x, doubled = u << 1;
   F base = (vabs(x) * 0x1p112f) * 0x1p-110f;
   U bias = doubled & 0xff000000u;
@@ -240,5 +239,4 @@ BF_INLINE void transpose(F v[kLanes]) {
 #endif
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

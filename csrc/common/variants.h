@@ -9,26 +9,16 @@
 #define BF_FOR_EACH_ISA(X) X(baseline)
 #endif
 
-#if defined(__x86_64__)
-#define BF_DECLARE_CPU(NAME, PARAMS) \
-  namespace baseline {               \
-  void NAME(const PARAMS&);          \
-  }                                  \
-  namespace avx2 {                   \
-  void NAME(const PARAMS&);          \
-  }                                  \
-  namespace avx2_wide {              \
-  void NAME(const PARAMS&);          \
-  }                                  \
-  namespace avx512 {                 \
-  void NAME(const PARAMS&);          \
+// A function of each, whether it is built or not.
+#define BF_DECLARE_CPU(FUNCTION)     \
+  BF_DECLARE_IN(baseline, FUNCTION)  \
+  BF_DECLARE_IN(avx2, FUNCTION)      \
+  BF_DECLARE_IN(avx2_wide, FUNCTION) \
+  BF_DECLARE_IN(avx512, FUNCTION)
+#define BF_DECLARE_IN(ISA, FUNCTION) \
+  namespace ISA {                    \
+  FUNCTION;                          \
   }
-#else
-#define BF_DECLARE_CPU(NAME, PARAMS) \
-  namespace baseline {               \
-  void NAME(const PARAMS&);          \
-  }
-#endif
 
 // The CUDA kernels: the launch, and how many bytes of workspace it needs (asked for first).
 #define BF_DECLARE_CUDA(NAME, PARAMS)          \

@@ -7,60 +7,21 @@
 
 #include "common/dtype.h"
 
-// Runs the statements with T bound to the device type of DTYPE.
-#define BF_DISPATCH_CUDA(DTYPE, T, ...) \
-  switch (DTYPE) {                      \
-    case ::bf::DType::kFloat32: {       \
-      using T = float;                  \
-      __VA_ARGS__;                      \
-      break;                            \
-    }                                   \
-    case ::bf::DType::kBFloat16: {      \
-      using T = __nv_bfloat16;          \
-      __VA_ARGS__;                      \
-      break;                            \
-    }                                   \
-    case ::bf::DType::kFloat16: {       \
-      using T = __half;                 \
-      __VA_ARGS__;                      \
-      break;                            \
-    }                                   \
-  }
+namespace bf::cuda {
 
-// The same with R bound to the device type of LN_DTYPE, which is DTYPE or float32.
-#define BF_DISPATCH_CUDA_LN(DTYPE, T, LN_DTYPE, R, ...) \
-  BF_DISPATCH_CUDA(                                     \
-      DTYPE, T,                                         \
-      if (LN_DTYPE == ::bf::DType::kFloat32) {          \
-        using R = float;                                \
-        __VA_ARGS__;                                    \
-      } else {                                          \
-        using R = T;                                    \
-        __VA_ARGS__;                                    \
-      })
+using bf16 = __nv_bfloat16;
+using f16 = __half;
 
-namespace bf {
-namespace cuda {
 namespace {
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
+template <class T>
+__device__ __forceinline__ float to_float(T x) {
+  return static_cast<float>(x);
+}
 // The nearest value of the type; NaN stays NaN.
 template <class T>
-__device__ __forceinline__ T from_float(float x);
-template <>
-__device__ __forceinline__ float from_float<float>(float x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __half from_float<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
+__device__ __forceinline__ T from_float(float x) {
+  return static_cast<T>(x);
 }
 
 template <class T>
@@ -89,6 +50,14 @@ __device__ __forceinline__ void load_group(float (&v)[width], const T* p, long c
     for (int i = 0; i < width; ++i) v[i] = i < count ? to_float(p[i]) : 0.0f;
   }
 }
+// The same added to v.
+template <class T, int width>
+__device__ __forceinline__ void add_group(float (&v)[width], const T* p, long count, bool vector) {
+  float more[width];
+  load_group(more, p, count, vector);
+#pragma unroll
+  for (int i = 0; i < width; ++i) v[i] += more[i];
+}
 template <class T, int width>
 __device__ __forceinline__ void store_group(T* p, const float (&v)[width], long count,
                                             bool vector) {
@@ -114,5 +83,4 @@ inline bool is_vector(const void* p, long row_bytes) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -5,8 +5,7 @@
 #include "common/philox.h"
 #include "embedding/op.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 constexpr long kRowsPerTask = 32;
@@ -104,5 +103,4 @@ void run_bwd(const EmbeddingBwd& p) {
 void embedding_fwd(const EmbeddingFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
 void embedding_bwd(const EmbeddingBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -15,8 +15,7 @@
 #include "embedding/rows.cuh"
 #include "embedding/tables.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 struct Workspace {
@@ -26,14 +25,14 @@ struct Workspace {
   std::size_t bytes;
 };
 
-Workspace lay_out(const EmbeddingBwd& p) {
+Workspace lay_out(const EmbeddingBwd& p, void* base) {
   Workspace w = {};
   const bool tables = p.tables[0].dtable || p.tables[1].dtable || p.tables[2].dtable;
   w.stride = ceil_div(p.n, kPhiloxGroup) * kPhiloxGroup;
   w.piece = ceil_div(p.rows, kMaxPieces);
   w.piece = w.piece < kLeastPiece ? kLeastPiece : w.piece;
   w.pieces = static_cast<int>(ceil_div(p.rows, w.piece));
-  Arena arena(p.gpu.workspace);
+  Arena arena(base);
   w.sums = arena.take<float>(layernorm_bwd_blocks(p.rows, p.n) * 2 * w.stride);
   if (tables) {
     w.dz = arena.take<float>(p.rows * w.stride);
@@ -51,28 +50,20 @@ void forward(const EmbeddingFwd& p) {
 
 template <class T>
 void backward(const EmbeddingBwd& p) {
-  const Workspace w = lay_out(p);
+  const Workspace w = lay_out(p, p.gpu.workspace);
   const bool vector = rows_are_vector<T>(p) && is_vector(p.dout, 0) && is_vector(p.dinputs, 0);
-  const LayernormBwd norm = layernorm_bwd_of(p, w.sums, w.stride, vector);
   const int walking = layernorm_bwd_blocks(p.rows, p.n);
-  BF_LAUNCH_ROWS(embedding_dz_kernel, (T), p.n, walking, layernorm_bwd_shared(p.n), p.gpu, p, norm,
-                 w.dz, w.stride);
+  BF_LAUNCH_ROWS(embedding_dz_kernel, (T), p.n, walking, layernorm_bwd_shared(p.n), p.gpu,
+                 RowsBwd<EmbeddingBwd>{p, w.sums, w.stride, w.dz, vector});
   ColumnSums sums = {};
   sums.add({w.sums, 2 * w.stride, walking, p.dln_weight, p.n});
   sums.add({w.sums + w.stride, 2 * w.stride, walking, p.dln_bias, p.n});
   launch_column_sums<T>(sums, p.gpu);
   if (!w.dz) return;
-  TableSums tables = {};
-  tables.vector = p.n * sizeof(T) % 16 == 0;
-  for (int i = 0; i < kTables; ++i) {
-    tables.tables[i] = p.tables[i];
-    tables.table_rows[i] = p.table_rows[i];
-    tables.vector = tables.vector && is_vector(p.tables[i].dtable, 0);
-  }
-  tables.dz = w.dz, tables.parts = w.parts;
-  tables.rows = p.rows, tables.n = p.n, tables.stride = w.stride;
-  tables.piece = w.piece, tables.pieces = w.pieces;
-  launch_tables<T>(tables, p.gpu);
+  TableSums tables{p, w.dz, w.parts, w.stride, w.piece, w.pieces, true};
+  for (const EmbeddingTable& table : p.tables)
+    tables.vector = tables.vector && is_vector(table.dtable, p.n * sizeof(T));
+  launch_tables<T>(tables);
 }
 
 void check_sizes(long rows, long n) {
@@ -87,21 +78,15 @@ std::size_t embedding_fwd_workspace(const EmbeddingFwd&) { return 0; }
 void embedding_fwd(const EmbeddingFwd& p) {
   if (p.rows == 0) return;
   check_sizes(p.rows, p.n);
-  BF_DISPATCH_CUDA(p.dtype, T, forward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, forward<T>(p))
 }
 
-std::size_t embedding_bwd_workspace(const EmbeddingBwd& p) {
-  if (p.rows == 0) return 0;
-  EmbeddingBwd measured = p;
-  measured.gpu.workspace = nullptr;
-  return lay_out(measured).bytes;
-}
+std::size_t embedding_bwd_workspace(const EmbeddingBwd& p) { return lay_out(p, nullptr).bytes; }
 
 void embedding_bwd(const EmbeddingBwd& p) {
   if (p.rows == 0) return;
   check_sizes(p.rows, p.n);
-  BF_DISPATCH_CUDA(p.dtype, T, backward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, backward<T>(p))
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -4,8 +4,7 @@
 #include "common/layernorm.cuh"
 #include "embedding/op.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 // What one token gathers.
@@ -34,12 +33,9 @@ struct TokenRows {
       for (int e = 0; e < kGroup<T>; ++e) z[e] = NAN;
       return;
     }
-    float position[kGroup<T>], segment[kGroup<T>];
     load_group(z, parts[0] + first, left, vector);
-    load_group(position, parts[1] + first, left, vector);
-    load_group(segment, parts[2] + first, left, vector);
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; ++e) z[e] = z[e] + position[e] + segment[e];
+    add_group(z, parts[1] + first, left, vector);
+    add_group(z, parts[2] + first, left, vector);
   }
 
  private:
@@ -73,13 +69,14 @@ __global__ void __launch_bounds__(kRowThreads)
                       [&](float (&v)[kGroup<T>], int first) { drop(dropout, v, first); });
 }
 
-// dz goes to `dz` (fp32, rows dz_stride apart, for the tables) and to dinputs, where not null.
+// dz goes to `dy` (fp32, for the tables) and to dinputs, where not null.
 template <class T, int warps>
 __global__ void __launch_bounds__(kRowThreads)
-    embedding_dz_kernel(const EmbeddingBwd p, const LayernormBwd norm, float* dz, long dz_stride) {
+    embedding_dz_kernel(const RowsBwd<EmbeddingBwd> rows) {
+  const EmbeddingBwd& p = rows.op;
   extern __shared__ __align__(16) float shared[];
   layernorm_backward<T, T, warps>(
-      norm, shared, [&](long token) { return TokenRows<T>(p, token); },
+      rows, shared, [&](long token) { return TokenRows<T>(p, token); },
       [&](long token) {
         const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, token);
         const T* dout = static_cast<const T*>(p.dout) + token * p.n;
@@ -89,19 +86,14 @@ __global__ void __launch_bounds__(kRowThreads)
         };
       },
       [&](long token) {
-        float* const wide = dz ? dz + token * dz_stride : nullptr;
+        float* const wide = rows.dy ? static_cast<float*>(rows.dy) + token * rows.stride : nullptr;
         T* const narrow = p.dinputs ? static_cast<T*>(p.dinputs) + token * p.n : nullptr;
         return [=](const float (&v)[kGroup<T>], int first, int left, bool vector) {
           if (narrow) store_group(narrow + first, v, left, vector);
-#pragma unroll
-          for (int e = 0; wide && e < kGroup<T>; e += 4) {
-            const float four[4] = {v[e], v[e + 1], v[e + 2], v[e + 3]};
-            store_group<float>(wide + first + e, four, 4, true);
-          }
+          if (wide) store_group(wide + first, v, kGroup<T>, true);
         };
       });
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -12,63 +12,44 @@
 #include "common/vector.cuh"
 #include "embedding/op.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kMaxPieces = 256, kLeastPiece = 16, kTables = 3;
 
 struct TableSums {
-  EmbeddingTable tables[kTables];
-  long table_rows[kTables];
+  EmbeddingBwd op;
   const float* dz;  // [rows, stride]
   float* parts;     // [tables, pieces, 2 (head, tail), stride]
-  long rows, n, stride, piece;
+  long stride, piece;
   int pieces;
   bool vector;  // of the tables
 
   __device__ __forceinline__ float* part(int table, int piece_index, int which) const {
     return parts + ((static_cast<long>(table) * pieces + piece_index) * 2 + which) * stride;
   }
-  __device__ __forceinline__ std::int64_t id_at(int table, long i) const {
-    return tables[table].ids[tables[table].order[i]];
-  }
 };
-
-template <class T>
-__device__ __forceinline__ void add_row(float (&sum)[kGroup<T>], const float* from) {
-#pragma unroll
-  for (int e = 0; e < kGroup<T>; e += 4) {
-    float v[4];
-    load_group<float>(v, from + e, 4, true);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[e + i] += v[i];
-  }
-}
 
 template <class T>
 __device__ __forceinline__ void write_row(const TableSums& p, const EmbeddingTable& table,
                                           long table_rows, std::int64_t id, long column,
                                           const float (&sum)[kGroup<T>]) {
   if (id == table.skip || id < 0 || id >= table_rows) return;
-  const long left = p.n - column;
-  store_group(static_cast<T*>(table.dtable) + id * p.n + column, sum, left,
+  const long left = p.op.n - column;
+  store_group(static_cast<T*>(table.dtable) + id * p.op.n + column, sum, left,
               p.vector && left >= kGroup<T>);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kWarp) sum_pieces(const TableSums p) {
-  const EmbeddingTable table = p.tables[blockIdx.z];
+  const EmbeddingTable table = p.op.tables[blockIdx.z];
   const long begin = blockIdx.x * p.piece, column = (blockIdx.y * kWarp + threadIdx.x) * kGroup<T>;
-  const long end = begin + p.piece < p.rows ? begin + p.piece : p.rows;
+  const long end = begin + p.piece < p.op.rows ? begin + p.piece : p.op.rows;
   if (!table.dtable) return;
-  const bool mine = column < p.n;
+  const bool mine = column < p.op.n;
   const auto id_at = [&](long i) { return table.ids[table.order[i]]; };
   const auto put = [&](int which, const float (&sum)[kGroup<T>]) {
-    float* to = p.part(blockIdx.z, blockIdx.x, which) + column;
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; e += 4)
-      *reinterpret_cast<float4*>(to + e) = {sum[e], sum[e + 1], sum[e + 2], sum[e + 3]};
+    store_group(p.part(blockIdx.z, blockIdx.x, which) + column, sum, kGroup<T>, true);
   };
   float sum[kGroup<T>] = {};
   std::int64_t id = id_at(begin);
@@ -86,27 +67,27 @@ __global__ void __launch_bounds__(kWarp) sum_pieces(const TableSums p) {
         if (mine && carried)
           put(0, sum);
         else if (mine)
-          write_row<T>(p, table, p.table_rows[blockIdx.z], id, column, sum);
+          write_row<T>(p, table, p.op.table_rows[blockIdx.z], id, column, sum);
 #pragma unroll
         for (int e = 0; e < kGroup<T>; ++e) sum[e] = 0.0f;
         id = next, carried = false;
       }
-      if (mine) add_row<T>(sum, p.dz + row * p.stride + column);
+      if (mine) add_group(sum, p.dz + row * p.stride + column, kGroup<T>, true);
     }
   }
   if (!mine) return;
-  const bool goes_on = end < p.rows && id_at(end) == id;
+  const bool goes_on = end < p.op.rows && id_at(end) == id;
   if (carried)
     put(0, sum);
   else if (goes_on)
     put(1, sum);
   else
-    write_row<T>(p, table, p.table_rows[blockIdx.z], id, column, sum);
+    write_row<T>(p, table, p.op.table_rows[blockIdx.z], id, column, sum);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kWarp) join_pieces(const TableSums p) {
-  const EmbeddingTable table = p.tables[blockIdx.z];
+  const EmbeddingTable table = p.op.tables[blockIdx.z];
   const int piece = blockIdx.x;
   if (!table.dtable || piece + 1 >= p.pieces) return;
   const auto id_at = [&](long i) { return table.ids[table.order[i]]; };
@@ -123,21 +104,21 @@ __global__ void __launch_bounds__(kWarp) join_pieces(const TableSums p) {
     if (found < kWarp) break;
   }
   const long column = (blockIdx.y * kWarp + threadIdx.x) * kGroup<T>;
-  if (column >= p.n) return;
+  if (column >= p.op.n) return;
   float sum[kGroup<T>] = {};
-  add_row<T>(sum, p.part(blockIdx.z, piece, 1) + column);
+  add_group(sum, p.part(blockIdx.z, piece, 1) + column, kGroup<T>, true);
 #pragma unroll 4
-  for (int i = 1; i <= heads; ++i) add_row<T>(sum, p.part(blockIdx.z, piece + i, 0) + column);
-  write_row<T>(p, table, p.table_rows[blockIdx.z], id, column, sum);
+  for (int i = 1; i <= heads; ++i)
+    add_group(sum, p.part(blockIdx.z, piece + i, 0) + column, kGroup<T>, true);
+  write_row<T>(p, table, p.op.table_rows[blockIdx.z], id, column, sum);
 }
 
 template <class T>
-void launch_tables(const TableSums& p, const Gpu& gpu) {
-  const dim3 grid(p.pieces, static_cast<unsigned>(ceil_div(p.n, kWarp * kGroup<T>)), kTables);
-  BF_LAUNCH(sum_pieces<T>, grid, kWarp, 0, gpu, p);
-  if (p.pieces > 1) BF_LAUNCH(join_pieces<T>, grid, kWarp, 0, gpu, p);
+void launch_tables(const TableSums& p) {
+  const dim3 grid(p.pieces, static_cast<unsigned>(ceil_div(p.op.n, kWarp * kGroup<T>)), kTables);
+  BF_LAUNCH(sum_pieces<T>, grid, kWarp, 0, p.op.gpu, p);
+  if (p.pieces > 1) BF_LAUNCH(join_pieces<T>, grid, kWarp, 0, p.op.gpu, p);
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -3,15 +3,14 @@
 #include "gelu_layernorm/op.h"
 #include "product/linear_bwd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T, class R>
 void run(const GeluLayernormFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
   const T* bias = static_cast<const T*>(p.bias);
-  product_whole_rows(x, weight_of(p), p.threads, [&](float* z, long row) {
+  product_whole_rows(x, weights_of(p), p.threads, [&](float* z, long row) {
     for_lanes(p.n, [&](long i, int m) {
       const F y = load_some(z + i, m) + load_some(bias + i, m);
       if (p.pre) store_some(static_cast<T*>(p.pre) + row * p.n + i, y, m);
@@ -52,5 +51,4 @@ void gelu_layernorm_bwd(const GeluLayernormBwd& p) {
   BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R, run_bwd<T, R>(p))
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

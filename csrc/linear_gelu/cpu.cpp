@@ -2,8 +2,7 @@
 #include "linear_gelu/op.h"
 #include "product/linear_bwd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T>
@@ -12,7 +11,7 @@ void run(const LinearGeluFwd& p) {
   const T* bias = static_cast<const T*>(p.bias);
   T* out = static_cast<T*>(p.out);
   T* pre = static_cast<T*>(p.pre);
-  product(x, weight_of(p), p.threads,
+  product(x, weights_of(p), p.threads,
           [&](const float* c, long ldc, long first, long rows, long panel) {
             const long column = panel * kNR, columns = p.n - column < kNR ? p.n - column : kNR;
             for (long r = 0; r < rows; ++r) {
@@ -45,5 +44,4 @@ void run_bwd(const LinearGeluBwd& p) {
 void linear_gelu_fwd(const LinearGeluFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
 void linear_gelu_bwd(const LinearGeluBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -9,8 +9,7 @@
 #include "linear_gelu/op.h"
 #include "product/product.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kThreads = 256;
@@ -59,9 +58,8 @@ void linear_gelu_bwd(const LinearGeluBwd& p) {
   if (p.rows == 0) return;
   Arena arena(p.gpu.workspace);
   void* dy = arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
-  BF_DISPATCH_CUDA(p.dtype, T, launch_slope<T>(p, dy))
+  BF_DISPATCH_DTYPE(p.dtype, T, launch_slope<T>(p, dy))
   linear_bwd(linear_bwd_of(p, dy), arena.rest());
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -5,15 +5,14 @@
 #include "linear_layernorm/op.h"
 #include "product/linear_bwd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T, class R>
 void run(const LinearLayernormFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
   const T* bias = static_cast<const T*>(p.bias);
-  product_whole_rows(x, weight_of(p), p.threads, [&](float* z, long row) {
+  product_whole_rows(x, weights_of(p), p.threads, [&](float* z, long row) {
     const R* residual = static_cast<const R*>(p.residual) + row * p.residual_stride;
     for_lanes(p.n, [&](long i, int m) {
       store_some(z + i, load_some(z + i, m) + load_some(bias + i, m), m);
@@ -59,5 +58,4 @@ void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R, run_bwd<T, R>(p))
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -9,63 +9,29 @@
 #include "linear_layernorm/op.h"
 #include "product/layernorm.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
-struct RowsFwd {
-  LinearLayernormFwd op;
-  const float* partial;  // [splits, rows, n] without bias; null: out holds y
-  int splits;
-  bool vector;
-};
-
 template <class T, class R, int warps>
-__global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd p) {
-  using Part = Row<T, warps>;
+__global__ void __launch_bounds__(kRowThreads, 2) normalise_rows(RowsFwd<LinearLayernormFwd> p) {
   const LinearLayernormFwd& op = p.op;
-  const Part part{static_cast<int>(op.n), p.vector};
-  const long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
-  if (row >= op.rows) return;
-  const long start = row * op.n;
-  const R* residual = static_cast<const R*>(op.residual) + row * op.residual_stride;
-  R* out = static_cast<R*>(op.out) + start;
-  const T* y = reinterpret_cast<const T*>(out);
-  const TokenDropout dropout(op.dropout, op.cu_seqlens, op.sequences, row);
-  typename Part::Values z = {};
-  part.for_each_group([&](int i, int at, int left, bool vector) {
-    float r[kGroup<T>];
-    if (p.partial)
-      add_parts<T>(z[i], p.partial + start + at, op.rows * op.n, p.splits,
-                   static_cast<const T*>(op.bias) + at, left, vector);
-    else
-      load_group(z[i], y + at, left, vector);
-    drop(dropout, z[i], at);
-    load_group(r, residual + at, left, vector);
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; ++e) z[i][e] += r[e];
-    if (op.z) store_group(static_cast<R*>(op.z) + start + at, z[i], left, vector);
+  normalise_product<T, R, warps>(p, [&](long row) {
+    const R* residual = static_cast<const R*>(op.residual) + row * op.residual_stride;
+    R* sum = op.z ? static_cast<R*>(op.z) + row * op.n : nullptr;
+    const TokenDropout dropout(op.dropout, op.cu_seqlens, op.sequences, row);
+    return [=](float (&z)[kGroup<T>], int at, int left, bool vector) {
+      drop(dropout, z, at);
+      add_group(z, residual + at, left, vector);
+      if (sum) store_group(sum + at, z, left, vector);
+    };
   });
-  normalise(part, z, static_cast<const R*>(op.ln_weight), static_cast<const R*>(op.ln_bias), op.eps,
-            out, op.mean ? op.mean + row : nullptr, op.rstd ? op.rstd + row : nullptr);
 }
 
-struct RowsBwd {
-  LayernormBwd layernorm;
-  const void* dout;
-  const void* z;
-  void* dresidual;
-  void* dy;  // null: dresidual serves
-  const std::int32_t* cu_seqlens;
-  long sequences;
-  Dropout dropout;
-};
-
 template <class T, class R, int warps>
-__global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
+__global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd<LinearLayernormBwd> p) {
   extern __shared__ float sums[];
-  const long n = p.layernorm.n;
-  const auto rows_of = [n](const void* data) {
+  const LinearLayernormBwd& op = p.op;
+  const auto rows_of = [n = op.n](const void* data) {
     return [=](long row) {
       const R* from = static_cast<const R*>(data) + row * n;
       return [=](float (&v)[kGroup<T>], int at, int left, bool vector) {
@@ -73,13 +39,15 @@ __global__ void __launch_bounds__(kRowThreads) differentiate_rows(RowsBwd p) {
       };
     };
   };
-  layernorm_backward<T, R, warps>(p.layernorm, sums, rows_of(p.z), rows_of(p.dout), [&](long row) {
-    const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, row);
-    return [=](float (&dz)[kGroup<T>], int at, int left, bool vector) {
-      store_group(static_cast<R*>(p.dresidual) + row * n + at, dz, left, vector);
-      if (!p.dy) return;
+  layernorm_backward<T, R, warps>(p, sums, rows_of(op.z), rows_of(op.dout), [&](long row) {
+    const TokenDropout dropout(op.dropout, op.cu_seqlens, op.sequences, row);
+    R* dresidual = static_cast<R*>(op.dresidual) + row * op.n;
+    T* dy = static_cast<T*>(p.dy) + row * op.n;
+    return [=, &p](float (&dz)[kGroup<T>], int at, int left, bool vector) {
+      store_group(dresidual + at, dz, left, vector);
+      if (!p.dy) return;  // dresidual serves
       drop(dropout, dz, at);
-      store_group(static_cast<T*>(p.dy) + row * n + at, dz, left, vector);
+      store_group(dy + at, dz, left, vector);
     };
   });
 }
@@ -95,12 +63,10 @@ std::size_t linear_layernorm_fwd_workspace(const LinearLayernormFwd& p) {
 void linear_layernorm_fwd(const LinearLayernormFwd& p) {
   if (p.rows == 0) return;
   const int bytes = dtype_bytes(p.ln_dtype);
-  const LinearFwd q = launch_product(p, p.out, p.n * bytes / dtype_bytes(p.dtype));
   const bool vector = is_vector(p.residual, p.residual_stride * bytes) &&
-                      is_vector(p.out, p.n * bytes) && is_vector(p.z, 0) && is_vector(p.bias, 0) &&
-                      is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
-  const RowsFwd rows{p, q.partial, q.splits, vector};
-  BF_DISPATCH_CUDA_LN(
+                      is_vector(p.out, p.n * bytes) && is_vector(p.z, 0);
+  const auto rows = launch_product(p, p.out, p.ln_dtype, vector);
+  BF_DISPATCH_LN_DTYPES(
       p.dtype, T, p.ln_dtype, R,
       BF_LAUNCH_ROWS(normalise_rows, (T, R), p.n, row_blocks(p.rows, p.n), 0, p.gpu, rows))
 }
@@ -113,14 +79,11 @@ void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   const LayernormParts w(p, p.gpu.workspace, has_own_dy(p));
   const bool vector = is_vector(p.dout, p.n * dtype_bytes(p.dtype)) && is_vector(p.z, 0) &&
                       is_vector(p.dresidual, 0) && is_vector(p.ln_weight, 0);
-  const LayernormBwd layernorm = layernorm_bwd_of(p, w.sums, w.stride, vector);
-  const RowsBwd rows{layernorm, p.dout,       p.z,         p.dresidual,
-                     w.dy,      p.cu_seqlens, p.sequences, p.dropout};
-  BF_DISPATCH_CUDA_LN(p.dtype, T, p.ln_dtype, R,
-                      BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
-                                     layernorm_bwd_shared(p.n), p.gpu, rows))
+  const RowsBwd<LinearLayernormBwd> rows{p, w.sums, w.stride, w.dy, vector};
+  BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R,
+                        BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
+                                       layernorm_bwd_shared(p.n), p.gpu, rows))
   launch_gradients(p, w, w.dy ? w.dy : p.dresidual);
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -6,48 +6,23 @@
 
 namespace bf {
 
-#define BF_LINEAR_LAYERNORM_FWD(FIELD)                                                            \
-  FIELD(const void*, x)        /* [rows, k], row stride x_stride */                               \
-  FIELD(const void*, weight)   /* [n, k], row stride weight_stride; 0: prepacked */               \
-  FIELD(const void*, bias)     /* [n] */                                                          \
-  FIELD(const void*, residual) /* [rows, n], row stride residual_stride */                        \
-  FIELD(const void*, ln_weight)                                                                   \
-  FIELD(const void*, ln_bias)            /* [n] */                                                \
-  FIELD(void*, out)                      /* [rows, n] */                                          \
-  FIELD(void*, z)                        /* [rows, n] or null: the sum before LN, for backward */ \
-  FIELD(float*, mean)                    /* [rows] or null */                                     \
-  FIELD(float*, rstd)                    /* [rows] or null */                                     \
-  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */            \
-  BF_LINEAR_SIZES(FIELD)                                                                          \
-  FIELD(long, weight_stride)                                                                      \
-  FIELD(DType, weight_dtype)                                                                      \
-  FIELD(long, residual_stride)                                                                    \
-  FIELD(long, sequences)                                                                          \
-  FIELD(float, eps)                                                                               \
-  FIELD(Dropout, dropout)                                                                         \
-  FIELD(DType, ln_dtype)                                                                          \
+#define BF_LINEAR_LAYERNORM_FWD(FIELD)                                     \
+  BF_LINEAR_FWD(FIELD)                                                     \
+  BF_LAYERNORM_FWD(FIELD)                                                  \
+  BF_TOKEN_DROPOUT(FIELD)                                                  \
+  FIELD(const void*, residual) /* [rows, n], row stride residual_stride */ \
+  FIELD(long, residual_stride)                                             \
+  FIELD(void*, z) /* [rows, n] or null: the sum before LN, for backward */ \
+  FIELD(DType, ln_dtype)                                                   \
   BF_WHERE(FIELD)
 
-#define BF_LINEAR_LAYERNORM_BWD(FIELD)                                                 \
-  FIELD(const void*, dout)   /* [rows, n] */                                           \
-  FIELD(const void*, x)      /* [rows, k], row stride x_stride */                      \
-  FIELD(const void*, weight) /* [n, k], row stride weight_stride */                    \
-  FIELD(const void*, z)      /* [rows, n] */                                           \
-  FIELD(const float*, mean)  /* [rows] */                                              \
-  FIELD(const float*, rstd)  /* [rows] */                                              \
-  FIELD(const void*, ln_weight)                                                        \
-  FIELD(void*, dx)        /* [rows, k] or null */                                      \
-  FIELD(void*, dweight)   /* [n, k] or null */                                         \
-  FIELD(void*, dbias)     /* [n] or null */                                            \
-  FIELD(void*, dresidual) /* [rows, n] */                                              \
-  FIELD(void*, dln_weight)                                                             \
-  FIELD(void*, dln_bias)                 /* [n] */                                     \
-  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]; read only with dropout */ \
-  BF_LINEAR_SIZES(FIELD)                                                               \
-  FIELD(long, weight_stride)                                                           \
-  FIELD(long, sequences)                                                               \
-  FIELD(Dropout, dropout)                                                              \
-  FIELD(DType, ln_dtype)                                                               \
+#define BF_LINEAR_LAYERNORM_BWD(FIELD)    \
+  BF_LINEAR_BWD(FIELD)                    \
+  BF_LAYERNORM_BWD(FIELD)                 \
+  BF_TOKEN_DROPOUT(FIELD)                 \
+  FIELD(const void*, z)   /* [rows, n] */ \
+  FIELD(void*, dresidual) /* [rows, n] */ \
+  FIELD(DType, ln_dtype)                  \
   BF_WHERE(FIELD)
 
 BF_KERNEL(linear_layernorm_fwd, LinearLayernormFwd, BF_LINEAR_LAYERNORM_FWD)

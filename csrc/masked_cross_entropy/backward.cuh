@@ -6,8 +6,7 @@
 #pragma once
 #include "masked_cross_entropy/rows.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr long kSliceBytes = 64l << 20, kLeastSlice = 512;
@@ -26,7 +25,7 @@ struct Plan {
   T* d;         // [labelled, slice]
   float* sums;  // [splits, labelled, width]
 
-  std::size_t lay_out(const MaskedCrossEntropyBwd& p) {
+  std::size_t lay_out(const MaskedCrossEntropyBwd& p, void* base) {
     const long columns = ceil_div(p.vocabulary, ProductTile::kN) * ProductTile::kN;
     slice = kSliceBytes / (p.labelled * static_cast<long>(sizeof(T)));
     slice = slice / ProductTile::kN * ProductTile::kN;
@@ -38,7 +37,7 @@ struct Plan {
     const long most = depths / 8 < kMaxSplits ? depths / 8 : kMaxSplits;
     splits = static_cast<int>(fill < 1 ? 1 : fill < most ? fill : most < 1 ? 1 : most);
     if (p.gpu.invariant) splits = 1;
-    Arena arena(p.gpu.workspace);
+    Arena arena(base);
     x = arena.take<T>(p.labelled * width);
     d = arena.take<T>(p.labelled * slice);
     sums = p.dx ? arena.take<float>(splits * p.labelled * width) : nullptr;
@@ -128,14 +127,8 @@ __global__ void __launch_bounds__(ProductTile::kThreads, ProductTile::kBlocks)
     core.for_each_group(shared, [&](float (&v)[kGroup<T>], int r, int c) {
       if (row + r >= d.rows || column + c >= width) return;
       float* to = sums + (blockIdx.z * p.labelled + row + r) * width + column + c;
-#pragma unroll
-      for (int i = 0; i < kGroup<T>; i += 4) {
-        float before[4], now[4];
-        load_group<float>(before, to + i, 0, add || begin > first);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) now[e] = before[e] + v[i + e];
-        store_group<float>(to + i, now, 4, true);
-      }
+      add_group(v, to, 0, add || begin > first);
+      store_group(to, v, kGroup<T>, true);
     });
     if constexpr (fma) __syncthreads();  // shared memory is free for the next run
     begin += kRun;
@@ -154,14 +147,10 @@ __global__ void __launch_bounds__(kScatterThreads)
   for (long i = threadIdx.x * kGroup<T>; i < p.k; i += kScatterThreads * kGroup<T>) {
     float total[kGroup<T>] = {};
     for (int split = 0; labelled && split < splits; ++split) {
-      const float* from = sums + (split * p.labelled + row) * width + i;
+      float v[kGroup<T>];
+      load_group(v, sums + (split * p.labelled + row) * width + i, kGroup<T>, true);
 #pragma unroll
-      for (int part = 0; part < kGroup<T>; part += 4) {
-        float v[4];
-        load_group<float>(v, from + part, 4, true);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) total[part + e] += v[e] * scale;
-      }
+      for (int e = 0; e < kGroup<T>; ++e) total[e] += v[e] * scale;
     }
     store_group(to + i, total, p.k - i, vector && p.k - i >= kGroup<T>);
   }
@@ -198,7 +187,7 @@ void launch_slice(const MaskedCrossEntropyBwd& p, const Plan<T>& plan, long begi
 template <class T, bool fma>
 void launch_bwd(const MaskedCrossEntropyBwd& p) {
   Plan<T> plan;
-  plan.lay_out(p);
+  plan.lay_out(p, p.gpu.workspace);
   launch_gather(p, plan.x);
   for (long begin = 0; begin < p.vocabulary; begin += plan.slice) {
     const long end = begin + plan.slice < p.vocabulary ? begin + plan.slice : p.vocabulary;
@@ -210,5 +199,4 @@ void launch_bwd(const MaskedCrossEntropyBwd& p) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

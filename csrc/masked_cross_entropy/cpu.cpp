@@ -4,8 +4,7 @@
 #include "masked_cross_entropy/op.h"
 #include "product/pack.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 constexpr long kChunkPanels = 4;
@@ -232,5 +231,4 @@ void masked_cross_entropy_bwd(const MaskedCrossEntropyBwd& p) {
   BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p))
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

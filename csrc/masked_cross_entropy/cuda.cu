@@ -17,8 +17,7 @@
 #include "masked_cross_entropy/backward.cuh"
 #include "masked_cross_entropy/forward.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 template <class P>
@@ -30,8 +29,8 @@ void check_sizes(const P& p) {
 }
 
 template <class T>
-std::size_t lay_out(const MaskedCrossEntropyFwd& p, T** x, Partial** partial) {
-  Arena arena(p.gpu.workspace);
+std::size_t lay_out(const MaskedCrossEntropyFwd& p, void* base, T** x, Partial** partial) {
+  Arena arena(base);
   *x = arena.take<T>(p.labelled * padded_width<T>(p.k));
   *partial = arena.take<Partial>(p.labelled * partials(p.vocabulary));
   return arena.used();
@@ -41,7 +40,7 @@ template <class T>
 void forward(const MaskedCrossEntropyFwd& p) {
   T* x;
   Partial* partial;
-  lay_out(p, &x, &partial);
+  lay_out(p, p.gpu.workspace, &x, &partial);
   if constexpr (sizeof(T) == 4) {
     if (!p.gpu.tf32) return launch_fwd<T, true>(p, x, partial);
   }
@@ -59,32 +58,27 @@ void backward(const MaskedCrossEntropyBwd& p) {
 }  // namespace
 
 std::size_t masked_cross_entropy_fwd_workspace(const MaskedCrossEntropyFwd& p) {
-  MaskedCrossEntropyFwd measured = p;
-  measured.gpu.workspace = nullptr;
   Partial* partial;
-  BF_DISPATCH_CUDA(p.dtype, T, T * x; return lay_out(measured, &x, &partial))
+  BF_DISPATCH_DTYPE(p.dtype, T, T * x; return lay_out(p, nullptr, &x, &partial))
   return 0;
 }
 
 void masked_cross_entropy_fwd(const MaskedCrossEntropyFwd& p) {
   if (p.labelled == 0) return;
   check_sizes(p);
-  BF_DISPATCH_CUDA(p.dtype, T, forward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, forward<T>(p))
 }
 
 std::size_t masked_cross_entropy_bwd_workspace(const MaskedCrossEntropyBwd& p) {
   if (p.labelled == 0) return 0;
-  MaskedCrossEntropyBwd measured = p;
-  measured.gpu.workspace = nullptr;
-  BF_DISPATCH_CUDA(p.dtype, T, Plan<T> plan; return plan.lay_out(measured))
+  BF_DISPATCH_DTYPE(p.dtype, T, return Plan<T>().lay_out(p, nullptr))
   return 0;
 }
 
 void masked_cross_entropy_bwd(const MaskedCrossEntropyBwd& p) {
   if (p.labelled == 0) return;
   check_sizes(p);
-  BF_DISPATCH_CUDA(p.dtype, T, backward<T>(p))
+  BF_DISPATCH_DTYPE(p.dtype, T, backward<T>(p))
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

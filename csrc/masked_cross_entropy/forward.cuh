@@ -5,8 +5,7 @@
 #pragma once
 #include "masked_cross_entropy/rows.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kChunk = 1024, kMergeThreads = 128;
@@ -109,5 +108,4 @@ void launch_fwd(const MaskedCrossEntropyFwd& p, T* x, Partial* partial) {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

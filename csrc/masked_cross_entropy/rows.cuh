@@ -6,8 +6,7 @@
 #include "masked_cross_entropy/op.h"
 #include "product/gemm.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 using ProductTile = Tile<64, 128, 32, 64, 2>;
@@ -70,13 +69,9 @@ template <class T>
 __device__ __forceinline__ void add_bias(float (&logits)[kGroup<T>], const void* bias, long column,
                                          long vocabulary, bool vector) {
   if (!bias) return;
-  float values[kGroup<T>];
   const long left = vocabulary - column;
-  load_group(values, static_cast<const T*>(bias) + column, left, vector && left >= kGroup<T>);
-#pragma unroll
-  for (int e = 0; e < kGroup<T>; ++e) logits[e] += values[e];
+  add_group(logits, static_cast<const T*>(bias) + column, left, vector && left >= kGroup<T>);
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -3,8 +3,7 @@
 #include "product/pack.h"
 #include "product/weights.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 double now() {
@@ -34,7 +33,7 @@ double multiply_add_chains(long rounds) {
 
 }  // namespace
 
-void packed_size(const PackedSize& p) { *p.elements = packed_elements(p.n, p.k); }
+long packed_size(long n, long k) { return packed_elements(n, k); }
 
 void pack_weight(const PackWeight& p) {
   BF_DISPATCH_DTYPE(p.dtype, T, {
@@ -55,19 +54,19 @@ void unpack_weight(const PackWeight& p) {
   })
 }
 
-void fma_peak(const FmaPeak& p) {
+double fma_peak(int wanted, double seconds) {
   double done[256] = {}, spent[256] = {};
-  const int threads = p.threads < 256 ? p.threads : 256;
+  const int threads = wanted < 256 ? wanted : 256;
   parallel_tasks(threads, threads, [&](long task, int) {
     const double start = now();
     double operations = 0;
-    while (now() - start < p.seconds) operations += multiply_add_chains(20000);
+    while (now() - start < seconds) operations += multiply_add_chains(20000);
     done[task] = operations;
     spent[task] = now() - start;
   });
-  *p.flops = 0;
-  for (int i = 0; i < threads; ++i) *p.flops += done[i] / spent[i];
+  double flops = 0;
+  for (int i = 0; i < threads; ++i) flops += done[i] / spent[i];
+  return flops;
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

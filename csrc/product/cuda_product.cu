@@ -19,8 +19,7 @@
 #include "product/gemm.cuh"
 #include "product/product.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kMinDepths = 8;  // of a part of a sum: less than that the copies cannot hide
@@ -54,16 +53,11 @@ __device__ __forceinline__ V pick(const V (&list)[kMaxWeights], int i) {
   return i == 0 ? list[0] : i == 1 ? list[1] : list[2];
 }
 __device__ __forceinline__ Operand pick(const Operand (&list)[kMaxWeights], int i) {
-  return {i == 0   ? list[0].data
-          : i == 1 ? list[1].data
-                   : list[2].data,
-          i == 0   ? list[0].stride
-          : i == 1 ? list[1].stride
-                   : list[2].stride,
-          list[0].rows, list[0].columns,
-          i == 0   ? list[0].vector
-          : i == 1 ? list[1].vector
-                   : list[2].vector};
+  const auto of = [&](auto member) {
+    return i == 0 ? list[0].*member : i == 1 ? list[1].*member : list[2].*member;
+  };
+  return {of(&Operand::data), of(&Operand::stride), list[0].rows, list[0].columns,
+          of(&Operand::vector)};
 }
 
 // Computes block `index` of the product and hands its groups to finish(values, row, column, output)
@@ -100,11 +94,7 @@ __device__ __forceinline__ void compute_tile(const Product& p, int index, char* 
     if (row + r >= p.m || column + c >= p.n) return;
     if (p.splits == 1) return finish(v, row + r, column + c, output);
     float* to = p.partial + slot * p.partial_size + static_cast<long>(row + r) * p.n + column + c;
-#pragma unroll
-    for (int i = 0; i < kGroup<T>; i += 4) {
-      const float four[4] = {v[i], v[i + 1], v[i + 2], v[i + 3]};
-      store_group<float>(to + i, four, p.n - column - c - i, p.n % kGroup<T> == 0);
-    }
+    store_group(to, v, p.n - column - c, p.n % kGroup<T> == 0);
   });
 }
 
@@ -123,12 +113,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         const int count = p.n - column;
         const bool vector = p.c_vector && count >= kGroup<T>;
         const long at = row * p.c_stride + column;
-        if (const T* bias = static_cast<const T*>(pick(e.bias, output))) {
-          float b[kGroup<T>];
-          load_group(b, bias + column, count, vector);
-#pragma unroll
-          for (int i = 0; i < kGroup<T>; ++i) v[i] += b[i];
-        }
+        if (const T* bias = static_cast<const T*>(pick(e.bias, output)))
+          add_group(v, bias + column, count, vector);
         if (e.pre) store_group(static_cast<T*>(e.pre) + at, v, count, vector);
         if (e.gelu)
 #pragma unroll
@@ -221,7 +207,7 @@ void launch_backward(const Product& dweight, const Product& dx, const Gpu& gpu) 
 
 // The kernel for the dtype, the arithmetic and the tile.
 #define BF_LAUNCH_TILES(LAUNCH, DTYPE, LARGE, GPU, ...)            \
-  BF_DISPATCH_CUDA(DTYPE, T, {                                     \
+  BF_DISPATCH_DTYPE(DTYPE, T, {                                    \
     constexpr bool kFp32 = std::is_same<T, float>::value;          \
     using LargeTile = std::conditional_t<kFp32, LargeTf32, Large>; \
     if (!on_tensor_cores(DTYPE, GPU))                              \
@@ -315,9 +301,8 @@ void finish_backward(const LinearBwd& p, const Product& dweight, const Product& 
                 p.weights * dweight.partial_sum_size, dweight.splits, p.dbias[w], p.n});
     }
   if (dx.splits > 1) sums.add({dx.partial, dx.partial_size, dx.splits, p.dx, p.rows * p.k});
-  for (const PartialSum& s : p.also)
-    sums.add({s.from, s.stride, s.count, s.to, s.size, s.dtype == DType::kFloat32});
-  if (sums.count) BF_DISPATCH_CUDA(p.dtype, T, launch_column_sums<T>(sums, p.gpu))
+  for (const ColumnSum& sum : p.also) sums.add(sum);
+  if (sums.count) BF_DISPATCH_DTYPE(p.dtype, T, launch_column_sums<T>(sums, p.gpu))
 }
 
 }  // namespace
@@ -366,5 +351,4 @@ void linear_bwd(const LinearBwd& p, void* workspace) {
   finish_backward(p, dweight, dx);
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

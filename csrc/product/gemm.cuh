@@ -20,8 +20,7 @@
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 constexpr int kStages = 4, kDepthBytes = 64;
@@ -125,11 +124,6 @@ struct TensorMath {
       }
     }
   }
-  __device__ static __forceinline__ void round_operand(unsigned (&r)[4]) {
-    if constexpr (sizeof(T) == 4)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) r[i] = to_tf32(__uint_as_float(r[i]));
-  }
 
   __device__ __forceinline__ void multiply(const char* a, const char* b, int warp_m, int warp_n,
                                            bool sum) {
@@ -142,12 +136,12 @@ struct TensorMath {
 #pragma unroll
       for (int j = 0; j < kTilesN / 2; ++j) {
         fragment<B, b_along, false>(right[j], b, warp_n + 16 * j, step);
-        round_operand(right[j]);
+        round_fragment<T>(right[j]);
       }
       if (sums && sum) add_rows(left);
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
-        round_operand(left[i]);
+        round_fragment<T>(left[i]);
 #pragma unroll
         for (int j = 0; j < kTilesN; ++j)
           mma(c[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1], T{});
@@ -406,5 +400,4 @@ __device__ __forceinline__ TilePlace place_tile(int index, int tiles_m, int tile
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

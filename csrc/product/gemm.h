@@ -13,8 +13,7 @@
 #include "common/parallel.h"
 #include "common/simd.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 #if defined(BF_WIDE_TILE)  // the AVX-512 tile at AVX2 width: for tests on machines without AVX-512
@@ -208,5 +207,4 @@ static void pack_rows(const Rows<T>& x, long first, const Tiles& tiles, float* t
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

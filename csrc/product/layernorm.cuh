@@ -4,8 +4,7 @@
 #include "common/layernorm.cuh"
 #include "product/product.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 namespace {
 
 template <class Op>
@@ -14,15 +13,54 @@ std::size_t layernorm_fwd_workspace(const Op& p) {
   return splits > 1 ? splits * p.rows * p.n * sizeof(float) : 0;
 }
 
-// y = x weight^T + bias; where its sum is cut, its parts without the bias, into the workspace.
+// What a kernel of rows is given of the product.
 template <class Op>
-LinearFwd launch_product(const Op& p, void* out, long out_stride) {
+struct RowsFwd {
+  Op op;
+  const float* partial;  // [splits, rows, n] without bias; null: `y` holds it
+  const void* y;         // T, rows y_stride apart
+  long y_stride;
+  int splits;
+  bool vector;
+};
+
+// y = x weight^T + bias into the beginnings of `out`'s rows, whose n elements have `out_dtype`;
+// where its sum is cut, its parts without the bias into the workspace.
+template <class Op>
+RowsFwd<Op> launch_product(const Op& p, void* out, DType out_dtype, bool vector) {
   BF_LIMIT(kFeatures, p.n);
   LinearFwd q = split_linear_fwd_of(p, out);
-  q.out_stride = out_stride;
+  q.out_stride = p.n * dtype_bytes(out_dtype) / dtype_bytes(p.dtype);
   if (q.splits > 1) q.partial = static_cast<float*>(p.gpu.workspace);
   linear_fwd(q);
-  return q;
+  vector = vector && is_vector(p.bias, 0) && is_vector(p.ln_weight, 0) && is_vector(p.ln_bias, 0);
+  return {p, q.partial, out, q.out_stride, q.splits, vector};
+}
+
+// LN of what change(row) makes of y: a functor (v, first, left, vector) that changes a group in
+// place. A row of y is read before that row of `out` is written.
+template <class T, class R, int warps, class Op, class Change>
+__device__ __forceinline__ void normalise_product(const RowsFwd<Op>& p, Change change) {
+  using Part = Row<T, warps>;
+  const Op& op = p.op;
+  const Part part{static_cast<int>(op.n), p.vector};
+  const long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
+  if (row >= op.rows) return;
+  const long start = row * op.n;
+  const T* y = static_cast<const T*>(p.y) + row * p.y_stride;
+  const auto changed = change(row);
+  typename Part::Values z = {};
+  part.for_each_group([&](int i, int at, int left, bool vector) {
+    if (p.partial)
+      add_parts<T>(z[i], p.partial + start + at, op.rows * op.n, p.splits,
+                   static_cast<const T*>(op.bias) + at, left, vector);
+    else
+      load_group(z[i], y + at, left, vector);
+    changed(z[i], at, left, vector);
+  });
+  normalise(part, z, static_cast<const R*>(op.ln_weight), static_cast<const R*>(op.ln_bias), op.eps,
+            static_cast<R*>(op.out) + start, op.mean ? op.mean + row : nullptr,
+            op.rstd ? op.rstd + row : nullptr);
 }
 
 // The parts of the workspace of backward; what follows them is the products'.
@@ -53,11 +91,11 @@ std::size_t layernorm_bwd_workspace(const Op& p, bool with_dy) {
 template <class Op>
 void launch_gradients(const Op& p, const LayernormParts& w, const void* dy) {
   LinearBwd q = linear_bwd_of(p, dy);
-  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n, p.ln_dtype};
-  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n, p.ln_dtype};
+  const bool fp32 = p.ln_dtype == DType::kFloat32;
+  q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n, fp32};
+  q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n, fp32};
   linear_bwd(q, w.arena.rest());
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -1,10 +1,10 @@
 // x weight^T for the operations: x in blocks of rows, the weight as it lies or prepacked. Every way
 // adds up in the order of gemm.h, so all of them give the same bits.
 #pragma once
+#include "common/fields.h"
 #include "product/pack.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 // Up to three weights [n, k] that read the same x; row strides in elements, 0: prepacked.
@@ -17,8 +17,11 @@ struct Weights {
 };
 
 template <class Params>
-static Weights weight_of(const Params& p) {
-  return {{p.weight}, {p.weight_stride}, p.n, 1, p.weight_dtype != p.dtype};
+static Weights weights_of(const Params& p) {
+  Weights all{{}, {}, p.n, sizeof(p.weight) / sizeof(void*), p.weight_dtype != p.dtype};
+  for (long w = 0; w < all.count; ++w)
+    all.data[w] = nth(p.weight, w), all.stride[w] = nth(p.weight_stride, w);
+  return all;
 }
 
 // Prepacked: panel after panel, in the dtype of the weight.
@@ -302,5 +305,4 @@ static void product_whole_rows(const Rows<T>& x, const Weights& weight, int thre
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -5,8 +5,7 @@
 #pragma once
 #include "product/linear.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 constexpr long kMaxWeights = 3;
@@ -129,21 +128,21 @@ static void linear_bwd(const LinearBwd<T>& p) {
   if (weights) linear_bwd_weight(p);
 }
 
-// For the operations with one weight, whose parameters share these names.
+// From the parameters of an operation.
 template <class T, class Params>
 static void linear_bwd(const Params& p, const float* dy) {
-  linear_bwd(LinearBwd<T>{dy,
-                          {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
-                          {static_cast<const T*>(p.weight)},
-                          {p.weight_stride},
-                          static_cast<T*>(p.dx),
-                          {static_cast<T*>(p.dweight)},
-                          {static_cast<T*>(p.dbias)},
-                          p.n,
-                          1,
-                          p.threads});
+  LinearBwd<T> q = {};
+  q.dy = dy, q.x = {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
+  q.dx = static_cast<T*>(p.dx), q.n = p.n, q.threads = p.threads;
+  q.weights = sizeof(p.weight) / sizeof(void*);
+  for (long w = 0; w < q.weights; ++w) {
+    q.weight[w] = static_cast<const T*>(nth(p.weight, w));
+    q.weight_stride[w] = nth(p.weight_stride, w);
+    q.dweight[w] = static_cast<T*>(nth(p.dweight, w));
+    q.dbias[w] = static_cast<T*>(nth(p.dbias, w));
+  }
+  linear_bwd(q);
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

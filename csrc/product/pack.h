@@ -3,8 +3,7 @@
 #pragma once
 #include "product/gemm.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 // One panel; TS -> TD converts (fp32 panels of half rows for attention), equal types copy bits.
@@ -79,5 +78,4 @@ static void pack_columns(const T* src, long stride, long rows, long columns, flo
 }
 
 }  // namespace
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -3,11 +3,11 @@
 #pragma once
 #include <cstddef>
 
+#include "common/column_sums.cuh"
 #include "common/dtype.h"
 #include "common/gpu.h"
 
-namespace bf {
-namespace cuda {
+namespace bf::cuda {
 
 constexpr int kMaxWeights = 3;
 
@@ -25,15 +25,6 @@ struct LinearFwd {                  // out_w = act(x weight_w^T + bias_w)
   Gpu gpu;
 };
 
-struct PartialSum {  // to[size] = the sum of `count` rows of `from`, `stride` apart
-  const float* from;
-  long stride;
-  int count;
-  void* to;
-  long size;
-  DType dtype;  // of `to`: the product's or float32
-};
-
 struct LinearBwd {                  // gradients of LinearFwd without act
   const void* dy;                   // [rows, weights * n], contiguous
   const void* x;                    // [rows, k], row stride x_stride
@@ -46,7 +37,7 @@ struct LinearBwd {                  // gradients of LinearFwd without act
   int weights;
   DType dtype;
   Gpu gpu;
-  PartialSum also[2];  // column sums of the caller's that are finished by the same launch
+  ColumnSum also[2];  // column sums of the caller's that are finished by the same launch
 };
 
 // Into how many parts the sum over k is best cut on the current device (reads sizes and dtype).
@@ -58,13 +49,17 @@ std::size_t linear_bwd_workspace(const LinearBwd& p);
 // workspace: 256-byte aligned.
 void linear_bwd(const LinearBwd& p, void* workspace);
 
-// The products of an operation with one weight, from its parameters.
+// The products of an operation, from its parameters: `out` is [rows, weights * n].
 template <class Op>
 LinearFwd linear_fwd_of(const Op& p, void* out) {
   LinearFwd q = {};
-  q.x = p.x, q.weight[0] = p.weight, q.bias[0] = p.bias, q.out[0] = out;
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = p.n;
-  q.weights = 1, q.splits = 1, q.dtype = p.dtype, q.gpu = p.gpu;
+  q.x = p.x, q.weights = sizeof(p.weight) / sizeof(void*), q.splits = 1;
+  for (int w = 0; w < q.weights; ++w) {
+    q.weight[w] = nth(p.weight, w), q.bias[w] = nth(p.bias, w);
+    q.out[w] = static_cast<char*>(out) + w * p.n * dtype_bytes(p.dtype);
+  }
+  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = q.weights * p.n;
+  q.dtype = p.dtype, q.gpu = p.gpu;
   return q;
 }
 // The same, its sum cut where that is best; parts are without the bias.
@@ -78,12 +73,14 @@ LinearFwd split_linear_fwd_of(const Op& p, void* out) {
 template <class Op>
 LinearBwd linear_bwd_of(const Op& p, const void* dy) {
   LinearBwd q = {};
-  q.dy = dy, q.x = p.x, q.weight[0] = p.weight, q.weight_stride[0] = p.weight_stride;
-  q.dx = p.dx, q.dweight[0] = p.dweight, q.dbias[0] = p.dbias;
+  q.dy = dy, q.x = p.x, q.dx = p.dx, q.weights = sizeof(p.weight) / sizeof(void*);
+  for (int w = 0; w < q.weights; ++w) {
+    q.weight[w] = nth(p.weight, w), q.weight_stride[w] = nth(p.weight_stride, w);
+    q.dweight[w] = nth(p.dweight, w), q.dbias[w] = nth(p.dbias, w);
+  }
   q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
-  q.weights = 1, q.dtype = p.dtype, q.gpu = p.gpu;
+  q.dtype = p.dtype, q.gpu = p.gpu;
   return q;
 }
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -12,20 +12,12 @@ struct PackWeight {  // packed[panels(n) * kNR * k] <-> weight[n, k] (row stride
   DType dtype;
   int threads;
 };
-struct PackedSize {  // out: elements of the packed form of [n, k]
-  long n, k;
-  long* elements;
-};
-struct FmaPeak {  // out: fp32 operations a second of independent multiply-adds in registers, all
-                  // threads together
-  int threads;
-  double seconds;
-  double* flops;
-};
 
-BF_DECLARE_CPU(pack_weight, PackWeight)
-BF_DECLARE_CPU(unpack_weight, PackWeight)
-BF_DECLARE_CPU(packed_size, PackedSize)
-BF_DECLARE_CPU(fma_peak, FmaPeak)
+BF_DECLARE_CPU(void pack_weight(const PackWeight&))
+BF_DECLARE_CPU(void unpack_weight(const PackWeight&))
+// Elements of the packed form of [n, k].
+BF_DECLARE_CPU(long packed_size(long n, long k))
+// fp32 operations a second of independent multiply-adds in registers, all threads together.
+BF_DECLARE_CPU(double fma_peak(int threads, double seconds))
 
 }  // namespace bf

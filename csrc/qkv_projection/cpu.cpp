@@ -2,54 +2,32 @@
 #include "product/linear_bwd.h"
 #include "qkv_projection/op.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 template <class T>
 void run(const QkvProjectionFwd& p) {
   const Rows<T> x{static_cast<const T*>(p.x), p.x_stride, p.rows, p.k};
-  const Weights weights{{p.weight[0], p.weight[1], p.weight[2]},
-                        {p.weight_stride[0], p.weight_stride[1], p.weight_stride[2]},
-                        p.n,
-                        3,
-                        p.weight_dtype != p.dtype};
   const long each = panels(p.n);
   T* out = static_cast<T*>(p.out);
-  product(x, weights, p.threads, [&](const float* c, long ldc, long first, long rows, long panel) {
-    const long s = panel / each, column = panel % each * kNR;
-    const long columns = p.n - column < kNR ? p.n - column : kNR;
-    const T* bias = static_cast<const T*>(p.bias[s]) + column;
-    for (long r = 0; r < rows; ++r) {
-      T* to = out + ((first + r) * 3 + s) * p.n + column;
-      for_lanes(columns, [&](long i, int m) {
-        store_some(to + i, load(c + r * ldc + i) + load_some(bias + i, m), m);
-      });
-    }
-  });
+  product(x, weights_of(p), p.threads,
+          [&](const float* c, long ldc, long first, long rows, long panel) {
+            const long s = panel / each, column = panel % each * kNR;
+            const long columns = p.n - column < kNR ? p.n - column : kNR;
+            const T* bias = static_cast<const T*>(p.bias[s]) + column;
+            for (long r = 0; r < rows; ++r) {
+              T* to = out + ((first + r) * 3 + s) * p.n + column;
+              for_lanes(columns, [&](long i, int m) {
+                store_some(to + i, load(c + r * ldc + i) + load_some(bias + i, m), m);
+              });
+            }
+          });
 }
 
 template <class T>
 void run_bwd(const QkvProjectionBwd& p) {
   const Rows<T> dqkv{static_cast<const T*>(p.dqkv), 3 * p.n, p.rows, 3 * p.n};
-  const float* dy = fp32_rows(dqkv, p.threads);
-  LinearBwd<T> q{dy,
-                 {static_cast<const T*>(p.x), p.x_stride, p.rows, p.k},
-                 {},
-                 {},
-                 static_cast<T*>(p.dx),
-                 {},
-                 {},
-                 p.n,
-                 3,
-                 p.threads};
-  for (int s = 0; s < 3; ++s) {
-    q.weight[s] = static_cast<const T*>(p.weight[s]);
-    q.weight_stride[s] = p.weight_stride[s];
-    q.dweight[s] = static_cast<T*>(p.dweight[s]);
-    q.dbias[s] = static_cast<T*>(p.dbias[s]);
-  }
-  linear_bwd(q);
+  linear_bwd<T>(p, fp32_rows(dqkv, p.threads));
 }
 
 }  // namespace
@@ -57,5 +35,4 @@ void run_bwd(const QkvProjectionBwd& p) {
 void qkv_projection_fwd(const QkvProjectionFwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run<T>(p)) }
 void qkv_projection_bwd(const QkvProjectionBwd& p) { BF_DISPATCH_DTYPE(p.dtype, T, run_bwd<T>(p)) }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

@@ -6,43 +6,18 @@
 #include "product/product.h"
 #include "qkv_projection/op.h"
 
-namespace bf {
-namespace cuda {
-namespace {
-
-LinearBwd products(const QkvProjectionBwd& p) {
-  LinearBwd q = {};
-  q.dy = p.dqkv, q.x = p.x, q.dx = p.dx;
-  for (int s = 0; s < 3; ++s) {
-    q.weight[s] = p.weight[s], q.weight_stride[s] = p.weight_stride[s];
-    q.dweight[s] = p.dweight[s], q.dbias[s] = p.dbias[s];
-  }
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride;
-  q.weights = 3, q.dtype = p.dtype, q.gpu = p.gpu;
-  return q;
-}
-
-}  // namespace
+namespace bf::cuda {
 
 std::size_t qkv_projection_fwd_workspace(const QkvProjectionFwd&) { return 0; }
 
-void qkv_projection_fwd(const QkvProjectionFwd& p) {
-  LinearFwd q = {};
-  q.x = p.x;
-  for (int s = 0; s < 3; ++s) {
-    q.weight[s] = p.weight[s], q.bias[s] = p.bias[s];
-    q.out[s] = static_cast<char*>(p.out) + s * p.n * dtype_bytes(p.dtype);
-  }
-  q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = 3 * p.n;
-  q.weights = 3, q.splits = 1, q.dtype = p.dtype, q.gpu = p.gpu;
-  linear_fwd(q);
-}
+void qkv_projection_fwd(const QkvProjectionFwd& p) { linear_fwd(linear_fwd_of(p, p.out)); }
 
 std::size_t qkv_projection_bwd_workspace(const QkvProjectionBwd& p) {
-  return linear_bwd_workspace(products(p));
+  return linear_bwd_workspace(linear_bwd_of(p, nullptr));
 }
 
-void qkv_projection_bwd(const QkvProjectionBwd& p) { linear_bwd(products(p), p.gpu.workspace); }
+void qkv_projection_bwd(const QkvProjectionBwd& p) {
+  linear_bwd(linear_bwd_of(p, p.dqkv), p.gpu.workspace);
+}
 
-}  // namespace cuda
-}  // namespace bf
+}  // namespace bf::cuda

@@ -6,24 +6,22 @@
 namespace bf {
 
 #define BF_QKV_PROJECTION_FWD(FIELD)                                                      \
-  FIELD(const void*, x)             /* [rows, k], row stride x_stride */                  \
+  BF_PRODUCT(FIELD)                                                                       \
   FIELD(Three<const void*>, weight) /* [n, k], row strides weight_stride; 0: prepacked */ \
   FIELD(Three<const void*>, bias)   /* [n] */                                             \
-  FIELD(void*, out)                 /* [rows, 3, n] */                                    \
-  BF_LINEAR_SIZES(FIELD)                                                                  \
   FIELD(Three<long>, weight_stride)                                                       \
   FIELD(DType, weight_dtype)                                                              \
+  FIELD(void*, out) /* [rows, 3, n] */                                                    \
   BF_WHERE(FIELD)
 
 #define BF_QKV_PROJECTION_BWD(FIELD)                                        \
-  FIELD(const void*, dqkv)          /* [rows, 3, n] */                      \
-  FIELD(const void*, x)             /* [rows, k], row stride x_stride */    \
+  BF_PRODUCT(FIELD)                                                         \
   FIELD(Three<const void*>, weight) /* [n, k], row strides weight_stride */ \
-  FIELD(void*, dx)                  /* [rows, k] or null */                 \
-  FIELD(Three<void*>, dweight)      /* [n, k] or null */                    \
-  FIELD(Three<void*>, dbias)        /* [n] or null */                       \
-  BF_LINEAR_SIZES(FIELD)                                                    \
   FIELD(Three<long>, weight_stride)                                         \
+  FIELD(const void*, dqkv)     /* [rows, 3, n] */                           \
+  FIELD(void*, dx)             /* [rows, k] or null */                      \
+  FIELD(Three<void*>, dweight) /* [n, k] or null */                         \
+  FIELD(Three<void*>, dbias)   /* [n] or null */                            \
   BF_WHERE(FIELD)
 
 BF_KERNEL(qkv_projection_fwd, QkvProjectionFwd, BF_QKV_PROJECTION_FWD)

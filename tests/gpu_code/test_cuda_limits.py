@@ -50,16 +50,21 @@ def _zeros(kind: str) -> object:
 def _fields(operation: str, direction: str, sizes: dict[str, int]) -> dict[str, object]:
     """The fields of a kernel: zeros, but for the sizes."""
     kernel = f"{operation}_{'fwd' if direction == 'forward' else 'bwd'}"
-    text = (cuda_driver.ROOT / f"csrc/{operation}/op.h").read_text()
-    (listed,) = re.findall(rf"#define BF_{kernel.upper()}\(FIELD\)((?:.*\\\n)*.*)", text)
-    fields = {name: _zeros(kind) for kind, name in re.findall(r"FIELD\((.+?), (\w+)\)", listed)}
+    files = (f"{operation}/op.h", "common/kernel.h")
+    text = "".join((cuda_driver.ROOT / "csrc" / name).read_text() for name in files)
+
+    def listed(name: str) -> str:  # with the lists that it names
+        (found,) = re.findall(rf"#define {name}\(FIELD\)((?:.*\\\n)*.*)", text)
+        return re.sub(r"(BF_\w+)\(FIELD\)", lambda inner: listed(inner[1]), found)
+
+    found = re.findall(r"FIELD\((.+?), (\w+)\)", listed(f"BF_{kernel.upper()}"))
+    fields = {name: _zeros(kind) for kind, name in found}
     where = {
         "dtype": 0,
         "threads": 1,
         "gpu": {"stream": cuda_driver.STREAM, "workspace": 0, "tf32": False, "invariant": False},
     }
-    shared = {"x_stride": 8} if "BF_LINEAR_SIZES" in listed else {}
-    return {**fields, **shared, **sizes, **where}
+    return {**fields, **sizes, **where}
 
 
 def _launch(operation: str, direction: str, sizes: dict[str, int]) -> None:

@@ -19,24 +19,20 @@ def attention(
     p: float = 0.0,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """out[t, h] = Σ_k dropout(softmax_k(scale · q[t, h] · k[k, h])) · v[k, h], k over the tokens of
-    t's sequence.
+    """out[t, h] = Σ_k dropout(softmax_k(scale · q[t, h] · k[k, h])) · v[k, h], k over the tokens of t's sequence.
 
     Softmax and sums in fp32 (float64 for float64).
 
     Args:
-        qkv: [T,3,h,d] as `qkv_projection` gives it, float32, bfloat16, float16 or float64; any
-            strides.
-        cu_seqlens: [B+1] int32; sequence b is the tokens cu_seqlens[b] to cu_seqlens[b+1], and may
-            be empty.
+        qkv: [T,3,h,d] as `qkv_projection` gives it, float32, bfloat16, float16 or float64; any strides.
+        cu_seqlens: [B+1] int32; sequence b is the tokens cu_seqlens[b] to cu_seqlens[b+1], and may be empty.
         max_seqlen: an upper bound of the lengths, known to the host.
         scale: None for 1 / √d.
         p: probability of dropping; where it is not 0 `seed` (int64 [1]) is needed.
 
     Returns: [T,h·d], dtype of qkv; 0 in rows that belong to no sequence. Differentiable once;
     backward keeps the result and the log-sum-exp of the scaled logits, [h,T] fp32.
-    Raises ArgumentError (shape, dtype, device, sequences), UnsupportedError (a backend asked for by
-    name refuses).
+    Raises ArgumentError (shape, dtype, device, sequences), UnsupportedError (a backend asked for by name refuses).
     """
     if scale is None:
         scale = qkv.shape[-1] ** -0.5 if qkv.ndim else 1.0

@@ -26,30 +26,11 @@ def _delta(dout, out):
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
 def _attention_bwd_queries_kernel(
-    q_ptr,  # [T,heads,SIZE]
-    k_ptr,  # [T,heads,SIZE]
-    v_ptr,  # [T,heads,SIZE]
-    cu_seqlens_ptr,  # int32 [sequences + 1]
-    dout_ptr,  # [T,heads * SIZE]
-    out_ptr,  # [T,heads * SIZE]
-    lse_ptr,  # fp32 [heads,T]
-    seed_ptr,  # int64 [1], or None: no dropout
-    delta_ptr,  # fp32 [heads,T], written
-    dqkv_ptr,  # [T,3,heads,SIZE], dq of it written
-    tokens,
-    sequences,
-    stride_token,  # of q, k and v
-    stride_head,
-    stride_dout,
-    scale,
-    threshold,
-    keep_scale,
-    SIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,  # queries
-    BLOCK_N: tl.constexpr,  # keys
-):
+    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, dout_ptr, out_ptr, lse_ptr, seed_ptr, delta_ptr, dqkv_ptr, tokens, sequences,
+    stride_token, stride_head, stride_dout, scale, threshold, keep_scale,
+    SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq into dqkv, and delta."""
     sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_M)
     if first >= length:
         return
@@ -91,30 +72,11 @@ def _attention_bwd_queries_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
 def _attention_bwd_keys_kernel(
-    q_ptr,  # [T,heads,SIZE]
-    k_ptr,  # [T,heads,SIZE]
-    v_ptr,  # [T,heads,SIZE]
-    cu_seqlens_ptr,  # int32 [sequences + 1]
-    dout_ptr,  # [T,heads * SIZE]
-    out_ptr,  # [T,heads * SIZE], or None where delta is given
-    lse_ptr,  # fp32 [heads,T]
-    seed_ptr,  # int64 [1], or None: no dropout
-    delta_ptr,  # fp32 [heads,T], or None: a block of keys is a whole sequence
-    dqkv_ptr,  # [T,3,heads,SIZE]: dk and dv of it written, dq too where delta is not given
-    tokens,
-    sequences,
-    stride_token,  # of q, k and v
-    stride_head,
-    stride_dout,
-    scale,
-    threshold,
-    keep_scale,
-    SIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,  # queries
-    BLOCK_N: tl.constexpr,  # keys
-):
+    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, dout_ptr, out_ptr, lse_ptr, seed_ptr, delta_ptr, dqkv_ptr, tokens, sequences,
+    stride_token, stride_head, stride_dout, scale, threshold, keep_scale,
+    SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dk and dv into dqkv; where delta is None, as a block of keys is a whole sequence, dq too, from out."""
     sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_N)
     if first >= length:
         return

@@ -7,6 +7,10 @@ fp32; probabilities are cast to the dtype before they meet the values. A row's r
 Work list. The blocks of sequence b take program ids cu_seqlens[b] // BLOCK + b onwards: disjoint, as
 ceil(length / BLOCK) <= end // BLOCK - start // BLOCK + 1. The tokens behind the last sequence (a pack with spare
 capacity) count as one more, whose results are 0. Programs left over between two sequences return at once.
+
+Arguments, of the backward too: q, k and v [T,heads,SIZE] with the strides of their tokens and heads; cu_seqlens int32
+[sequences + 1]; out and dout [T,heads * SIZE]; lse and delta, D of the backward, fp32 [heads,T]; seed int64 [1], or
+None: no dropout; dqkv [T,3,heads,SIZE]. BLOCK_M queries, BLOCK_N keys.
 """
 
 from __future__ import annotations
@@ -75,26 +79,11 @@ def store_tile(
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
 def _attention_fwd_kernel(
-    q_ptr,  # [T,heads,SIZE]
-    k_ptr,  # [T,heads,SIZE]
-    v_ptr,  # [T,heads,SIZE]
-    cu_seqlens_ptr,  # int32 [sequences + 1]
-    out_ptr,  # [T,heads * SIZE]
-    lse_ptr,  # fp32 [heads,T], or None
-    seed_ptr,  # int64 [1], or None: no dropout
-    tokens,
-    sequences,
-    stride_token,  # of q, k and v
-    stride_head,
-    scale_log2,  # scale / ln 2: exponentials are of base 2
-    threshold,
-    keep_scale,
-    SIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,  # queries
-    BLOCK_N: tl.constexpr,  # keys
-):
+    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, out_ptr, lse_ptr, seed_ptr, tokens, sequences, stride_token, stride_head,
+    scale_log2, threshold, keep_scale,
+    SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """out, and lse where it is not None; scale_log2 = scale / ln 2, as exponentials are of base 2."""
     sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_M)
     if first >= length:
         return

@@ -7,22 +7,12 @@ from torch import Tensor
 from ... import extension
 from ...extension import pointer
 from .._native import dropout
-
-
-def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason."""
-    return extension.refuses(call.lead)
+from .._native import supports as supports
 
 
 def forward(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    scale: float,
-    p: float,
-    seed: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor | None]:
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.attention`; the second result is None unless `save`."""
     tokens, _, heads, d = qkv.shape
     if qkv.stride()[1:] != (heads * d, d, 1):

@@ -49,9 +49,8 @@ class _Layout:
         starts, stops = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
         self.tokens = tokens
         self.real = starts + column < stops  # [B,S]
-        self.token = torch.where(
-            self.real, starts + column, tokens
-        )  # padding: a row after the last
+        # padding: a row after the last
+        self.token = torch.where(self.real, starts + column, tokens)
 
     def pad(self, stream: Tensor) -> Tensor:
         """[T, ...] -> [B,S, ...], zeros at padding, so that no row of another sequence can leak in."""

@@ -1,22 +1,19 @@
 """softmax(q · kᵀ / √d) · v inside each sequence, in plain torch: the definition."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch
 
 from .._formulas import gradients, statistics_dtype, upcast
+from .._formulas import supports as supports
 from .._philox import attention_keep, dropout
 
 
 def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
     tokens, _, heads, size = qkv.shape
     (qkv_fp32,), dtype = upcast(qkv), statistics_dtype(qkv.dtype)
-    out, lse = (
-        qkv_fp32.new_zeros(tokens, heads, size),
-        qkv_fp32.new_zeros(heads, tokens, dtype=dtype),
-    )
+    out = qkv_fp32.new_zeros(tokens, heads, size)
+    lse = qkv_fp32.new_zeros(heads, tokens, dtype=dtype)
     for row, (start, stop) in _sequences(cu_seqlens):
         keep = _keep(seed, p, row, heads, stop - start)
         out[start:stop] = _attend(qkv_fp32[start:stop], scale, p, keep)
@@ -36,10 +33,6 @@ def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
             dout[start:stop],
         )
     return dqkv.to(qkv.dtype)
-
-
-def supports(call):
-    return None
 
 
 def _sequences(cu_seqlens):

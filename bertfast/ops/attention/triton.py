@@ -25,10 +25,7 @@ def _config(m: int, n: int, num_warps: int, num_stages: int) -> Config:
 def _with_tf32(entries: dict[str, Config], *left_out: str) -> dict[str, Config]:
     """With entries for the other precision of float32, which takes more registers: it rounds its operands."""
     exact = {key: config for key, config in entries.items() if key.startswith("ieee")}
-    others = {
-        key.replace("ieee", "tf32"): config._replace(max_registers=255)
-        for key, config in exact.items()
-    }
+    others = {k.replace("ieee", "tf32"): c._replace(max_registers=255) for k, c in exact.items()}
     return {**entries, **{key: others[key] for key in others if key not in left_out}}
 
 
@@ -114,14 +111,8 @@ def supports(call) -> str | None:
 
 
 def forward(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    scale: float,
-    p: float,
-    seed: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor | None]:
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.attention`; the second result is None unless `save`."""
     qkv = _with_dense_heads(qkv)
     tokens, _, heads, size = qkv.shape
@@ -131,7 +122,8 @@ def forward(
         return out, lse
     key = _key(qkv)
     if "-" not in key:
-        key = f"{key}-{_length_class(max_seqlen)}"
+        short = max_seqlen <= SHORT and not dispatch.is_batch_invariant()
+        key += "-short" if short else "-long"
     config = FORWARD.pick(key)
     _attention_fwd_kernel[_grid(qkv, cu_seqlens, config.blocks["BLOCK_M"])](
         *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, seed if p > 0 else None, tokens, cu_seqlens.numel() - 1,
@@ -189,10 +181,6 @@ def _whole_config(qkv: Tensor, max_seqlen: int) -> Config | None:
     if entry is None or max_seqlen > entry.blocks["BLOCK_N"] or dispatch.is_batch_invariant():
         return None
     return BACKWARD_WHOLE.pick(key)
-
-
-def _length_class(max_seqlen: int) -> str:
-    return "short" if max_seqlen <= SHORT and not dispatch.is_batch_invariant() else "long"
 
 
 def _shape(qkv: Tensor) -> dict:

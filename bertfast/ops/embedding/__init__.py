@@ -28,22 +28,18 @@ def embedding(
     padding_idx: int = -1,
 ) -> Tensor:
     """z = word[input_ids] (or inputs_embeds) + position[position_ids] + segment[token_type_ids];
-    dropout((z - mean(z)) / √(var(z) + eps) · ln_weight + ln_bias), per row. Statistics and sums in
-    fp32.
+    dropout((z - mean(z)) / √(var(z) + eps) · ln_weight + ln_bias), per row. Statistics and sums in fp32.
 
     Args:
         input_ids: [T] int64, with `word` [V,H]; or both None, with
         inputs_embeds: [T,H]; any strides.
         position_ids, token_type_ids: [T] int64.
-        position: [P,H]; segment: [G,H]; ln_weight, ln_bias: [H]. All floating-point tensors have
-            one dtype.
+        position: [P,H]; segment: [G,H]; ln_weight, ln_bias: [H]. All floating-point tensors have one dtype.
         eps: added to the variance (the biased one).
-        p: probability of dropping; where it is not 0 `seed` (int64 [1]) and `cu_seqlens` (int32
-            [B+1]) are needed.
+        p: probability of dropping; where it is not 0 `seed` (int64 [1]) and `cu_seqlens` (int32 [B+1]) are needed.
         padding_idx: the row of `word` that gets gradient 0; negative for none.
 
-    Returns: [T,H], the dtype of `position`. Differentiable once; backward keeps mean and rstd
-    (fp32) and gathers again.
+    Returns: [T,H], the dtype of `position`. Differentiable once; backward keeps mean and rstd (fp32) and gathers again.
     Raises ArgumentError (shape, dtype, device; on the CPU an index out of its table),
     UnsupportedError (a backend asked for by name refuses).
     """
@@ -103,27 +99,11 @@ _CONTRACT = Contract(
     results=("out", "mean", "rstd"),
     shapes=_shapes,
     saved=(
-        "input_ids",
-        "word",
-        "inputs_embeds",
-        "position_ids",
-        "position",
-        "token_type_ids",
-        "segment",
-        "ln_weight",
-        "mean",
-        "rstd",
-        "p",
-        "seed",
-        "cu_seqlens",
-        "padding_idx",
+        *("input_ids", "word", "inputs_embeds", "position_ids", "position", "token_type_ids"),
+        *("segment", "ln_weight", "mean", "rstd", "p", "seed", "cu_seqlens", "padding_idx"),
     ),
     gradients={
-        "word": None,
-        "inputs_embeds": None,
-        "position": None,
-        "segment": None,
-        "ln_weight": None,
+        **dict.fromkeys(("word", "inputs_embeds", "position", "segment", "ln_weight")),
         "ln_bias": lambda b: b.ln_weight,
     },
 )

@@ -8,11 +8,7 @@ from torch import Tensor
 from ... import extension
 from ...extension import pointer
 from .._native import dropout, sequences
-
-
-def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason."""
-    return extension.refuses(call.lead)
+from .._native import supports as supports
 
 
 def forward(
@@ -26,10 +22,10 @@ def forward(
     position_ids, token_type_ids = position_ids.contiguous(), token_type_ids.contiguous()
     input_ids = None if inputs_embeds is not None else input_ids.contiguous()
     ln_weight, ln_bias = ln_weight.contiguous(), ln_bias.contiguous()
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     rows, n = position_ids.shape[0], word.shape[1]
     out = word.new_empty(rows, n)
     mean, rstd = extension.statistics(word, rows, save), extension.statistics(word, rows, save)
-    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
         "embedding_fwd", word, input_ids=pointer(input_ids), position_ids=position_ids.data_ptr(),
         segment_ids=token_type_ids.data_ptr(), word=word.data_ptr(), position=position.data_ptr(),
@@ -50,11 +46,7 @@ def backward(
     rows_given = inputs_embeds is not None
     source = extension.with_dense_rows(inputs_embeds if rows_given else word)
     dout, position, segment, ln_weight = extension.contiguous(dout, position, segment, ln_weight)
-    ids = [
-        None if rows_given else input_ids.contiguous(),
-        position_ids.contiguous(),
-        token_type_ids.contiguous(),
-    ]
+    *ids, cu_seqlens = extension.contiguous(input_ids, position_ids, token_type_ids, cu_seqlens)
     wanted = [needs[0] and not rows_given, needs[2], needs[3]]
     tables = [
         torch.zeros_like(t) if w else None
@@ -67,7 +59,6 @@ def backward(
     dinputs = torch.empty_like(dout) if rows_given and needs[1] else None
     rows, n = dout.shape
     dln_weight, dln_bias = extension.gradients(dout, ((n,), (n,)), (True, True))
-    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
         "embedding_bwd", dout, dout=dout.data_ptr(), input_ids=pointer(ids[0]), position_ids=ids[1].data_ptr(),
         segment_ids=ids[2].data_ptr(), word=source.data_ptr(), position=position.data_ptr(), segment=segment.data_ptr(),

@@ -1,14 +1,10 @@
 """The CUDA backend of this operation."""
 
-from __future__ import annotations
-
 from ... import extension
-from .cpu import backward, forward
-
-__all__ = ["backward", "forward", "supports"]
+from .cpu import backward as backward
+from .cpu import forward as forward
 
 
 def supports(call) -> str | None:
-    """None where the CUDA backend computes this call, else the reason."""
     rows, features = call.position_ids.shape[0], call.position.shape[1]
     return extension.refuses_cuda(call.lead, size=(rows,), features=(features,))

@@ -1,28 +1,14 @@
 """dropout(LN(word[id] + position[p] + segment[s])) in plain torch: the definition."""
 
-from __future__ import annotations
-
 from .._formulas import layer_norm, layer_norm_gradients, rounded, statistics_dtype, upcast
+from .._formulas import supports as supports
 from .._philox import dropout, hidden_keep
 
 
 def forward(
-    input_ids,
-    word,
-    inputs_embeds,
-    position_ids,
-    position,
-    token_type_ids,
-    segment,
-    ln_weight,
-    ln_bias,
-    eps,
-    p,
-    seed,
-    cu_seqlens,
-    padding_idx,
-    save,
-):
+    input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, ln_weight, ln_bias, eps, p, seed,
+    cu_seqlens, padding_idx, save,
+):  # fmt: skip
     z = _sum(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment)
     keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p > 0 else None
     out, mean, rstd = layer_norm(z, *upcast(ln_weight, ln_bias), eps)
@@ -30,23 +16,9 @@ def forward(
 
 
 def backward(
-    dout,
-    input_ids,
-    word,
-    inputs_embeds,
-    position_ids,
-    position,
-    token_type_ids,
-    segment,
-    ln_weight,
-    mean,
-    rstd,
-    p,
-    seed,
-    cu_seqlens,
-    padding_idx,
-    needs,
-):
+    dout, input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, ln_weight, mean, rstd, p,
+    seed, cu_seqlens, padding_idx, needs,
+):  # fmt: skip
     z = _sum(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment)
     keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p > 0 else None
     dout, ln_weight_fp32 = upcast(dout, ln_weight)
@@ -62,10 +34,6 @@ def backward(
     return rounded(
         (dword, dinputs_embeds, dposition, dsegment, dln_weight, dln_bias), position.dtype
     )
-
-
-def supports(call):
-    return None
 
 
 def _sum(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment):

@@ -13,45 +13,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...extension import with_dense_rows
 from .. import _triton
 from .._layernorm_triton import (
     column_sums,
-    dense_rows,
     drop,
-    dropout_arguments,
     dropout_of,
     load_row,
     normalize,
     normalize_gradient,
     pick,
     refuses,
+    row_table,
     runs,
     store_sums,
 )
 from .._triton import Config, Table, cdiv, registers
 
-_FORWARD = Table(
-    "embedding_forward",
-    {
-        80: {
-            "narrow": Config({"TILE": 1024}, num_warps=4, num_stages=1),
-            "wide": Config({"TILE": 2048}, num_warps=8, num_stages=1),
-        }
-    },
-)
-_BACKWARD = Table(
-    "embedding_backward",
-    {
-        80: {
-            "narrow": Config({"TILE": 1024}, num_warps=4, num_stages=1),
-            "wide": Config({"TILE": 4096}, num_warps=16, num_stages=1),
-        }
-    },
-)
-_RUNS = Table(
-    "embedding_runs",
-    {80: {"all": Config({"BLOCK_N": 256}, num_warps=1, num_stages=1)}},
-)
+_FORWARD = row_table("embedding_forward", narrow=(1024, 4), wide=(2048, 8))
+_BACKWARD = row_table("embedding_backward", narrow=(1024, 4), wide=(4096, 16))
+_RUNS = Table("embedding_runs", {80: {"all": Config({"BLOCK_N": 256}, num_warps=1, num_stages=1)}})
 _LONG_RUNS = Table(
     "embedding_long_runs",
     {80: {"all": Config({"BLOCK_CHUNKS": 32, "BLOCK_N": 64}, num_warps=4, num_stages=1)}},
@@ -133,17 +114,8 @@ def _store_key(key_ptr, ids_ptr, token, live, rows, first, skipped, dead):
 
 
 @triton.jit(
-    do_not_specialize=[
-        "tokens",
-        "tiles",
-        "chunks",
-        "source_rows",
-        "padding",
-        "sequences",
-        "steps",
-        "threshold",
-    ]
-)
+    do_not_specialize=["tokens", "tiles", "chunks", "source_rows", "padding", "sequences", "steps", "threshold"]
+)  # fmt: skip
 def _embedding_bwd_kernel(
     dout_ptr, dout_stride, ids_ptr, source_ptr, source_stride, source_rows, position_ids_ptr, position_ptr,
     position_rows, segment_ids_ptr, segment_ptr, segment_rows, gain_ptr, mean_ptr, rstd_ptr, dz_ptr, partial_ptr,
@@ -241,16 +213,8 @@ def _embedding_runs_kernel(
                     tl.store(tail_ptr + place, total, mask=inside)
                 else:
                     _store_row(
-                        total,
-                        key,
-                        word_ptr,
-                        position_ptr,
-                        segment_ptr,
-                        word_rows,
-                        position_rows,
-                        columns,
-                        features,
-                    )
+                        total, key, word_ptr, position_ptr, segment_ptr, word_rows, position_rows, columns, features
+                    )  # fmt: skip
             total = tl.zeros([BLOCK_N], tl.float32)
             begun = begun & goes_on
             key = following
@@ -297,16 +261,8 @@ def _embedding_long_runs_kernel(
         )
         total_row = tail + tl.sum(total, 0)
         _store_row(
-            total_row,
-            key,
-            word_ptr,
-            position_ptr,
-            segment_ptr,
-            word_rows,
-            position_rows,
-            columns,
-            features,
-        )
+            total_row, key, word_ptr, position_ptr, segment_ptr, word_rows, position_rows, columns, features
+        )  # fmt: skip
 
 
 def supports(call) -> str | None:
@@ -328,7 +284,7 @@ def forward(
         _embedding_fwd_kernel[(cdiv(tokens, rows),)](
             *_sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
             ln_weight.contiguous(), ln_bias.contiguous(), out, mean, rstd, tokens, features, eps,
-            *dropout_arguments(dropout_of(p, seed, cu_seqlens)), COLUMNS=columns, **config.options(),
+            *dropout_of(p, seed, cu_seqlens), COLUMNS=columns, **config.options(),
         )  # fmt: skip
     return out, mean, rstd
 
@@ -355,12 +311,12 @@ def backward(
     config, columns, rows = pick(_BACKWARD, features)
     chunks, tiles = runs(tokens, rows)
     partial = dout.new_empty(2, chunks, features, dtype=torch.float32)
-    dout = dense_rows(dout)
+    dout = with_dense_rows(dout)
     _embedding_bwd_kernel[(chunks,)](
         dout, dout.stride(0),
         *_sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
         ln_weight.contiguous(), mean, rstd, dz, partial, *(next(rows_of_keys) if want else None for want in wanted),
-        padding_idx, tokens, tiles, features, chunks, *dropout_arguments(dropout_of(p, seed, cu_seqlens)),
+        padding_idx, tokens, tiles, features, chunks, *dropout_of(p, seed, cu_seqlens),
         COLUMNS=columns, **registers(_REGISTERS), **config.options(),
     )  # fmt: skip
     if any(wanted):
@@ -372,7 +328,7 @@ def backward(
 
 def _sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment):
     """The gathered tables as the kernels take them."""
-    source = dense_rows(word if inputs_embeds is None else inputs_embeds)
+    source = with_dense_rows(word if inputs_embeds is None else inputs_embeds)
     ids = None if inputs_embeds is not None else input_ids.contiguous()
     return (
         ids, source, source.stride(0), source.shape[0], position_ids.contiguous(), position.contiguous(),
@@ -392,29 +348,9 @@ def _add_runs(keys, dz, grads, word_rows, position_rows, segment_rows):
     rows = word_rows, position_rows, word_rows + position_rows + segment_rows
     config = _RUNS.pick("all")
     _embedding_runs_kernel[(chunks, cdiv(features, config.blocks["BLOCK_N"]))](
-        ordered,
-        order,
-        dz,
-        head,
-        tail,
-        *grads,
-        *rows,
-        tokens,
-        features,
-        entries,
-        each,
-        **config.options(),
-    )
+        ordered, order, dz, head, tail, *grads, *rows, tokens, features, entries, each, **config.options()
+    )  # fmt: skip
     config = _LONG_RUNS.pick("all")
     _embedding_long_runs_kernel[(chunks, cdiv(features, config.blocks["BLOCK_N"]))](
-        ordered,
-        head,
-        tail,
-        *grads,
-        *rows,
-        features,
-        entries,
-        each,
-        entries.bit_length(),
-        **config.options(),
-    )
+        ordered, head, tail, *grads, *rows, features, entries, each, entries.bit_length(), **config.options()
+    )  # fmt: skip

@@ -14,8 +14,7 @@ from .._formulas import statistics_dtype
 def gelu_layernorm(
     x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, *, eps: float
 ) -> Tensor:
-    """g = gelu(x · weightᵀ + bias), erf form; (g - mean(g)) / √(var(g) + eps) · ln_weight +
-    ln_bias, per row.
+    """g = gelu(x · weightᵀ + bias), erf form; (g - mean(g)) / √(var(g) + eps) · ln_weight + ln_bias, per row.
 
     Statistics and sums in fp32 (float64 for float64).
 
@@ -31,8 +30,7 @@ def gelu_layernorm(
 
     Returns: [T,N], dtype of ln_weight. Differentiable once; backward keeps the pre-activation in
     the dtype of x, and mean and rstd in fp32.
-    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name
-    refuses).
+    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = autocast(x, weight, bias)

@@ -7,23 +7,13 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
+from .._native import supports as supports
 from .._weights import operands, unpacked
 
 
-def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason."""
-    return extension.refuses(call.lead)
-
-
 def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    eps: float,
-    save: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    x: Tensor, weight: Tensor, bias: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.gelu_layernorm`; only the first result unless `save`."""
     x = extension.with_dense_rows(x)
     bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
@@ -43,15 +33,9 @@ def forward(
 
 
 def backward(
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    pre: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    ln_weight: Tensor,
+    dout: Tensor, x: Tensor, weight: Tensor, pre: Tensor, mean: Tensor, rstd: Tensor, ln_weight: Tensor,
     needs: list[bool],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.gelu_layernorm`: gradients of x, weight, bias, ln_weight, ln_bias."""
     dout, pre, ln_weight = extension.contiguous(dout, pre, ln_weight)
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(unpacked(weight))

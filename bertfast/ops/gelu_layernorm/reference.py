@@ -1,7 +1,5 @@
 """LN(gelu(x · Wᵀ + b)) in plain torch: the definition."""
 
-from __future__ import annotations
-
 from torch.nn import functional as F
 
 from .._formulas import (
@@ -12,6 +10,7 @@ from .._formulas import (
     rounded,
     upcast,
 )
+from .._formulas import supports as supports
 
 
 def forward(x, weight, bias, ln_weight, ln_bias, eps, save):
@@ -28,7 +27,3 @@ def backward(dout, x, weight, pre, mean, rstd, ln_weight, needs):
     (dpre,) = gradients(F.gelu, (pre,), dgelu)
     products = linear_gradients(dpre.to(x_fp32.dtype), x_fp32, weight, needs)
     return *rounded(products, x.dtype), *rounded(dln, ln_weight.dtype)
-
-
-def supports(call):
-    return None

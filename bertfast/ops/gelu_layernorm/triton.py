@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import _layernorm_triton, _triton
-from .._linear_triton import PRODUCTS, linear, linear_backward
-
-__all__ = ["PRODUCTS", "backward", "forward", "supports"]
-
-
-def supports(call) -> str | None:
-    reason = _triton.refuses(call.lead, product=True)
-    return reason or _layernorm_triton.refuses(call.ln_weight.shape[0])
+from .. import _layernorm_triton
+from .._layernorm_triton import supports as supports
+from .._linear_triton import PRODUCTS as PRODUCTS
+from .._linear_triton import linear, linear_backward
 
 
 def forward(

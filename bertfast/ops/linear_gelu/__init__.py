@@ -11,18 +11,15 @@ from .._contract import Contract
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x · weightᵀ + bias), gelu(y) = y · (1 + erf(y / √2)) / 2. Sums in fp32 (float64 for
-    float64).
+    """gelu(x · weightᵀ + bias), gelu(y) = y · (1 + erf(y / √2)) / 2. Sums in fp32 (float64 for float64).
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
         weight: [N,K], dtype of x; may be prepacked.
         bias: [N], dtype of x.
 
-    Returns: [T,N], dtype of x. Differentiable once; backward keeps the pre-activation [T,N] in the
-    dtype of x.
-    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name
-    refuses).
+    Returns: [T,N], dtype of x. Differentiable once; backward keeps the pre-activation [T,N] in the dtype of x.
+    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = autocast(x, weight, bias)

@@ -7,12 +7,8 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
+from .._native import supports as supports
 from .._weights import operands, unpacked
-
-
-def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason."""
-    return extension.refuses(call.lead)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .._linear_triton import PRODUCTS, linear, linear_backward
-from .._triton import refuses
-
-__all__ = ["PRODUCTS", "backward", "forward", "supports"]
-
-
-def supports(call) -> str | None:
-    return refuses(call.lead, product=True)
+from .._linear_triton import PRODUCTS as PRODUCTS
+from .._linear_triton import linear, linear_backward
+from .._linear_triton import supports as supports
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, save: bool) -> tuple[Tensor, Tensor | None]:

@@ -24,8 +24,7 @@ def linear_layernorm(
     seed: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """z = residual + dropout(x · weightᵀ + bias); (z - mean(z)) / √(var(z) + eps) · ln_weight +
-    ln_bias, per row.
+    """z = residual + dropout(x · weightᵀ + bias); (z - mean(z)) / √(var(z) + eps) · ln_weight + ln_bias, per row.
 
     Statistics and sums in fp32 (float64 for float64).
 
@@ -36,16 +35,14 @@ def linear_layernorm(
         residual: [T,N], dtype of x or, beside bfloat16 and float16, float32; any strides.
         ln_weight, ln_bias: [N], dtype of residual.
         eps: added to the variance (the biased one).
-        p: probability of dropping; where it is not 0 `seed` (int64 [1]) and `cu_seqlens` (int32
-            [B+1]) are needed.
+        p: probability of dropping; where it is not 0 `seed` (int64 [1]) and `cu_seqlens` (int32 [B+1]) are needed.
 
     Under torch.autocast x, weight and bias are cast, the others are not: residual, ln_weight and
     ln_bias take the widest dtype among them, so that a float32 residual stream stays float32.
 
     Returns: [T,N], dtype of residual. Differentiable once; backward keeps z in the dtype of
     residual, and mean and rstd in fp32.
-    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name
-    refuses).
+    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = autocast(x, weight, bias)

@@ -8,12 +8,8 @@ from torch import Tensor
 from ... import extension
 from ...extension import pointer
 from .._native import dropout, sequences
+from .._native import supports as supports
 from .._weights import operands, unpacked
-
-
-def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason."""
-    return extension.refuses(call.lead)
 
 
 def forward(
@@ -23,12 +19,12 @@ def forward(
     """See `bertfast.ops.linear_layernorm`; only the first result unless `save`."""
     x, residual = extension.with_dense_rows(x), extension.with_dense_rows(residual)
     bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
     out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
     mean, rstd = extension.statistics(x, rows, save), extension.statistics(x, rows, save)
     weights, strides, weight_dtype = operands(weight)
-    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
         "linear_layernorm_fwd", x, x=x.data_ptr(),
         weight=weights[0].data_ptr(), weight_stride=strides[0], weight_dtype=weight_dtype, bias=bias.data_ptr(),
@@ -45,13 +41,12 @@ def backward(
     seed: Tensor | None, cu_seqlens: Tensor | None, needs: list[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.linear_layernorm`: gradients of x, weight, bias, residual, ln_weight, ln_bias."""
-    dout, z, ln_weight = extension.contiguous(dout, z, ln_weight)
+    dout, z, ln_weight, cu_seqlens = extension.contiguous(dout, z, ln_weight, cu_seqlens)
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(unpacked(weight))
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
     dresidual, dln_weight = torch.empty_like(z), torch.empty_like(ln_weight)
     dln_bias = torch.empty_like(ln_weight)
-    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     extension.launch(
         "linear_layernorm_bwd", x, dout=dout.data_ptr(), x=x.data_ptr(), weight=weight.data_ptr(), z=z.data_ptr(),
         mean=mean.data_ptr(), rstd=rstd.data_ptr(), ln_weight=ln_weight.data_ptr(), dx=pointer(dx),

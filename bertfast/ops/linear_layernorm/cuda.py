@@ -1,15 +1,11 @@
 """The CUDA backend of this operation."""
 
-from __future__ import annotations
-
 from ... import extension
-from .cpu import backward, forward
-
-__all__ = ["backward", "forward", "supports"]
+from .cpu import backward as backward
+from .cpu import forward as forward
 
 
 def supports(call) -> str | None:
-    """None where the CUDA backend computes this call, else the reason."""
     return extension.refuses_cuda(
         call.lead, size=tuple(call.x.shape), features=(call.weight.shape[0],)
     )

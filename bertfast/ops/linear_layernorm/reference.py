@@ -1,10 +1,9 @@
 """LN(residual + dropout(x · Wᵀ + b)) in plain torch: the definition."""
 
-from __future__ import annotations
-
 from torch.nn import functional as F
 
 from .._formulas import layer_norm, layer_norm_gradients, linear_gradients, rounded, upcast
+from .._formulas import supports as supports
 from .._philox import dropout, hidden_keep
 
 
@@ -24,7 +23,3 @@ def backward(dout, x, weight, z, mean, rstd, ln_weight, p, seed, cu_seqlens, nee
     dz, dln_weight, dln_bias = layer_norm_gradients(dout, z_fp32, mean, rstd, ln_weight)
     products = linear_gradients(dropout(dz, p, keep).to(x_fp32.dtype), x_fp32, weight, needs)
     return *rounded(products, x.dtype), *rounded((dz, dln_weight, dln_bias), z.dtype)
-
-
-def supports(call):
-    return None

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import _layernorm_triton, _triton
-from .._layernorm_triton import dense_rows, dropout_of
-from .._linear_triton import PRODUCTS, linear, linear_backward
-
-__all__ = ["PRODUCTS", "backward", "forward", "supports"]
-
-
-def supports(call) -> str | None:
-    reason = _triton.refuses(call.lead, product=True)
-    return reason or _layernorm_triton.refuses(call.ln_weight.shape[0])
+from ...extension import with_dense_rows
+from .. import _layernorm_triton
+from .._layernorm_triton import dropout_of
+from .._layernorm_triton import supports as supports
+from .._linear_triton import PRODUCTS as PRODUCTS
+from .._linear_triton import linear, linear_backward
 
 
 def forward(
@@ -24,7 +20,7 @@ def forward(
     product, _ = linear(x, [weight], [bias])
     return _layernorm_triton.forward(
         product, ln_weight, ln_bias, eps, save,
-        residual=dense_rows(residual), dropout=dropout_of(p, seed, cu_seqlens),
+        residual=with_dense_rows(residual), dropout=dropout_of(p, seed, cu_seqlens),
     )  # fmt: skip
 
 

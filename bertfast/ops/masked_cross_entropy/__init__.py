@@ -20,8 +20,7 @@ def masked_cross_entropy(
     ignore_index: int = -100,
     num_items: int | None = None,
 ) -> Tensor:
-    """Σ_t (lse(x[t] · weightᵀ + bias) - (x[t] · weightᵀ + bias)[labels[t]]) / n over the rows with
-    a label, in fp32.
+    """Σ_t (lse(x[t] · weightᵀ + bias) - (x[t] · weightᵀ + bias)[labels[t]]) / n over the rows with a label, in fp32.
 
     Args:
         x: [T,H] float32, bfloat16, float16 or float64; any strides.

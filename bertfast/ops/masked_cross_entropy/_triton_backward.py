@@ -14,15 +14,8 @@ from ._triton_forward import SLOTS, items_of, logits_tile
 
 @triton.jit
 def _cross_entropy_gather_kernel(
-    x_ptr,
-    x_stride,
-    rows_ptr,
-    count_ptr,
-    listed_ptr,
-    k,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    x_ptr, x_stride, rows_ptr, count_ptr, listed_ptr, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
     """listed [tokens, k]: the labelled rows of x, one after the other."""
     slot = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -144,16 +137,8 @@ def _dx_tile(
 
 
 @triton.jit(
-    do_not_specialize=[
-        "num_items",
-        "start",
-        "entries",
-        "is_last",
-        "row_blocks",
-        "dw_blocks",
-        "db_blocks",
-    ]
-)
+    do_not_specialize=["num_items", "start", "entries", "is_last", "row_blocks", "dw_blocks", "db_blocks"]
+)  # fmt: skip
 def _cross_entropy_gradients_kernel(
     dlogits_ptr, listed_ptr, weight_ptr, weight_stride, rows_ptr, count_ptr, dloss_ptr, num_items, sum_ptr, dx_ptr,
     dweight_ptr, dbias_ptr, start, entries, is_last, k, width, row_blocks, dw_blocks, db_blocks,
@@ -173,15 +158,8 @@ def _cross_entropy_gradients_kernel(
     elif block < dw_blocks + db_blocks:
         if dbias_ptr is not None:
             _dbias_entries(
-                block - dw_blocks,
-                dlogits_ptr,
-                dbias_ptr + start,
-                scale,
-                count,
-                entries,
-                width,
-                BLOCK_N,
-            )
+                block - dw_blocks, dlogits_ptr, dbias_ptr + start, scale, count, entries, width, BLOCK_N
+            )  # fmt: skip
     elif dx_ptr is not None:
         weight = weight_ptr + start.to(tl.int64) * weight_stride
         _dx_tile(

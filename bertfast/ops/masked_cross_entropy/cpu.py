@@ -7,26 +7,17 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer
+from .._native import supports as supports
 from .._weights import operands
 
 
-def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason."""
-    return extension.refuses(call.lead)
-
-
 def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    num_items: int | None,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, num_items: int | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See `bertfast.ops.masked_cross_entropy`."""
     x = extension.with_dense_rows(x)
     (weight,), (weight_stride,), weight_dtype = operands(weight)
-    bias = None if bias is None else bias.contiguous()
+    (bias,) = extension.contiguous(bias)
     rows, count = _labelled(labels, ignore_index)
     targets = labels[rows]
     row_lse = x.new_empty(rows.numel(), dtype=torch.float32)
@@ -49,7 +40,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.masked_cross_entropy`: gradients of x, weight, bias."""
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(weight)
-    bias = None if bias is None else bias.contiguous()
+    (bias,) = extension.contiguous(bias)
     rows, count = _labelled(labels, ignore_index)
     targets, row_lse = labels[rows], lse[rows]
     scale = dloss.float() / _divisor(rows, count, num_items)

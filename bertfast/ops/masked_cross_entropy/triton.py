@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
+from ...extension import with_dense_rows
 from .. import _triton
-from .._layernorm_triton import dense_rows
 from .._triton import Config, Table, cdiv, precision
 from .._weights import unpacked
 from ._triton_backward import (
@@ -37,11 +37,8 @@ _WIDTH = 128  # its rows are whole multiples of this, as this is of every block 
 def _table(name: str, span: dict[str, int], few_k: int, fp32_registers: int | None = None) -> Table:
     """Block shapes of a kernel that holds logits; `span`: {"SPAN": entries of a block} where it walks several tiles."""
 
-    def shape(
-        m: int, n: int, k: int, num_warps: int, num_stages: int, max_registers: int | None = None
-    ) -> Config:
-        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, **span}
-        return Config(blocks, num_warps, num_stages, max_registers)
+    def shape(m: int, n: int, k: int, *options: int | None) -> Config:
+        return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, **span}, *options)
 
     entries = {
         "many": shape(128, 128, 32, 8, 4),
@@ -100,38 +97,30 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.masked_cross_entropy`: gradients of x, weight, bias. Two launches a stretch of entries."""
     x, weight, bias, labels = _dense(x, weight, bias, labels)
-    tokens, k = x.shape
+    (tokens, k), vocab_size = x.shape, weight.shape[0]
     new = torch.empty_like if tokens else torch.zeros_like
     dx = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if needs[0] else None
     dweight = new(weight, memory_format=torch.contiguous_format) if needs[1] else None
     dbias = new(bias) if needs[2] and bias is not None else None
-    if tokens and any(gradient is not None for gradient in (dx, dweight, dbias)):
-        rows, count = _listed(labels, ignore_index, None)
-        listed = x.new_empty(tokens, k)
-        _cross_entropy_gather_kernel[(cdiv(tokens, 16), cdiv(k, _GATHERED))](
-            x, x.stride(0), rows, count, listed, k, BLOCK_M=16, BLOCK_N=_GATHERED, **_SMALL
-        )
-        terms = listed, weight, bias, labels, rows, count, lse.contiguous()
-        _stretches(terms, dloss, num_items, (dx, dweight, dbias))
-    return dx, dweight, dbias
-
-
-def _stretches(terms, dloss, num_items, grads):
-    """The gradients, one stretch of the vocabulary after another."""
-    (listed, weight, bias, labels, rows, count, lse), (dx, dweight, dbias) = terms, grads
-    (tokens, k), vocab_size = listed.shape, weight.shape[0]
+    if not tokens or all(gradient is None for gradient in (dx, dweight, dbias)):
+        return dx, dweight, dbias
+    rows, count = _listed(labels, ignore_index, None)
+    listed = x.new_empty(tokens, k)
+    _cross_entropy_gather_kernel[(cdiv(tokens, 16), cdiv(k, _GATHERED))](
+        x, x.stride(0), rows, count, listed, k, BLOCK_M=16, BLOCK_N=_GATHERED, **_SMALL
+    )
     width = min(_STRETCH, _WIDTH * cdiv(vocab_size, _WIDTH))
     dlogits = listed.new_empty(tokens, width)
     several = dx is not None and vocab_size > width
     sums = listed.new_empty((tokens, k) if several else (1, 1), dtype=torch.float32)
-    config, dloss = _pick(_BACKWARD, listed), dloss.float()
+    config, dloss, lse = _pick(_BACKWARD, x), dloss.float(), lse.contiguous()
     m, n = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
     row_blocks = cdiv(tokens, m)
     for start in range(0, vocab_size, width):
         entries = min(width, vocab_size - start)
         _cross_entropy_dlogits_kernel[(row_blocks * cdiv(entries, _WIDTH) * (_WIDTH // n),)](
             listed, weight, weight.stride(0), bias, labels, rows, count, lse, dlogits, start, vocab_size, k, width,
-            row_blocks, PRECISION=precision(listed), **config.options(),
+            row_blocks, PRECISION=precision(x), **config.options(),
         )  # fmt: skip
         dw_blocks = 0 if dweight is None else cdiv(entries, m) * cdiv(k, n)
         db_blocks = 0 if dbias is None else cdiv(entries, n)
@@ -139,22 +128,22 @@ def _stretches(terms, dloss, num_items, grads):
         _cross_entropy_gradients_kernel[(dw_blocks + db_blocks + dx_blocks,)](
             dlogits, listed, weight, weight.stride(0), rows, count, dloss, num_items, sums, dx, dweight, dbias, start,
             entries, int(start + entries == vocab_size), k, width, row_blocks, dw_blocks, db_blocks,
-            PRECISION=precision(listed), **config.options(),
+            PRECISION=precision(x), **config.options(),
         )  # fmt: skip
+    return dx, dweight, dbias
 
 
 def _dense(x, weight, bias, labels):
     bias = None if bias is None else bias.contiguous()
-    return dense_rows(x), dense_rows(unpacked(weight)), bias, labels.contiguous()
+    return with_dense_rows(x), with_dense_rows(unpacked(weight)), bias, labels.contiguous()
 
 
 def _listed(labels, ignore_index, lse):
     """(rows [T] int32, count [1] int32): the labelled rows first, on the device; lse of the others becomes 0."""
     rows = torch.empty_like(labels, dtype=torch.int32)
     count = rows.new_empty(1)
-    _cross_entropy_list_kernel[(1,)](
-        labels, rows, count, lse, labels.numel(), ignore_index, **_LISTING
-    )
+    tokens = labels.numel()
+    _cross_entropy_list_kernel[(1,)](labels, rows, count, lse, tokens, ignore_index, **_LISTING)
     return rows, count
 
 

@@ -1,6 +1,4 @@
-"""x · [Wq Wk Wv]ᵀ + [bq bk bv]: query, key and value of every head in one product, from three
-weights.
-"""
+"""x · [Wq Wk Wv]ᵀ + [bq bk bv]: query, key and value of every head in one product, from three weights."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ def qkv_projection(
     *,
     num_heads: int,
 ) -> Tensor:
-    """qkv[t, i, h, :] = the h-th piece of x[t] · w_iᵀ + b_i, for i = query, key, value. Sums in
-    fp32.
+    """qkv[t, i, h, :] = the h-th piece of x[t] · w_iᵀ + b_i, for i = query, key, value. Sums in fp32.
 
     Args:
         x: [T,K] float32, bfloat16, float16 or float64; any strides.
@@ -34,8 +31,7 @@ def qkv_projection(
         num_heads: h, divides N.
 
     Returns: [T,3,h,N/h], dtype of x, contiguous. Differentiable once.
-    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name
-    refuses).
+    Raises ArgumentError (shape, dtype, device), UnsupportedError (a backend asked for by name refuses).
     """
     if torch.is_autocast_enabled(x.device.type):
         x, wq, wk, wv, bq, bk, bv = autocast(x, wq, wk, wv, bq, bk, bv)
@@ -71,13 +67,8 @@ _CONTRACT = Contract(
     shapes=_shapes,
     saved=("x", "wq", "wk", "wv"),
     gradients={
-        "x": None,
-        "wq": None,
-        "wk": None,
-        "wv": None,
-        "bq": _bias,
-        "bk": _bias,
-        "bv": _bias,
+        **dict.fromkeys(("x", "wq", "wk", "wv")),
+        **dict.fromkeys(("bq", "bk", "bv"), _bias),
     },
     save=False,
 )

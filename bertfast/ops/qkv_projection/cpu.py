@@ -6,24 +6,13 @@ from torch import Tensor
 
 from ... import extension
 from ...extension import pointer, pointers
+from .._native import supports as supports
 from .._weights import operands, unpacked
 
 
-def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason."""
-    return extension.refuses(call.lead)
-
-
 def forward(
-    x: Tensor,
-    wq: Tensor,
-    wk: Tensor,
-    wv: Tensor,
-    bq: Tensor,
-    bk: Tensor,
-    bv: Tensor,
-    num_heads: int,
-) -> Tensor:
+    x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, bq: Tensor, bk: Tensor, bv: Tensor, num_heads: int
+) -> Tensor:  # fmt: skip
     """See `bertfast.ops.qkv_projection`."""
     x = extension.with_dense_rows(x)
     (rows, k), n = x.shape, wq.shape[0]

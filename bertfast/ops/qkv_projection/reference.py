@@ -1,11 +1,10 @@
 """x · [Wq Wk Wv]ᵀ + [bq bk bv] in plain torch: the definition."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 
 from .._formulas import linear_gradients, rounded, upcast
+from .._formulas import supports as supports
 
 
 def forward(x, wq, wk, wv, bq, bk, bv, num_heads):
@@ -22,7 +21,3 @@ def backward(dqkv, x, wq, wk, wv, needs):
     ]
     dx = sum(part[0] for part in parts) if needs[0] else None
     return rounded((dx, *(part[1] for part in parts), *(part[2] for part in parts)), dtype)
-
-
-def supports(call):
-    return None
