@@ -18,6 +18,7 @@ from .. import ops
 from ..dispatch import note
 from ..ops import _philox
 from ..ops._seed import draw_seed
+from ..ops.encoder import encoder
 from .batch import PackedBatch, first_rows, one_row_each
 from .linear import linear
 from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
@@ -71,13 +72,15 @@ def _in_one_call(
     layers = weights.layers
     if weights.drops or not layers or not all(map(_is_plain, layers)):
         return None
+    heads = layers[0].num_heads
+    if any(layer.num_heads != heads for layer in layers):
+        return None
     tensors = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
     eps = [value for pair in zip(tensors[10::18], tensors[17::18], strict=True) for value in pair]
     del tensors[17::18], tensors[10::17]
-    return ops.encoder(
-        ops.EncoderCall(
-            x, tensors, eps, batch.cu_seqlens, batch.max_seqlen, layers[0].num_heads, first_only, states
-        )
+    return encoder(
+        x, tensors, eps, batch.cu_seqlens, batch.max_seqlen,
+        num_heads=heads, first_only=first_only, states=states,
     )  # fmt: skip
 
 

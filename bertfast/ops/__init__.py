@@ -2,7 +2,6 @@
 
 from .attention import attention
 from .embedding import embedding
-from .encoder import EncoderCall, encoder
 from .gelu_layernorm import gelu_layernorm
 from .linear_gelu import linear_gelu
 from .linear_layernorm import linear_layernorm
@@ -10,8 +9,6 @@ from .masked_cross_entropy import masked_cross_entropy
 from .qkv_projection import qkv_projection
 
 __all__ = [
-    "EncoderCall",
-    "encoder",
     "attention",
     "embedding",
     "gelu_layernorm",

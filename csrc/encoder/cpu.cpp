@@ -14,8 +14,7 @@
 #include "linear_layernorm/op.h"
 #include "qkv_projection/op.h"
 
-namespace bf {
-namespace BF_ISA {
+namespace bf::BF_ISA {
 namespace {
 
 constexpr long kGroupTokens = 512;  // about as many rows' intermediates stay in the last cache
@@ -215,6 +214,7 @@ struct Encoder {
 
   // Groups of about equal work, or none. The longest sequence goes first to the least group.
   std::vector<Group> groups() const {
+    if (p.cu_seqlens[p.sequences] != p.tokens) return {};  // rows of no sequence
     const long turns = ceil_div(p.tokens, p.threads * kGroupTokens), count = turns * p.threads;
     if (p.threads == 1 && turns == 1) return {};
     if (p.sequences < count || p.tokens < count * kLeastTokens) return {};
@@ -245,5 +245,4 @@ void encoder_fwd(const EncoderFwd& p) {
   groups.empty() ? encoder.together() : encoder.apart(groups);
 }
 
-}  // namespace BF_ISA
-}  // namespace bf
+}  // namespace bf::BF_ISA

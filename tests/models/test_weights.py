@@ -103,7 +103,12 @@ def test_lora_over_torchao(way):
     config = of_torchao("Int8WeightOnlyConfig")
     from torchao.quantization import quantize_
 
-    fields = {"r": 2, "lora_alpha": 1, "target_modules": ["query", "dense"], "init_lora_weights": False}
+    fields = {
+        "r": 2,
+        "lora_alpha": 1,
+        "target_modules": ["query", "dense"],
+        "init_lora_weights": False,
+    }
     models = []
     for model in pair(NAME):
         quantize_(model, copy.deepcopy(config))

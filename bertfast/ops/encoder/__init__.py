@@ -1,4 +1,7 @@
-"""All layers of BERT in one call: L times the five operations of a layer, in inference."""
+"""All layers of BERT in one call: L times the five operations of a layer, in inference.
+
+Made of the other operations: their contracts say what is computed. Where it cannot serve, they are called one by one.
+"""
 
 from __future__ import annotations
 
@@ -14,71 +17,73 @@ from .._checks import check_matrix, check_sequences
 from .._contract import through_library
 from .._loading import Backends
 
-OF_A_LAYER = 16  # tensors: weight, bias of query, key, value, out, its LN, inner, outer, its LN
+_BACKENDS = Backends("encoder")
 
 
-class EncoderCall(NamedTuple):
-    """The arguments of the operation.
-
-    Fields:
-        x: [T,H] float32, bfloat16 or float16.
-        weights: `OF_A_LAYER` a layer, of all layers one after the other, dtype of x: query, key, value [N,H],
-            out [H,N], its LN [H], inner [F,H], outer [H,F], its LN [H], each weight followed by its bias. Products'
-            weights may be prepacked.
-        eps: of each layer's two LN.
-        cu_seqlens, max_seqlen: as in `attention`; the last entry is T.
-        num_heads: divides N.
-        first_only: only each sequence's first row is wanted; what follows the last attention computes no other.
-        states: each layer's output is wanted too.
-    """
-
+class _Call(NamedTuple):
     x: Tensor
     weights: Sequence[Tensor]
     eps: Sequence[float]
     cu_seqlens: Tensor
     max_seqlen: int
     num_heads: int
-    first_only: bool = False
-    states: bool = False
-    operation = "encoder"
-    direction = "forward"
+    first_only: bool
+    states: bool
 
     @property
     def lead(self) -> Tensor:
         return self.x
 
 
-dispatch.register("encoder", Backends("encoder"))
+def encoder(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    eps: Sequence[float],
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    num_heads: int,
+    first_only: bool = False,
+    states: bool = False,
+) -> tuple[Tensor, Tensor | None] | None:
+    """The last layer's output; bits are those of the five operations one by one.
 
+    Args:
+        x: [T,H] float32, bfloat16 or float16.
+        weights: of all layers, one after the other: query, key, value [N,H], out [H,N], its LN [H], inner [F,H], outer
+            [H,F], its LN [H], each weight followed by its bias; dtype of x. Those of products may be prepacked.
+        eps: of each layer's two LN.
+        cu_seqlens, max_seqlen: as in `attention`.
+        num_heads: divides N.
+        first_only: only each sequence's first row is wanted; what follows the last attention computes no other.
+        states: each layer's output is wanted too; not with first_only.
 
-def encoder(call: EncoderCall) -> tuple[Tensor, Tensor | None] | None:
-    """The last layer's output [T,H] ([B,H] with first_only), and each layer's [L,T,H] if wanted; bits are those of the
-    five operations one by one.
-
-    None where no backend computes the call as one: then these have to be called. The reason is recorded.
-
+    Returns: [T,H] ([B,H] with first_only), and [L,T,H] or None. Or None alone: no backend computes this call as one (a
+    gradient or autocast, a trace, another backend by name, odd weights), which is recorded with the reason.
     Raises ArgumentError (shape, dtype, sequences), UnsupportedError (a prepacked weight of another instruction set).
     """
-    reason = _reason(call)
-    name, found = dispatch.backend(), None
-    if reason is None:
-        found = dispatch.backends_of("encoder")["cpu"]
-        reason = f"{name} was asked for" if name not in ("auto", "cpu") else found.supports(call)
-    if reason is not None:
-        dispatch.note("encoder", "forward", "layer by layer", {"cpu": reason})
+    call = _Call(x, weights, eps, cu_seqlens, max_seqlen, num_heads, first_only, states)
+    if torch.compiler.is_compiling():
         return None
-    check_matrix("x", call.x)
-    check_sequences(call.cu_seqlens, call.x.shape[0], call.x.device, call.max_seqlen)
+    reason = _reason(call)
+    if reason is not None:
+        dispatch.note("encoder", "forward", "by layers", {"cpu": reason})
+        return None
     dispatch.note("encoder", "forward", "cpu", {})
-    return found.forward(*call)
+    check_matrix("x", x)
+    check_sequences(cu_seqlens, x.shape[0], x.device, max_seqlen)
+    return _BACKENDS["cpu"].forward(*call)
 
 
-def _reason(call: EncoderCall) -> str | None:
-    """What in the moment asks for the five operations."""
+def _reason(call: _Call) -> str | None:
+    """Why the five operations have to be called, or None."""
+    name = dispatch.backend()
+    if name not in ("auto", "cpu"):
+        return f"{name} was asked for"
     if through_library():
         return "something traces the call"
     if torch.is_autocast_enabled(call.x.device.type):
         return "autocast is on"
     if torch.is_grad_enabled() and any(t.requires_grad for t in chain((call.x,), call.weights)):
         return "a gradient is wanted"
-    return None
+    return _BACKENDS["cpu"].supports(call)

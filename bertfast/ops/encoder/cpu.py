@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ... import extension
 from .._weights import PrepackedParameter
-from . import OF_A_LAYER
 
+OF_A_LAYER = 16  # tensors
 _PRODUCTS = (0, 2, 4, 6, 10, 12)  # places among a layer's tensors
 _VECTORS = (1, 3, 5, 7, 11, 13, 8, 9, 14, 15)
-_shape, _dtype = Tensor.shape.__get__, Tensor.dtype.__get__
+_shape, _dtype, _is_cpu = (getattr(Tensor, name).__get__ for name in ("shape", "dtype", "is_cpu"))
 
 
 def supports(call) -> str | None:
@@ -44,7 +44,7 @@ def supports(call) -> str | None:
         return "its weights are not in one dtype"
     if not all(map(Tensor.is_contiguous, read)):
         return "a weight is not contiguous"
-    return None if set(map(Tensor.get_device, read)) == {-1} else "a weight is not on the CPU"
+    return None if all(map(_is_cpu, read)) else "a weight is not on the CPU"
 
 
 def forward(
