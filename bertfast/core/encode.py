@@ -25,6 +25,8 @@ from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, 
 
 Observer = Callable[[int, Tensor], Tensor]
 _PLAIN = (Linear, Linear, Linear, Linear, Norm, Linear, Linear, Norm)  # of a layer's fields
+# Where the encoder's tensors stand in these fields, laid end to end: weights, their biases, LN (each with its eps).
+_PLACES = (0, 2, 4, 6, 11, 13, 1, 3, 5, 7, 12, 14, 8, 9, 15, 16)
 
 
 def encode_packed(
@@ -75,9 +77,9 @@ def _in_one_call(
     heads = layers[0].num_heads
     if any(layer.num_heads != heads for layer in layers):
         return None
-    tensors = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
-    eps = [value for pair in zip(tensors[10::18], tensors[17::18], strict=True) for value in pair]
-    del tensors[17::18], tensors[10::17]
+    flat = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
+    tensors = list(chain.from_iterable(flat[place :: len(_PLACES) + 2] for place in _PLACES))
+    eps = list(chain.from_iterable(zip(flat[10::18], flat[17::18], strict=True)))
     return encoder(
         x, tensors, eps, batch.cu_seqlens, batch.max_seqlen,
         num_heads=heads, first_only=first_only, states=states,

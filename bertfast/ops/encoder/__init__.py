@@ -50,8 +50,9 @@ def encoder(
 
     Args:
         x: [T,H] float32, bfloat16 or float16.
-        weights: of all layers, one after the other: query, key, value [N,H], out [H,N], its LN [H], inner [F,H], outer
-            [H,F], its LN [H], each weight followed by its bias; dtype of x. Those of products may be prepacked.
+        weights: of all layers the first tensor, of all layers the second, ...: the weights of query, key, value [N,H],
+            out [H,N], inner [F,H], outer [H,F]; their biases; weight and bias of the LN behind out [H] and of that
+            behind outer [H]; dtype of x. All products' weights may be prepacked.
         eps: of each layer's two LN.
         cu_seqlens, max_seqlen: as in `attention`.
         num_heads: divides N.

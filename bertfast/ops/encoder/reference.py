@@ -9,21 +9,20 @@ from ..linear_gelu import reference as linear_gelu
 from ..linear_layernorm import reference as linear_layernorm
 from ..qkv_projection import reference as qkv_projection
 
-OF_A_LAYER = 16
-
 
 def forward(x, weights, eps, cu_seqlens, max_seqlen, num_heads, first_only, states):
-    found, count = [], len(weights) // OF_A_LAYER
-    for layer in range(count):
-        w, b = (weights[layer * OF_A_LAYER + i : (layer + 1) * OF_A_LAYER : 2] for i in (0, 1))
+    found, layers = [], len(weights) // 16
+    for layer in range(layers):
+        tensors = weights[layer::layers]
+        w, b, norms = tensors[:6], tensors[6:12], (tensors[12:14], tensors[14:])
         qkv = qkv_projection.forward(x, *w[:3], *b[:3], num_heads)
         scale = qkv.shape[-1] ** -0.5
         context, _ = attention.forward(qkv, cu_seqlens, max_seqlen, scale, 0.0, None, False)
-        if first_only and layer == count - 1:
+        if first_only and layer == layers - 1:
             x, context = (_first(rows, cu_seqlens) for rows in (x, context))
-        y = _end(context, w[3], b[3], x, w[4], b[4], eps[2 * layer])
-        inner, _ = linear_gelu.forward(y, w[5], b[5], False)
-        x = _end(inner, w[6], b[6], y, w[7], b[7], eps[2 * layer + 1])
+        y = _end(context, w[3], b[3], x, *norms[0], eps[2 * layer])
+        inner, _ = linear_gelu.forward(y, w[4], b[4], False)
+        x = _end(inner, w[5], b[5], y, *norms[1], eps[2 * layer + 1])
         found.append(x)
     return x, torch.stack(found) if states else None
 
