@@ -11,6 +11,7 @@
 #include "attention/op.h"
 #include "common/check.h"
 #include "embedding/op.h"
+#include "encoder/op.h"
 #include "gelu_layernorm/op.h"
 #include "linear_gelu/op.h"
 #include "linear_layernorm/op.h"
@@ -40,6 +41,9 @@
   X(WITH, gelu_layernorm_bwd, GeluLayernormBwd)            \
   X(WITH, masked_cross_entropy_fwd, MaskedCrossEntropyFwd) \
   X(WITH, masked_cross_entropy_bwd, MaskedCrossEntropyBwd)
+#define BF_FOR_EACH_CPU_KERNEL(X, WITH) \
+  BF_FOR_EACH_KERNEL(X, WITH)           \
+  X(WITH, encoder_fwd, EncoderFwd)
 
 namespace py = pybind11;
 
@@ -76,6 +80,11 @@ Number integer(const Path& path, PyObject* value) {
 template <class Struct>
 void fill(const Path& path, Struct& all, PyObject* fields);
 
+template <class T>
+constexpr bool is_list = false;
+template <class T>
+constexpr bool is_list<std::vector<T>> = true;
+
 // A field from what Python passes: an address or size as int (0: no address), a float, a bool, a
 // dtype code, a list of these, or the dict of a nested struct (None: all zero).
 template <class T>
@@ -85,6 +94,11 @@ void set(const Path& path, T& field, PyObject* value) {
     if (!PyList_Check(value) || PyList_GET_SIZE(value) != count)
       refuse(path, "expected a list of " + std::to_string(count));
     for (Py_ssize_t i = 0; i < count; ++i) set(path, field[i], PyList_GET_ITEM(value, i));
+  } else if constexpr (is_list<T>) {
+    if (!PyList_Check(value)) refuse(path, "expected a list");
+    field.resize(PyList_GET_SIZE(value));
+    for (std::size_t i = 0; i < field.size(); ++i)
+      set(path, field[i], PyList_GET_ITEM(value, static_cast<Py_ssize_t>(i)));
   } else if constexpr (std::is_class_v<T>) {
     if (value != Py_None) fill(path, field, value);
   } else if constexpr (std::is_pointer_v<T>) {
@@ -202,7 +216,7 @@ PYBIND11_MODULE(_cuda, m) {
 struct Variant {
   const char* name;
 #define BF_POINTER(_, NAME, PARAMS) void (*NAME)(const PARAMS&);
-  BF_FOR_EACH_KERNEL(BF_POINTER, )
+  BF_FOR_EACH_CPU_KERNEL(BF_POINTER, )
   void (*pack_weight)(const PackWeight&);
   void (*unpack_weight)(const PackWeight&);
   long (*packed_size)(long, long);
@@ -210,9 +224,9 @@ struct Variant {
 };
 
 #define BF_OF(ISA, NAME, PARAMS) ISA::NAME,
-#define BF_VARIANT(ISA)                                                                         \
-  {#ISA, BF_FOR_EACH_KERNEL(BF_OF, ISA) ISA::pack_weight, ISA::unpack_weight, ISA::packed_size, \
-   ISA::fma_peak},
+#define BF_VARIANT(ISA)                                                           \
+  {#ISA, BF_FOR_EACH_CPU_KERNEL(BF_OF, ISA) ISA::pack_weight, ISA::unpack_weight, \
+   ISA::packed_size, ISA::fma_peak},
 const Variant kVariants[] = {BF_FOR_EACH_ISA(BF_VARIANT)};
 
 bool runs_here(const std::string& name) {
@@ -349,7 +363,7 @@ void define(py::module_& m, const char* name, void (*Variant::*kernel)(const Par
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "bertfast's C++ kernels: raw pointers and sizes; call them through bertfast.ops";
-  BF_FOR_EACH_KERNEL(BF_DEFINE, )
+  BF_FOR_EACH_CPU_KERNEL(BF_DEFINE, )
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
   m.def("packed_size", [](long n, long k) { return call(&Variant::packed_size, n, k); });

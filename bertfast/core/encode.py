@@ -9,6 +9,7 @@ weight (`weights.py`) is called instead of being fused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,11 +18,15 @@ from .. import ops
 from ..dispatch import note
 from ..ops import _philox
 from ..ops._seed import draw_seed
+from ..ops.encoder import encoder
 from .batch import PackedBatch, first_rows, one_row_each
 from .linear import linear
 from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
 
 Observer = Callable[[int, Tensor], Tensor]
+_PLAIN = (Linear, Linear, Linear, Linear, Norm, Linear, Linear, Norm)  # of a layer's fields
+# Where the encoder's tensors stand in these fields, laid end to end: weights, their biases, LN (each with its eps).
+_PLACES = (0, 2, 4, 6, 11, 13, 1, 3, 5, 7, 12, 14, 8, 9, 15, 16)
 
 
 def encode_packed(
@@ -47,6 +52,12 @@ def encode_packed(
     x = embed(weights.embeddings, batch, seeds[0][0])  # [T,H]
     if observe is not None:
         x = observe(0, x)
+    found = _in_one_call(weights, x, batch, first_only, observe is not None)
+    if found is not None:
+        out, states = found
+        for index in range(0 if states is None else len(states)):
+            out = observe(index + 1, states[index])
+        return out
     last = len(weights.layers) - 1
     for index, layer in enumerate(weights.layers):
         short = first_only and index == last
@@ -54,6 +65,34 @@ def encode_packed(
         if observe is not None:
             x = observe(index + 1, x)
     return first_rows(x, batch.cu_seqlens) if first_only and last < 0 else x
+
+
+def _in_one_call(
+    weights: BertWeights, x: Tensor, batch: PackedBatch, first_only: bool, states: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """All layers by the operation `encoder`: its results, or None where they have to run one by one."""
+    layers = weights.layers
+    if weights.drops or not layers or not all(map(_is_plain, layers)):
+        return None
+    heads = layers[0].num_heads
+    if any(layer.num_heads != heads for layer in layers):
+        return None
+    flat = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
+    tensors = list(chain.from_iterable(flat[place :: len(_PLACES) + 2] for place in _PLACES))
+    eps = list(chain.from_iterable(zip(flat[10::18], flat[17::18], strict=True)))
+    return encoder(
+        x, tensors, eps, batch.cu_seqlens, batch.max_seqlen,
+        num_heads=heads, first_only=first_only, states=states,
+    )  # fmt: skip
+
+
+def _is_plain(layer: LayerWeights | torch.nn.Module) -> bool:
+    """Whether nothing in the layer was replaced."""
+    return (
+        type(layer) is LayerWeights
+        and tuple(map(type, layer[:8])) == _PLAIN
+        and layer.activation is None
+    )
 
 
 def embed(weights: EmbeddingWeights, batch: PackedBatch, seed: Tensor | None) -> Tensor:

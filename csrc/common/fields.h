@@ -2,6 +2,7 @@
 // each field. The list makes the members, zero unless set, and `each_field`, by which bindings.cpp
 // fills them from what Python passes by the same names.
 #pragma once
+#include <vector>
 
 #define BF_MEMBER(TYPE, NAME) TYPE NAME = {};
 #define BF_VISIT(TYPE, NAME) visit(#NAME, NAME);
@@ -18,6 +19,8 @@ namespace bf {
 
 template <class T>
 using Three = T[3];
+template <class T>
+using List = std::vector<T>;
 
 // Value i of a field: of its list, or the one value that it is.
 template <class T>

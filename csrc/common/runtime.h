@@ -12,6 +12,7 @@ enum class Slot {
   kOperand,
   kRows,
   kSums,
+  kEncoder,
   kCount
 };  // a function that holds one slot may call one that takes another
 void* scratch(std::size_t bytes, Slot slot = Slot::kThreads);

@@ -1,0 +1,248 @@
+// Sequences do not meet anywhere, so a thread takes a group of them through all layers and waits
+// for no other. Where groups of equal work cannot be made, or would be so small that weights are
+// what takes the time, all threads work on one operation after the other. A row's bits are the same
+// either way.
+#include <algorithm>
+#include <exception>
+#include <mutex>
+#include <vector>
+
+#include "attention/op.h"
+#include "common/parallel.h"
+#include "encoder/op.h"
+#include "linear_gelu/op.h"
+#include "linear_layernorm/op.h"
+#include "qkv_projection/op.h"
+
+namespace bf::BF_ISA {
+namespace {
+
+constexpr long kGroupTokens = 512;  // about as many rows' intermediates stay in the last cache
+constexpr long kLeastTokens = 64;   // of a group: fewer wait for the weights
+constexpr double kUneven = 1.06;    // the largest group may take so much more than the mean
+
+struct Group {
+  std::vector<std::int32_t> sequences, starts{0};  // starts in the group, one more than sequences
+  double work = 0;
+  long tokens() const { return starts.back(); }
+};
+
+// Rows on their way through the layers; everything in the dtype of the call.
+struct Stream {
+  const char* x;  // [tokens, hidden]
+  char* out;      // of the last layer
+  char *y, *qkv, *context, *inner, *first, *next;
+  const std::int32_t* cu_seqlens;
+  long tokens, sequences;
+  int threads;
+};
+
+struct Encoder {
+  const EncoderFwd& p;
+  long width = p.heads * p.head_size, size = dtype_bytes(p.dtype), row = p.hidden * size;
+
+  const void* weight(long layer, int which) const { return p.weights[which * p.layers + layer]; }
+
+  template <class Op>
+  Op linear(const Stream& s, const void* x, long rows, long n, long k) const {
+    Op q;
+    q.x = x, q.rows = rows, q.n = n, q.k = k, q.x_stride = k;
+    q.dtype = q.weight_dtype = p.dtype, q.threads = s.threads;
+    return q;
+  }
+
+  void project_qkv(const Stream& s, long layer) const {
+    auto q = linear<QkvProjectionFwd>(s, s.x, s.tokens, width, p.hidden);
+    for (int i = 0; i < 3; ++i) {
+      q.weight[i] = weight(layer, kQuery + i), q.bias[i] = weight(layer, kBias + kQuery + i);
+      q.weight_stride[i] = p.prepacked ? 0 : p.hidden;
+    }
+    q.out = s.qkv;
+    qkv_projection_fwd(q);
+  }
+
+  void attend(const Stream& s) const {
+    AttentionFwd q;
+    q.qkv = s.qkv, q.cu_seqlens = s.cu_seqlens, q.out = s.context;
+    q.tokens = s.tokens, q.sequences = s.sequences, q.heads = p.heads, q.head_size = p.head_size;
+    q.qkv_stride = 3 * width, q.scale = p.scale, q.dtype = p.dtype, q.threads = s.threads;
+    attention_fwd(q);
+  }
+
+  // LN(residual + x weight^T + bias): `which` is the product, `norm` the LN.
+  void end_half(const Stream& s, long layer, int which, int norm, const void* x,
+                const void* residual, void* out, long rows, long k) const {
+    auto q = linear<LinearLayernormFwd>(s, x, rows, p.hidden, k);
+    q.weight = weight(layer, which), q.bias = weight(layer, kBias + which);
+    q.weight_stride = p.prepacked ? 0 : k;
+    q.ln_weight = weight(layer, norm), q.ln_bias = weight(layer, norm + 1);
+    q.residual = residual, q.residual_stride = p.hidden, q.out = out, q.ln_dtype = p.dtype;
+    q.eps = p.eps[2 * layer + (norm == kNorm)];
+    linear_layernorm_fwd(q);
+  }
+
+  void activate(const Stream& s, long layer, long rows) const {
+    auto q = linear<LinearGeluFwd>(s, s.y, rows, p.inner, p.hidden);
+    q.weight = weight(layer, kInner), q.bias = weight(layer, kBias + kInner);
+    q.weight_stride = p.prepacked ? 0 : p.hidden;
+    q.out = s.inner;
+    linear_gelu_fwd(q);
+  }
+
+  // The first row of every sequence; zeros for an empty one.
+  void first_rows(const Stream& s, const char* from, long bytes, char* to) const {
+    for (long i = 0; i < s.sequences; ++i, to += bytes)
+      if (s.cu_seqlens[i + 1] > s.cu_seqlens[i])
+        std::memcpy(to, from + s.cu_seqlens[i] * bytes, bytes);
+      else
+        std::memset(to, 0, bytes);
+  }
+
+  // done(layer, rows of its output) after every layer.
+  template <class Done>
+  void run(Stream s, Done done) const {
+    for (long layer = 0; layer < p.layers; ++layer) {
+      const bool last = layer + 1 == p.layers;
+      project_qkv(s, layer);
+      attend(s);
+      const char *context = s.context, *residual = s.x;
+      long rows = s.tokens;
+      if (last && p.first_only) {
+        rows = s.sequences;
+        first_rows(s, s.context, width * size, s.inner);  // which is free here
+        first_rows(s, s.x, row, s.first);
+        std::memcpy(s.context, s.inner, rows * width * size);
+        residual = s.first;
+      }
+      end_half(s, layer, kOut, kOutNorm, context, residual, s.y, rows, width);
+      activate(s, layer, rows);
+      char* out = last ? s.out : s.next;
+      end_half(s, layer, kOuter, kNorm, s.inner, s.y, out, rows, p.inner);
+      done(layer, out);
+      s.x = out;
+    }
+  }
+
+  // Memory of a stream of so many tokens and sequences, behind x and out.
+  void carve(Carver& c, Stream& s, long tokens, long sequences) const {
+    const long rows = std::max(tokens, sequences);  // with empty sequences there are more of these
+    s.y = c.take<char>(rows * row);
+    s.next = c.take<char>(rows * row);
+    s.qkv = c.take<char>(tokens * 3 * width * size);
+    s.context = c.take<char>(rows * width * size);
+    s.inner = c.take<char>(rows * std::max(p.inner, width) * size);
+    s.first = c.take<char>(sequences * row);
+  }
+
+  // All threads on every operation.
+  void together() const {
+    Stream s{};
+    Carver size;
+    carve(size, s, p.tokens, p.sequences);
+    Carver memory{static_cast<char*>(scratch(size.used, Slot::kEncoder)), 0};
+    carve(memory, s, p.tokens, p.sequences);
+    s.x = static_cast<const char*>(p.x), s.out = static_cast<char*>(p.out);
+    s.cu_seqlens = p.cu_seqlens, s.tokens = p.tokens, s.sequences = p.sequences;
+    s.threads = p.threads;
+    run(s, [&](long layer, const char* rows) {
+      if (p.states) std::memcpy(state(layer), rows, p.tokens * row);
+    });
+  }
+
+  char* state(long layer) const { return static_cast<char*>(p.states) + layer * p.tokens * row; }
+
+  void one_group(const Group& group, Stream s) const {
+    char* x = const_cast<char*>(s.x);
+    const auto each = [&](auto body) {
+      for (std::size_t i = 0; i < group.sequences.size(); ++i)
+        body(group.starts[i] * row, p.cu_seqlens[group.sequences[i]] * row,
+             (group.starts[i + 1] - group.starts[i]) * row);
+    };
+    each([&](long here, long there, long bytes) {
+      std::memcpy(x + here, static_cast<const char*>(p.x) + there, bytes);
+    });
+    s.cu_seqlens = group.starts.data();
+    s.tokens = group.tokens(), s.sequences = static_cast<long>(group.sequences.size());
+    run(s, [&](long layer, const char* rows) {
+      if (p.states)
+        each([&](long here, long there, long bytes) {
+          std::memcpy(state(layer) + there, rows + here, bytes);
+        });
+    });
+    char* out = static_cast<char*>(p.out);
+    if (p.first_only)
+      for (std::size_t i = 0; i < group.sequences.size(); ++i)
+        std::memcpy(out + group.sequences[i] * row, s.out + i * row, row);
+    else
+      each([&](long here, long there, long bytes) {
+        std::memcpy(out + there, s.out + here, bytes);
+      });
+  }
+
+  // A group a task. What a kernel throws on another thread is thrown here.
+  void apart(const std::vector<Group>& groups) const {
+    long tokens = 0, sequences = 0;
+    for (const Group& group : groups) {
+      tokens = std::max(tokens, group.tokens());
+      sequences = std::max(sequences, static_cast<long>(group.sequences.size()));
+    }
+    const auto lay_out = [&](Carver& c) {
+      Stream s{};
+      const long rows = std::max(tokens, sequences);
+      s.x = c.take<char>(rows * row);
+      s.out = c.take<char>(rows * row);
+      carve(c, s, tokens, sequences);
+      s.threads = 1;
+      return s;
+    };
+    Carver size;
+    lay_out(size);
+    char* memory = static_cast<char*>(scratch(size.used * p.threads, Slot::kEncoder));
+    std::exception_ptr error;
+    std::mutex guard;
+    parallel_tasks(p.threads, static_cast<long>(groups.size()), [&](long i, int thread) {
+      try {
+        Carver mine{memory + thread * size.used, 0};
+        one_group(groups[i], lay_out(mine));
+      } catch (...) {
+        const std::lock_guard<std::mutex> hold(guard);
+        error = std::current_exception();
+      }
+    });
+    if (error) std::rethrow_exception(error);
+  }
+
+  // Groups of about equal work, or none. The longest sequence goes first to the least group.
+  std::vector<Group> groups() const {
+    if (p.cu_seqlens[p.sequences] != p.tokens) return {};  // rows of no sequence
+    const long turns = ceil_div(p.tokens, p.threads * kGroupTokens), count = turns * p.threads;
+    if (p.threads == 1 && turns == 1) return {};
+    if (p.sequences < count || p.tokens < count * kLeastTokens) return {};
+    std::vector<std::int32_t> order(p.sequences);
+    longest_first(p.cu_seqlens, p.sequences, order.data());
+    std::vector<Group> found(count);
+    const double products = 2.0 * p.hidden * (4 * width + 2 * p.inner), attention = 8.0 * width;
+    double all = 0, most = 0;
+    for (const std::int32_t sequence : order) {
+      const long length = p.cu_seqlens[sequence + 1] - p.cu_seqlens[sequence];
+      const double work = length * (products + attention * length);
+      Group& least =
+          *std::min_element(found.begin(), found.end(),
+                            [](const Group& a, const Group& b) { return a.work < b.work; });
+      least.sequences.push_back(sequence);
+      least.starts.push_back(static_cast<std::int32_t>(least.tokens() + length));
+      all += work, most = std::max(most, least.work += work);
+    }
+    return most * count > kUneven * all ? std::vector<Group>() : found;
+  }
+};
+
+}  // namespace
+
+void encoder_fwd(const EncoderFwd& p) {
+  const Encoder encoder{p};
+  const std::vector<Group> groups = encoder.groups();
+  groups.empty() ? encoder.together() : encoder.apart(groups);
+}
+
+}  // namespace bf::BF_ISA

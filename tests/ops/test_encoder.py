@@ -1,0 +1,224 @@
+"""All layers in one call: the bits of the operations one by one, and a reason wherever these have to be called."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bertfast import dispatch, extension
+from bertfast.core import encode
+from bertfast.core.batch import pack_rows
+from bertfast.core.weights import BertWeights, example_weights, prepack_layers
+from bertfast.errors import ArgumentError, UnsupportedError
+from bertfast.ops.encoder import encoder, reference
+from harness import near, seeds
+
+pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
+BATCHES = {
+    "one token": [1],
+    "one": [23],
+    "even": [40, 40, 40, 40, 40, 40],  # groups of sequences, a thread each
+    "ragged": [64, 3, 17, 40, 9, 52, 31, 28, 60, 2],
+    "uneven": [64, 2],
+    "long": [60] * 40,  # several groups a thread
+    "empty sequences": [0, 30, 0, 60, 64, 55, 0],
+}
+
+
+def layers_of(dtype=torch.float32, count=3) -> BertWeights:
+    """An encoder whose attention has another width than its hidden states, as after pruning of heads."""
+    weights, _ = example_weights("cpu", layers=count)
+    return weights._replace(layers=[_narrowed(layer, dtype) for layer in weights.layers])
+
+
+def _narrowed(layer, dtype):
+    def cut(part, rows=None, columns=None):
+        tensors = part.weight[:rows, :columns] if part.weight.ndim == 2 else part.weight, part.bias
+        tensors = tensors[0], tensors[1][:rows]
+        return part._replace(weight=tensors[0].to(dtype).contiguous(), bias=tensors[1].to(dtype))
+
+    parts = {name: cut(getattr(layer, name), rows=64) for name in ("query", "key", "value")}
+    parts["out"] = cut(layer.out, columns=64)
+    parts |= {name: cut(getattr(layer, name)) for name in ("out_norm", "inner", "outer", "norm")}
+    return layer._replace(**parts, num_heads=2)
+
+
+def stream(lengths, dtype=torch.float32):
+    """(hidden states [T,96], the batch)."""
+    batch = pack_rows([[1] * length for length in lengths], "cpu")
+    return torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(dtype), batch
+
+
+def together(weights, x, batch, first_only=False, states=False):
+    """By the operation `encoder`."""
+    found = encode._in_one_call(weights, x, batch, first_only, states)
+    assert found is not None
+    return found
+
+
+def one_by_one(weights, x, batch, first_only=False):
+    """Each layer's output."""
+    found = []
+    for index, layer in enumerate(weights.layers):
+        last = index + 1 == len(weights.layers)
+        x = encode.encode_layer(layer, x, batch, (None, None, None), first_only and last)
+        found.append(x)
+    return found
+
+
+@pytest.fixture(params=[1, 2, 3], ids="{}-threads".format)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
+def test_equal_bits(lengths, dtype, threads):
+    weights = layers_of(dtype)
+    x, batch = stream(lengths, dtype)
+    expected = one_by_one(weights, x, batch)
+    out, states = together(weights, x, batch, states=True)
+    assert torch.equal(states, torch.stack(expected))
+    assert torch.equal(out, expected[-1])
+    first, none = together(weights, x, batch, first_only=True)
+    assert none is None
+    assert torch.equal(first, one_by_one(weights, x, batch, first_only=True)[-1])
+    prepack_layers(weights.layers)
+    assert torch.equal(together(weights, x, batch)[0], expected[-1])
+
+
+@torch.no_grad()
+def test_rows_of_no_sequence(threads):
+    weights = layers_of()
+    x, batch = stream([40] * 6)
+    batch = batch._replace(cu_seqlens=batch.cu_seqlens[:-1])
+    assert torch.equal(together(weights, x, batch)[0], one_by_one(weights, x, batch)[-1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_accuracy(dtype, first_only):
+    weights = layers_of(dtype)
+    x, batch = stream(BATCHES["empty sequences"], dtype)
+    call = (weights, x, batch, first_only, not first_only)
+    out, states = together(*call)
+
+    def definition(dtype):
+        tensors = [t.to(dtype) for t in tensors_of(weights)]
+        eps = [1e-12] * 6
+        starts = batch.cu_seqlens
+        arguments = (tensors, eps, starts, batch.max_seqlen, 2, first_only, not first_only)
+        return reference.forward(x.to(dtype), *arguments)
+
+    near("encoder", [out, states], definition(torch.float64), definition(dtype))
+
+
+def tensors_of(weights):
+    """In the order of the operation: products, their biases, LN; of all layers one after the other."""
+    parts = [[layer[i] for layer in weights.layers] for i in range(8)]
+    products = [parts[i] for i in (0, 1, 2, 3, 5, 6)]
+    columns = [[p[j] for p in part] for j in (0, 1) for part in products]
+    columns += [[p[j] for p in part] for part in (parts[4], parts[7]) for j in (0, 1)]
+    return [t for column in columns for t in column]
+
+
+def call_of(weights, x, batch):
+    return (
+        x,
+        tensors_of(weights),
+        [1e-12] * 2 * len(weights.layers),
+        batch.cu_seqlens,
+        batch.max_seqlen,
+    )
+
+
+def changed(index, change):
+    """A way to make one tensor of the layers another."""
+
+    def run(tensors):
+        tensors[index] = change(tensors[index])
+
+    return run
+
+
+ODD = {
+    "a gradient is wanted": changed(25, lambda t: t.requires_grad_()),
+    "its weights are not in one dtype": changed(20, lambda t: t.bfloat16()),
+    "its layers are not alike": changed(13, lambda t: t[:-1]),
+    "its layers are not alike ": changed(40, lambda t: t[:-1]),
+    "a weight is not contiguous": changed(1, lambda t: t.t().contiguous().t()),
+    "a weight is not on the CPU": changed(47, lambda t: t.to("meta")),
+    "some weights are prepacked, others are not": changed(6, lambda t: _prepacked(t)),
+}
+
+
+def _prepacked(weight):
+    from bertfast.ops._weights import prepack
+
+    return prepack(weight)
+
+
+@pytest.mark.parametrize("reason", ODD)
+def test_what_it_leaves_to_the_operations(reason):
+    weights = layers_of()
+    x, *rest = call_of(weights, *stream([5, 4]))
+    ODD[reason](rest[0])
+    with dispatch.record() as log:
+        assert encoder(x, *rest, num_heads=2) is None
+    assert [(c.operation, c.backend, c.reasons) for c in log] == [
+        ("encoder", "by layers", {"cpu": reason.strip()})
+    ]
+
+
+@torch.no_grad()
+def test_moments_that_ask_for_the_operations():
+    weights = layers_of()
+    call = call_of(weights, *stream([5, 4]))
+    for around, reason in (
+        (dispatch.use_backend("reference"), "reference was asked for"),
+        (torch.autocast("cpu"), "autocast is on"),
+    ):
+        with around, dispatch.record() as log:
+            assert encoder(*call, num_heads=2) is None
+        assert log[0].reasons == {"cpu": reason}
+
+
+def test_wrong_arguments():
+    x, tensors, eps, starts, longest = call_of(layers_of(), *stream([5, 4]))
+    with pytest.raises(ArgumentError, match="cu_seqlens"):
+        encoder(x, tensors, eps, torch.tensor([0, 12], dtype=torch.int32), longest, num_heads=2)
+    with pytest.raises(ArgumentError, match="max_seqlen"):
+        encoder(x, tensors, eps, starts, 3, num_heads=2)
+
+
+def test_another_instruction_set():
+    weights = layers_of()
+    prepack_layers(weights.layers)
+    call = call_of(weights, *stream([5, 4]))
+    before = extension.cpu.variant()
+    extension.cpu.set_variant("baseline")
+    try:
+        if before == "baseline":
+            pytest.skip("this machine has one instruction set")
+        with pytest.raises(UnsupportedError, match="prepacked for the instruction set"):
+            encoder(*call, num_heads=2)
+    finally:
+        extension.cpu.set_variant(before)
+
+
+@torch.no_grad()
+def test_a_write_shows_in_the_next_call():
+    weights = layers_of()
+    x, batch = stream([5, 4])
+    first = together(weights, x, batch)[0].clone()
+    for tensor in tensors_of(weights):
+        tensor.view(-1).numpy()[0] += 1
+        second = together(weights, x, batch)[0]
+        assert not torch.equal(first, second)
+        assert torch.equal(second, one_by_one(weights, x, batch)[-1])
+        first = second.clone()
