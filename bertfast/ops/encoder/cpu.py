@@ -10,7 +10,6 @@ from ... import extension
 from .._weights import PrepackedParameter
 
 PRODUCTS, OF_A_LAYER = 6, 16  # weights of products, tensors
-_shape, _dtype, _is_cpu = (getattr(Tensor, name).__get__ for name in ("shape", "dtype", "is_cpu"))
 
 
 def supports(call) -> str | None:
@@ -33,7 +32,7 @@ def supports(call) -> str | None:
         shapes = [(weight.packed.n, weight.packed.k) for weight in products]
         products = _buffers(products)
     else:
-        shapes = list(map(_shape, products))
+        shapes = [weight.shape for weight in products]
     hidden, width, inner = x.shape[1], shapes[0][0], shapes[4 * layers][0]
     rows = ((width, hidden),) * 3 + ((hidden, width), (inner, hidden), (hidden, inner))
     sizes = (width,) * 3 + (hidden, inner) + (hidden,) * 5
@@ -45,11 +44,11 @@ def supports(call) -> str | None:
     if not alike:
         return "its layers are not alike"
     read = [*products, *vectors]
-    if set(map(_dtype, read)) != {x.dtype}:
+    if {tensor.dtype for tensor in read} != {x.dtype}:
         return "its weights are not in one dtype"
     if not all(map(Tensor.is_contiguous, read)):
         return "a weight is not contiguous"
-    return None if all(map(_is_cpu, read)) else "a weight is not on the CPU"
+    return None if {tensor.is_cpu for tensor in read} == {True} else "a weight is not on the CPU"
 
 
 def forward(
