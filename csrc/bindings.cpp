@@ -83,7 +83,7 @@ void fill(const Path& path, Struct& all, PyObject* fields);
 template <class T>
 constexpr bool is_list = false;
 template <class T>
-constexpr bool is_list<std::vector<T>> = true;
+constexpr bool is_list<List<T>> = true;
 
 // A field from what Python passes: an address or size as int (0: no address), a float, a bool, a
 // dtype code, a list of these, or the dict of a nested struct (None: all zero).
@@ -96,9 +96,10 @@ void set(const Path& path, T& field, PyObject* value) {
     for (Py_ssize_t i = 0; i < count; ++i) set(path, field[i], PyList_GET_ITEM(value, i));
   } else if constexpr (is_list<T>) {
     if (!PyList_Check(value)) refuse(path, "expected a list");
-    field.resize(PyList_GET_SIZE(value));
-    for (std::size_t i = 0; i < field.size(); ++i)
-      set(path, field[i], PyList_GET_ITEM(value, static_cast<Py_ssize_t>(i)));
+    field.size = PyList_GET_SIZE(value);
+    delete[] field.data;
+    field.data = new std::remove_pointer_t<decltype(field.data)>[field.size]();
+    for (long i = 0; i < field.size; ++i) set(path, field.data[i], PyList_GET_ITEM(value, i));
   } else if constexpr (std::is_class_v<T>) {
     if (value != Py_None) fill(path, field, value);
   } else if constexpr (std::is_pointer_v<T>) {
@@ -154,17 +155,17 @@ void check_beside(const Path& path, const char* name, DType given, DType dtype, 
 }
 
 template <class Params>
-auto check_ln_dtype(const Path& path, const Params& p) -> decltype(p.ln_dtype, void()) {
-  check_beside(path, "ln_dtype", p.ln_dtype, p.dtype, true);
+auto check_ln_dtype(const Path& path, const Params* p) -> decltype(p->ln_dtype, void()) {
+  check_beside(path, "ln_dtype", p->ln_dtype, p->dtype, true);
 }
 void check_ln_dtype(...) {}
 
 template <class Params>
-auto check_weight_dtype(const Path& path, const Params& p) -> decltype(p.weight_dtype, void()) {
+auto check_weight_dtype(const Path& path, const Params* p) -> decltype(p->weight_dtype, void()) {
 #ifdef BF_CUDA
-  check_beside(path, "weight_dtype", p.weight_dtype, p.dtype, false);
+  check_beside(path, "weight_dtype", p->weight_dtype, p->dtype, false);
 #else
-  check_beside(path, "weight_dtype", p.weight_dtype, p.dtype, true);
+  check_beside(path, "weight_dtype", p->weight_dtype, p->dtype, true);
 #endif
 }
 void check_weight_dtype(...) {}
@@ -174,8 +175,8 @@ Params params_of(const char* kernel, const py::dict& fields) {
   const Path path{kernel};
   Params params;
   fill(path, params, fields.ptr());
-  check_ln_dtype(path, params);
-  check_weight_dtype(path, params);
+  check_ln_dtype(path, &params);
+  check_weight_dtype(path, &params);
   return params;
 }
 

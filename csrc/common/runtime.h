@@ -13,6 +13,7 @@ enum class Slot {
   kRows,
   kSums,
   kEncoder,
+  kGroups,
   kCount
 };  // a function that holds one slot may call one that takes another
 void* scratch(std::size_t bytes, Slot slot = Slot::kThreads);

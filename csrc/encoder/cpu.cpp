@@ -2,14 +2,9 @@
 // for no other. Where groups of equal work cannot be made, or would be so small that weights are
 // what takes the time, all threads work on one operation after the other. A row's bits are the same
 // either way.
-#include <algorithm>
-#include <exception>
-#include <mutex>
-#include <vector>
-
 #include "attention/op.h"
 #include "common/parallel.h"
-#include "encoder/op.h"
+#include "encoder/groups.h"
 #include "linear_gelu/op.h"
 #include "linear_layernorm/op.h"
 #include "qkv_projection/op.h"
@@ -17,15 +12,7 @@
 namespace bf::BF_ISA {
 namespace {
 
-constexpr long kGroupTokens = 512;  // about as many rows' intermediates stay in the last cache
-constexpr long kLeastTokens = 64;   // of a group: fewer wait for the weights
-constexpr double kUneven = 1.06;    // the largest group may take so much more than the mean
-
-struct Group {
-  std::vector<std::int32_t> sequences, starts{0};  // starts in the group, one more than sequences
-  double work = 0;
-  long tokens() const { return starts.back(); }
-};
+BF_INLINE long larger(long a, long b) { return a > b ? a : b; }
 
 // Rows on their way through the layers; everything in the dtype of the call.
 struct Stream {
@@ -41,7 +28,9 @@ struct Encoder {
   const EncoderFwd& p;
   long width = p.heads * p.head_size, size = dtype_bytes(p.dtype), row = p.hidden * size;
 
-  const void* weight(long layer, int which) const { return p.weights[which * p.layers + layer]; }
+  const void* weight(long layer, int which) const {
+    return p.weights.data[which * p.layers + layer];
+  }
 
   template <class Op>
   Op linear(const Stream& s, const void* x, long rows, long n, long k) const {
@@ -77,7 +66,7 @@ struct Encoder {
     q.weight_stride = p.prepacked ? 0 : k;
     q.ln_weight = weight(layer, norm), q.ln_bias = weight(layer, norm + 1);
     q.residual = residual, q.residual_stride = p.hidden, q.out = out, q.ln_dtype = p.dtype;
-    q.eps = p.eps[2 * layer + (norm == kNorm)];
+    q.eps = p.eps.data[2 * layer + (norm == kNorm)];
     linear_layernorm_fwd(q);
   }
 
@@ -125,12 +114,12 @@ struct Encoder {
 
   // Memory of a stream of so many tokens and sequences, behind x and out.
   void carve(Carver& c, Stream& s, long tokens, long sequences) const {
-    const long rows = std::max(tokens, sequences);  // with empty sequences there are more of these
+    const long rows = larger(tokens, sequences);  // with empty sequences there are more of these
     s.y = c.take<char>(rows * row);
     s.next = c.take<char>(rows * row);
     s.qkv = c.take<char>(tokens * 3 * width * size);
     s.context = c.take<char>(rows * width * size);
-    s.inner = c.take<char>(rows * std::max(p.inner, width) * size);
+    s.inner = c.take<char>(rows * larger(p.inner, width) * size);
     s.first = c.take<char>(sequences * row);
   }
 
@@ -139,7 +128,7 @@ struct Encoder {
     Stream s{};
     Carver size;
     carve(size, s, p.tokens, p.sequences);
-    Carver memory{static_cast<char*>(scratch(size.used, Slot::kEncoder)), 0};
+    Carver memory{take(size.used), 0};
     carve(memory, s, p.tokens, p.sequences);
     s.x = static_cast<const char*>(p.x), s.out = static_cast<char*>(p.out);
     s.cu_seqlens = p.cu_seqlens, s.tokens = p.tokens, s.sequences = p.sequences;
@@ -151,89 +140,70 @@ struct Encoder {
 
   char* state(long layer) const { return static_cast<char*>(p.states) + layer * p.tokens * row; }
 
-  void one_group(const Group& group, Stream s) const {
-    char* x = const_cast<char*>(s.x);
-    const auto each = [&](auto body) {
-      for (std::size_t i = 0; i < group.sequences.size(); ++i)
-        body(group.starts[i] * row, p.cu_seqlens[group.sequences[i]] * row,
-             (group.starts[i + 1] - group.starts[i]) * row);
-    };
-    each([&](long here, long there, long bytes) {
+  // Calls body(place in the group, place in the batch, bytes) for the rows of each sequence.
+  template <class Body>
+  void each_sequence(const Groups& groups, long group, Body body) const {
+    const std::int32_t* starts = groups.starts + groups.first[group] + group;
+    for (long i = groups.first[group]; i < groups.first[group + 1]; ++i, ++starts)
+      body(*starts * row, p.cu_seqlens[groups.order[i]] * row, (starts[1] - *starts) * row);
+  }
+
+  void one_group(const Groups& groups, long group, Stream s) const {
+    const long begin = groups.first[group];
+    s.sequences = groups.first[group + 1] - begin;
+    s.cu_seqlens = groups.starts + begin + group;
+    s.tokens = s.cu_seqlens[s.sequences];
+    char *x = const_cast<char*>(s.x), *out = static_cast<char*>(p.out);
+    each_sequence(groups, group, [&](long here, long there, long bytes) {
       std::memcpy(x + here, static_cast<const char*>(p.x) + there, bytes);
     });
-    s.cu_seqlens = group.starts.data();
-    s.tokens = group.tokens(), s.sequences = static_cast<long>(group.sequences.size());
     run(s, [&](long layer, const char* rows) {
-      if (p.states)
-        each([&](long here, long there, long bytes) {
-          std::memcpy(state(layer) + there, rows + here, bytes);
-        });
+      if (!p.states) return;
+      each_sequence(groups, group, [&](long here, long there, long bytes) {
+        std::memcpy(state(layer) + there, rows + here, bytes);
+      });
     });
-    char* out = static_cast<char*>(p.out);
     if (p.first_only)
-      for (std::size_t i = 0; i < group.sequences.size(); ++i)
-        std::memcpy(out + group.sequences[i] * row, s.out + i * row, row);
+      for (long i = 0; i < s.sequences; ++i)
+        std::memcpy(out + groups.order[begin + i] * row, s.out + i * row, row);
     else
-      each([&](long here, long there, long bytes) {
+      each_sequence(groups, group, [&](long here, long there, long bytes) {
         std::memcpy(out + there, s.out + here, bytes);
       });
   }
 
-  // A group a task. What a kernel throws on another thread is thrown here.
-  void apart(const std::vector<Group>& groups) const {
-    long tokens = 0, sequences = 0;
-    for (const Group& group : groups) {
-      tokens = std::max(tokens, group.tokens());
-      sequences = std::max(sequences, static_cast<long>(group.sequences.size()));
-    }
+  // A group a task. Kernels take scratch memory of the thread that they run on.
+  void apart(const Groups& groups) const {
     const auto lay_out = [&](Carver& c) {
       Stream s{};
-      const long rows = std::max(tokens, sequences);
+      const long rows = larger(groups.tokens, groups.sequences);
       s.x = c.take<char>(rows * row);
       s.out = c.take<char>(rows * row);
-      carve(c, s, tokens, sequences);
+      carve(c, s, groups.tokens, groups.sequences);
       s.threads = 1;
       return s;
     };
     Carver size;
     lay_out(size);
-    char* memory = static_cast<char*>(scratch(size.used * p.threads, Slot::kEncoder));
-    std::exception_ptr error;
-    std::mutex guard;
-    parallel_tasks(p.threads, static_cast<long>(groups.size()), [&](long i, int thread) {
+    char* memory = take(size.used * p.threads);
+    bool failed = false;
+    parallel_tasks(p.threads, groups.count, [&](long i, int thread) {
       try {
         Carver mine{memory + thread * size.used, 0};
-        one_group(groups[i], lay_out(mine));
-      } catch (...) {
-        const std::lock_guard<std::mutex> hold(guard);
-        error = std::current_exception();
+        one_group(groups, i, lay_out(mine));
+      } catch (...) {  // no memory; nothing may be thrown through a parallel region
+        __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
       }
     });
-    if (error) std::rethrow_exception(error);
+    if (failed) no_memory_for_groups(size.used * p.threads, p.tokens);
   }
 
-  // Groups of about equal work, or none. The longest sequence goes first to the least group.
-  std::vector<Group> groups() const {
-    if (p.cu_seqlens[p.sequences] != p.tokens) return {};  // rows of no sequence
-    const long turns = ceil_div(p.tokens, p.threads * kGroupTokens), count = turns * p.threads;
-    if (p.threads == 1 && turns == 1) return {};
-    if (p.sequences < count || p.tokens < count * kLeastTokens) return {};
-    std::vector<std::int32_t> order(p.sequences);
-    longest_first(p.cu_seqlens, p.sequences, order.data());
-    std::vector<Group> found(count);
-    const double products = 2.0 * p.hidden * (4 * width + 2 * p.inner), attention = 8.0 * width;
-    double all = 0, most = 0;
-    for (const std::int32_t sequence : order) {
-      const long length = p.cu_seqlens[sequence + 1] - p.cu_seqlens[sequence];
-      const double work = length * (products + attention * length);
-      Group& least =
-          *std::min_element(found.begin(), found.end(),
-                            [](const Group& a, const Group& b) { return a.work < b.work; });
-      least.sequences.push_back(sequence);
-      least.starts.push_back(static_cast<std::int32_t>(least.tokens() + length));
-      all += work, most = std::max(most, least.work += work);
+  char* take(long bytes) const {
+    try {
+      return static_cast<char*>(scratch(bytes, Slot::kEncoder));
+    } catch (...) {
+      no_memory_for_groups(bytes, p.tokens);
     }
-    return most * count > kUneven * all ? std::vector<Group>() : found;
   }
 };
 
@@ -241,8 +211,8 @@ struct Encoder {
 
 void encoder_fwd(const EncoderFwd& p) {
   const Encoder encoder{p};
-  const std::vector<Group> groups = encoder.groups();
-  groups.empty() ? encoder.together() : encoder.apart(groups);
+  const Groups groups = make_groups(p);
+  groups.count ? encoder.apart(groups) : encoder.together();
 }
 
 }  // namespace bf::BF_ISA
