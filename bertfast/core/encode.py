@@ -52,7 +52,7 @@ def encode_packed(
     x = embed(weights.embeddings, batch, seeds[0][0])  # [T,H]
     if observe is not None:
         x = observe(0, x)
-    found = _in_one_call(weights, x, batch, first_only, observe is not None)
+    found = encode_layers(weights, x, batch, first_only, observe is not None)
     if found is not None:
         out, states = found
         for index in range(0 if states is None else len(states)):
@@ -67,10 +67,18 @@ def encode_packed(
     return first_rows(x, batch.cu_seqlens) if first_only and last < 0 else x
 
 
-def _in_one_call(
-    weights: BertWeights, x: Tensor, batch: PackedBatch, first_only: bool, states: bool
+def encode_layers(
+    weights: BertWeights,
+    x: Tensor,
+    batch: PackedBatch,
+    first_only: bool = False,
+    states: bool = False,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """All layers by the operation `encoder`: its results, or None where they have to run one by one."""
+    """All layers in one native call, from the embeddings' output [T,H].
+
+    Returns: the last layer's output, as `encode_packed`, and with `states` each layer's [L,T,H], else None; None alone
+    where layers have to run one by one (`ops.encoder` records why; not where something in them was replaced).
+    """
     layers = weights.layers
     if weights.drops or not layers or not all(map(_is_plain, layers)):
         return None

@@ -17,6 +17,9 @@ loader.exec_module(module)
 sys.modules["bertfast._cpu"] = module  # before anything of bertfast asks for it
 
 from bertfast import dispatch, extension  # noqa: E402
+from bertfast.core.batch import pack_rows  # noqa: E402
+from bertfast.core.encode import encode_packed  # noqa: E402
+from bertfast.core.weights import example_weights  # noqa: E402
 from bertfast.ops import _weights  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -56,4 +59,17 @@ for n, k in ((1, 1), (33, 7), (384, 65)):
         with dispatch.use_backend("cpu"):
             plain = public("linear_gelu")(x, weight, bias)
             assert plain.equal(public("linear_gelu")(x, _weights.prepack(weight), bias))
+bert, _ = example_weights("cpu")
+for lengths in (
+    [1],
+    [64, 2],
+    [40] * 6,
+    [60] * 40,
+    [0, 30, 0, 60, 64, 55, 0],
+):  # together, and in groups
+    batch = pack_rows([[1] * length for length in lengths], "cpu")
+    with torch.no_grad(), dispatch.record() as log:
+        encode_packed(bert, batch, observe=lambda index, x: x)
+        encode_packed(bert, batch, first_only=True)
+    assert [choice.backend for choice in log if choice.operation == "encoder"] == ["cpu", "cpu"]
 print("clean")

@@ -51,7 +51,7 @@ def stream(lengths, dtype=torch.float32):
 
 def together(weights, x, batch, first_only=False, states=False):
     """By the operation `encoder`."""
-    found = encode._in_one_call(weights, x, batch, first_only, states)
+    found = encode.encode_layers(weights, x, batch, first_only, states)
     assert found is not None
     return found
 
