@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .report import BY_NAME, names
+from .report import BY_NAME, TITLES, names
 
 THEMES = {"light": "#1f2328", "dark": "#e6edf3"}  # of text, on a transparent ground
 COLOURS = {"ours": "#d9480f", "fp32": "#5c7cbf", "int8": "#8a8f98"}
@@ -42,8 +42,9 @@ def _draw(shapes: dict) -> object:
         for panel, load in zip(line, loads, strict=True):
             figures = found["loads"].get(load, {}).get("contenders", {})
             _bars(panel, contenders, figures)
-            panel.set_title(f"{shape}, {load}", fontsize=8)
+            panel.set_title(f"{TITLES[shape]}, {load}", fontsize=8)
         line[0].set_yticks(range(len(contenders)), contenders)
+        line[0].tick_params(length=0)
     handles = [figure.patch.__class__((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
     labels = ["bertfast, fp32", "other engines, fp32", "other engines, int8"]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

@@ -10,6 +10,7 @@ from statistics import median
 from .contenders import CONTENDERS
 
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
+TITLES = {"minilm-l6": "MiniLM-L6", "base": "BERT-base"}
 
 
 def write(results: dict, folder: Path) -> None:
@@ -46,7 +47,7 @@ def _lines(results: dict) -> Iterator[str]:
     if "given_up" in results:
         yield f"\n**Given up, so incomplete**: {results['given_up']}."
     for shape, found in results["models"].items():
-        yield f"\n### {shape}\n"
+        yield f"\n### {TITLES[shape]}\n"
         yield from _times(found)
         yield ""
         yield from _accuracy_and_memory(found)
@@ -55,7 +56,7 @@ def _lines(results: dict) -> Iterator[str]:
         yield f"- {name} left out: {reason}."
     for shape, found in results["models"].items():
         for name, reason in _failures(found):
-            yield f"- {name} failed ({shape}): {reason}."
+            yield f"- {name} failed ({TITLES[shape]}): {reason}."
 
 
 def _times(found: dict) -> Iterator[str]:

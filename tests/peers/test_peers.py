@@ -161,4 +161,4 @@ def test_ratio_is_to_the_fastest_peer_in_fp32(tmp_path):
     assert "| OpenVINO fp32 | **3000** |" in table
     assert "| bertfast, × fastest fp32 peer | 2.00 |" in table
     assert "- torch.compile left out: not there." in table
-    assert "- CTranslate2 fp32 failed (base): 1x16: no." in table
+    assert "- CTranslate2 fp32 failed (BERT-base): 1x16: no." in table
