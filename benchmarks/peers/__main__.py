@@ -89,6 +89,8 @@ def _parse() -> argparse.Namespace:
         help="samples dropped in a row before the run is given up (default 12)",
     )  # fmt: skip
     add("--out", type=Path, default=Path("build/peers"), help="default build/peers")
+    if sys.platform != "linux":
+        parser.error("it reads Linux's /proc")
     return parser.parse_args()
 
 
