@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from . import chart, inputs, report
@@ -29,20 +30,32 @@ def main() -> int:
         "rounds": arguments.rounds,
         "absent": {name: reason for name, reason in reasons.items() if reason},
         "models": {},
+        "given_up": "it has not ended yet",
     }
+
+    def save() -> None:
+        results["machine"].update(fma_flops=rates.flops, read_bytes=rates.bytes)
+        report.write(results, arguments.out)
+        chart.write(results, arguments.out)
+
     try:
-        _run(arguments, [c for c in chosen if not reasons[c.name]], rates, results)
+        _run(arguments, [c for c in chosen if not reasons[c.name]], rates, results, save)
+        del results["given_up"]
     except TooBusy as error:
         results["given_up"] = str(error)
-    results["machine"].update(fma_flops=rates.flops, read_bytes=rates.bytes)
-    report.write(results, arguments.out)
-    chart.write(results, arguments.out)
+    except KeyboardInterrupt:
+        results["given_up"] = "interrupted"
+    save()
     print((arguments.out / "peers.md").read_text(encoding="utf-8"))
     return 1 if "given_up" in results else 0
 
 
 def _run(
-    arguments: argparse.Namespace, contenders: list[Contender], rates: Rates, results: dict
+    arguments: argparse.Namespace,
+    contenders: list[Contender],
+    rates: Rates,
+    results: dict,
+    save: Callable[[], None],
 ) -> None:
     settings = Settings(
         threads=arguments.threads,
@@ -53,6 +66,7 @@ def _run(
         work=arguments.out / "work",
         logs=arguments.out / "logs",
         say=_say,
+        save=save,
     )
     for folder in (settings.work, settings.logs):
         shutil.rmtree(folder, ignore_errors=True)

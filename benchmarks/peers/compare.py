@@ -32,7 +32,7 @@ class Settings(NamedTuple):
         allowed: the share of the machine's CPU time that others may take during a sample.
         most_dropped: how many samples of a contender may be dropped in a row.
         work, logs: folders for models and arrays, and for what contenders print.
-        say: shows how far the run has got.
+        say: shows how far the run has got. save: keeps what has been found so far.
     """
 
     threads: int
@@ -43,6 +43,7 @@ class Settings(NamedTuple):
     work: Path
     logs: Path
     say: Callable[[str], None]
+    save: Callable[[], None]
 
 
 class Comparison:
@@ -71,6 +72,7 @@ class Comparison:
             running = [contender for contender in contenders if contender.name in self.processes]
             for load in self.settings.loads:
                 self._run_load(load, [contender for contender in running if contender.takes(load)])
+                self.settings.save()
             for contender in running:
                 with self._noting(contender, "memory"):
                     after = self.processes[contender.name].ask("memory")
