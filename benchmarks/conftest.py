@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the package harness
 
 from benchmarks.gpu import TIMED, GpuRace, timed, write_table
+from benchmarks.processor import processor
 from benchmarks.race import CLOCK, RACES
 
 MEMORY: list[
@@ -111,13 +111,3 @@ def _write_gpu_race(write, race: GpuRace) -> None:
         )
     for name, reason in race.skipped.items():
         write(f"  {name:<26}skipped: {reason}")
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(
-                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-            )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -35,15 +35,21 @@ def is_amd() -> bool:
         return False
 
 
+def build_mkl_library(folder: Path) -> Path:
+    """The library that, loaded first (LD_PRELOAD), tells MKL that the processor is Intel's."""
+    library = folder / "tell_mkl.so"
+    source = library.with_suffix(".c")
+    source.write_text(TELL_MKL)
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    return library
+
+
 class Worker:
     """A transformers model (sdpa) in a process of its own, in which MKL is told that the processor is Intel's."""
 
     def __init__(self, config: dict, state: dict[str, Tensor], threads: int):
         self._folder = tempfile.TemporaryDirectory()
-        library = Path(self._folder.name, "tell_mkl.so")
-        source = library.with_suffix(".c")
-        source.write_text(TELL_MKL)
-        subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+        library = build_mkl_library(Path(self._folder.name))
         weights = Path(self._folder.name, "weights.pt")
         torch.save(state, weights)
         context = get_context("spawn")

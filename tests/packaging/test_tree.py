@@ -225,7 +225,7 @@ def test_one_file_includes_pybind11():
 def test_files_are_short():
     executor = ROOT / "tests/gpu_code/executor"
     limits = {
-        ROOT / "Makefile": 85,
+        ROOT / "Makefile": 90,
         executor / "rules.py": 630,  # an entry for every opcode of PTX that is met, in its order
         executor / "runtime/launch.cpp": 520,
         executor / "runtime/memory.cpp": 520,
