@@ -81,7 +81,7 @@ CASES: dict[str, list[Case]] = {
     "gelu_layernorm": [
         *_PRODUCT_LAYERNORM,
         Case("wide", (5, 0, 4), 33, 1100),
-        Case("mixed", (17, 0, 65), 64, 33, strided=True, mixed=True),
+        Case("mixed", (17, 0, 65), 64, 97, strided=True, mixed=True),
         Case("mixed-wide", (5, 0, 4), 33, 1100, mixed=True),
     ],
     "masked_cross_entropy": [
