@@ -40,7 +40,8 @@ def encode_packed(
 
     Args:
         first_only: only each sequence's first row is wanted; what follows the last attention computes no other.
-        observe: called with (0, the embeddings' output) and (i, that of layer i, from 1); what it gives goes on.
+        observe: called with (0, the embeddings' output) and (i, that of layer i, from 1); what it gives goes on
+            (without a gradient it has to be the same rows, as the layers may have run already).
 
     Returns:
         [T,H]; [B,H] with first_only, zeros for a sequence without tokens.

@@ -100,8 +100,7 @@ struct Encoder {
         rows = s.sequences;
         first_rows(s, s.context, width * size, s.inner);  // which is free here
         first_rows(s, s.x, row, s.first);
-        std::memcpy(s.context, s.inner, rows * width * size);
-        residual = s.first;
+        context = s.inner, residual = s.first;
       }
       end_half(s, layer, kOut, kOutNorm, context, residual, s.y, rows, width);
       activate(s, layer, rows);
@@ -195,14 +194,14 @@ struct Encoder {
         __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
       }
     });
-    if (failed) no_memory_for_groups(size.used * p.threads, p.tokens);
+    if (failed) no_memory_for_layers(size.used * p.threads, p.tokens);
   }
 
   char* take(long bytes) const {
     try {
       return static_cast<char*>(scratch(bytes, Slot::kEncoder));
     } catch (...) {
-      no_memory_for_groups(bytes, p.tokens);
+      no_memory_for_layers(bytes, p.tokens);
     }
   }
 };

@@ -84,7 +84,7 @@ Groups make_groups(const EncoderFwd& p) {
   return found;
 }
 
-void no_memory_for_groups(long bytes, long tokens) {
+void no_memory_for_layers(long bytes, long tokens) {
   OutOfMemory error;
   error.text = "no memory for the layers' intermediates: " + std::to_string(bytes) + " bytes for " +
                std::to_string(tokens) + " tokens; give fewer tokens at a time";

@@ -17,6 +17,6 @@ struct Groups {
 Groups make_groups(const EncoderFwd& p);
 
 // Throws what Python shows as a MemoryError.
-[[noreturn]] void no_memory_for_groups(long bytes, long tokens);
+[[noreturn]] void no_memory_for_layers(long bytes, long tokens);
 
 }  // namespace bf

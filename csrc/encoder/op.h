@@ -17,23 +17,23 @@ enum EncoderWeight {
   kLayerWeights = 16
 };
 
-#define BF_ENCODER_FWD(FIELD)                                                       \
-  FIELD(const void*, x)                  /* [tokens, hidden] */                     \
-  FIELD(List<const void*>, weights)      /* kLayerWeights of each, contiguous */    \
-  FIELD(List<float>, eps)                /* of each layer's two LN */               \
-  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1]                      */ \
-  FIELD(void*, out)    /* [tokens, hidden]; [sequences, hidden] with first_only */  \
-  FIELD(void*, states) /* [layers, tokens, hidden]: each layer's output; or null */ \
-  FIELD(long, tokens)                                                               \
-  FIELD(long, sequences)                                                            \
-  FIELD(long, layers)                                                               \
-  FIELD(long, hidden)                                                               \
-  FIELD(long, inner)                                                                \
-  FIELD(long, heads)                                                                \
-  FIELD(long, head_size)                                                            \
-  FIELD(float, scale)                                                               \
-  FIELD(bool, prepacked)  /* all weights of products */                             \
-  FIELD(bool, first_only) /* what follows the last attention: first rows only */    \
+#define BF_ENCODER_FWD(FIELD)                                                                    \
+  FIELD(const void*, x)                  /* [tokens, hidden] */                                  \
+  FIELD(List<const void*>, weights)      /* kLayerWeights of each, contiguous */                 \
+  FIELD(List<float>, eps)                /* of each layer's two LN */                            \
+  FIELD(const std::int32_t*, cu_seqlens) /* [sequences + 1] */                                   \
+  FIELD(void*, out)    /* [tokens, hidden]; [sequences, hidden] with first_only */               \
+  FIELD(void*, states) /* [layers, tokens, hidden]: each layer's output; or null (first_only) */ \
+  FIELD(long, tokens)                                                                            \
+  FIELD(long, sequences)                                                                         \
+  FIELD(long, layers)                                                                            \
+  FIELD(long, hidden)                                                                            \
+  FIELD(long, inner)                                                                             \
+  FIELD(long, heads)                                                                             \
+  FIELD(long, head_size)                                                                         \
+  FIELD(float, scale)                                                                            \
+  FIELD(bool, prepacked)  /* all weights of products */                                          \
+  FIELD(bool, first_only) /* what follows the last attention: first rows only */                 \
   BF_WHERE(FIELD)
 
 BF_STRUCT(EncoderFwd, BF_ENCODER_FWD)

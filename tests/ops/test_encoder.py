@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -176,6 +179,21 @@ def test_what_it_leaves_to_the_operations(reason):
 
 
 @torch.no_grad()
+def test_every_state_and_first_rows_only():
+    """As check_finite looks at a head that needs first rows."""
+    weights, seen = layers_of(), []
+    weights = weights._replace(embeddings=example_weights("cpu")[0].embeddings)
+    _, batch = stream([9, 4, 7])
+    with dispatch.record() as log:
+        out = encode.encode_packed(
+            weights, batch, first_only=True, observe=lambda _, rows: seen.append(rows) or rows
+        )
+    assert any("first rows only" in choice.reasons.get("cpu", "") for choice in log)
+    assert [len(rows) for rows in seen] == [20, 20, 20, 3]
+    assert out.equal(encode.encode_packed(weights, batch, first_only=True))
+
+
+@torch.no_grad()
 def test_moments_that_ask_for_the_operations():
     weights = layers_of()
     call = call_of(weights, *stream([5, 4]))
@@ -222,3 +240,27 @@ def test_a_write_shows_in_the_next_call():
         assert not torch.equal(first, second)
         assert torch.equal(second, one_by_one(weights, x, batch)[-1])
         first = second.clone()
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from bertfast.core.encode import encode_layers
+from bertfast.core.weights import example_weights
+from types import SimpleNamespace
+torch.set_num_threads(1)
+weights, _ = example_weights("cpu", hidden=16, heads=2, layers=1)
+tokens = 10**6
+x = torch.zeros(tokens, 16)
+starts = torch.tensor([0, tokens], dtype=torch.int32)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+with torch.no_grad():
+    encode_layers(weights, x, SimpleNamespace(cu_seqlens=starts, max_seqlen=tokens))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and limits memory as Linux does")
+def test_memory_that_cannot_be_had():
+    found = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert "MemoryError: no memory for the layers' intermediates" in found.stderr
+    assert "for 1000000 tokens" in found.stderr

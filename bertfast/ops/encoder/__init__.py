@@ -57,7 +57,7 @@ def encoder(
         cu_seqlens, max_seqlen: as in `attention`.
         num_heads: divides N.
         first_only: only each sequence's first row is wanted; what follows the last attention computes no other.
-        states: each layer's output is wanted too; not with first_only.
+        states: each layer's output is wanted too.
 
     Returns: [T,H] ([B,H] with first_only), and [L,T,H] or None. Or None alone: no backend computes this call as one (a
     gradient or autocast, a trace, another backend by name, odd weights), which is recorded with the reason.
@@ -70,9 +70,9 @@ def encoder(
     if reason is not None:
         dispatch.note("encoder", "forward", "by layers", {"cpu": reason})
         return None
-    dispatch.note("encoder", "forward", "cpu", {})
     check_matrix("x", x)
     check_sequences(cu_seqlens, x.shape[0], x.device, max_seqlen)
+    dispatch.note("encoder", "forward", "cpu", {})
     return _BACKENDS["cpu"].forward(*call)
 
 

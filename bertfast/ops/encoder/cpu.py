@@ -24,10 +24,12 @@ def supports(call) -> str | None:
         return reason
     if not layers or not x.shape[0]:
         return "no layers" if x.shape[0] else "no tokens"
+    if call.first_only and call.states:
+        return "every layer's output is wanted, of the last one first rows only"
     products, vectors = weights[: PRODUCTS * layers], weights[PRODUCTS * layers :]
-    packed = type(products[0]) is PrepackedParameter
-    if packed or PrepackedParameter in set(map(type, products)):
-        if {PrepackedParameter} != set(map(type, products)):
+    kinds = set(map(type, products))
+    if PrepackedParameter in kinds:
+        if len(kinds) > 1:
             return "some weights are prepacked, others are not"
         shapes = [(weight.packed.n, weight.packed.k) for weight in products]
         products = _buffers(products)

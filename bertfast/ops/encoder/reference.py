@@ -36,7 +36,3 @@ def _first(rows, cu_seqlens):
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     padded = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
     return padded[torch.where(starts < ends, starts, len(rows))]
-
-
-def supports(call):
-    return None
