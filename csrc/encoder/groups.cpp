@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/check.h"
 #include "common/runtime.h"
 
 namespace bf {
@@ -56,6 +57,8 @@ struct OutOfMemory : std::bad_alloc {
 }  // namespace
 
 Groups make_groups(const EncoderFwd& p) {
+  BF_CHECK(p.weights.size == kLayerWeights * p.layers, "weights: expected 16 of each layer");
+  BF_CHECK(p.eps.size == 2 * p.layers, "eps: expected 2 of each layer");
   const long each = p.threads * kTokens, turns = (p.tokens + each - 1) / each;
   const long count = turns * p.threads;
   const bool stray = p.cu_seqlens[p.sequences] != p.tokens;  // rows of no sequence

@@ -12,8 +12,8 @@ struct Groups {
   const std::int32_t* starts;      // the groups' own cu_seqlens; that of g begins at first[g] + g
 };
 
-// Groups of about equal work, if there can be enough of them and none is so small that weights are
-// what takes its time. Lies in scratch memory of the calling thread.
+// Checks the lists of the call. Groups of about equal work, if there can be enough of them and none
+// is so small that weights are what takes its time. Lies in scratch memory of the calling thread.
 Groups make_groups(const EncoderFwd& p);
 
 // Throws what Python shows as a MemoryError.
