@@ -212,7 +212,7 @@ def test_wrong_arguments():
         encoder(x, tensors, eps, torch.tensor([0, 12], dtype=torch.int32), longest, num_heads=2)
     with pytest.raises(ArgumentError, match="max_seqlen"):
         encoder(x, tensors, eps, starts, 3, num_heads=2)
-    with torch.no_grad(), pytest.raises(RuntimeError, match="eps: expected 2 of each layer"):
+    with torch.no_grad(), pytest.raises(ValueError, match="eps: expected 2 of each layer"):
         encoder(x, tensors, eps[1:], starts, longest, num_heads=2)
 
 
