@@ -4,7 +4,8 @@ The results of a run are one vector here, each tensor divided by its largest val
 lost), and S is 1. So one number that eager torch has right by luck does not stand alone. What is nearly nothing beside
 the others is divided by a hundredth of their largest. A bias is divided by what divides its weight, if that is more:
 their gradients are sums of the same terms, and that of a key's bias, or of one that all choices share, is 0 but for
-rounding.
+rounding. All that a model computes of one rounding has its error, so a tensor counts as one sample, not as many as it
+has elements.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def near(label: str, got: Any, exact: Any, eager: Any, rounded: torch.dtype | No
         f"{label}, the largest error in {name_of_worst or 'it'}",
         mine,
         Expected(value, its, torch.full_like(value, eps)),
+        samples=len(right),
     )
 
 

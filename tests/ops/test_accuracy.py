@@ -69,6 +69,16 @@ def test_near_takes_a_run_as_one():
     harness.near("run", {**eager, "loss": eager["loss"] * (1 + step)}, exact, eager)
 
 
+def test_near_takes_a_tensor_as_one_sample():
+    """All that a model computes of one rounding has its error."""
+    exact = {f"w{i}": torch.ones(50, dtype=torch.float64) for i in range(16)}
+    eager = {name: t.float() for name, t in exact.items()}
+    off = torch.full((50,), 1 + 7 * EPS)
+    harness.near("run", eager | {"w3": off}, exact, eager)
+    with pytest.raises(AssertionError, match="RMS error"):
+        harness.near("run", eager | {"w3": off, "w4": off}, exact, eager)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
