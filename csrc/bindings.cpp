@@ -43,7 +43,8 @@
   X(WITH, masked_cross_entropy_bwd, MaskedCrossEntropyBwd)
 #define BF_FOR_EACH_CPU_KERNEL(X, WITH) \
   BF_FOR_EACH_KERNEL(X, WITH)           \
-  X(WITH, encoder_fwd, EncoderFwd)
+  X(WITH, encoder_fwd, EncoderFwd)      \
+  X(WITH, encoder_bwd, EncoderBwd)
 
 namespace py = pybind11;
 

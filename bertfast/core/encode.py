@@ -50,10 +50,11 @@ def encode_packed(
         ArgumentError: an id is out of its table (on the CPU), or tensors do not fit.
     """
     seeds = draw_seeds(weights, batch.position_ids.device)
-    x = embed(weights.embeddings, batch, seeds[0][0])  # [T,H]
+    x = embed(weights.embeddings, batch, None if seeds is None else seeds[0, :1])  # [T,H]
     if observe is not None:
         x = observe(0, x)
-    found = encode_layers(weights, x, batch, first_only, observe is not None)
+    of_layers = None if seeds is None else seeds[1:]
+    found = encode_layers(weights, x, batch, first_only, observe is not None, of_layers)
     if found is not None:
         out, states = found
         for index in range(0 if states is None else len(states)):
@@ -62,7 +63,8 @@ def encode_packed(
     last = len(weights.layers) - 1
     for index, layer in enumerate(weights.layers):
         short = first_only and index == last
-        x = _enter(layer, x, batch, seeds[index + 1], short)  # [T,H], or [B,H] if short
+        own = (None,) * 3 if seeds is None else seeds[index + 1].split(1)
+        x = _enter(layer, x, batch, own, short)  # [T,H], or [B,H] if short
         if observe is not None:
             x = observe(index + 1, x)
     return first_rows(x, batch.cu_seqlens) if first_only and last < 0 else x
@@ -74,24 +76,26 @@ def encode_layers(
     batch: PackedBatch,
     first_only: bool = False,
     states: bool = False,
+    seeds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """All layers in one native call, from the embeddings' output [T,H].
+    """All layers in one native call, from the embeddings' output [T,H]; seeds [L,3] where anything drops.
 
     Returns: the last layer's output, as `encode_packed`, and with `states` each layer's [L,T,H], else None; None alone
     where layers have to run one by one (`ops.encoder` records why; not where something in them was replaced).
     """
     layers = weights.layers
-    if weights.drops or not layers or not all(map(_is_plain, layers)):
+    if not layers or not all(map(_is_plain, layers)):
         return None
-    heads = layers[0].num_heads
-    if any(layer.num_heads != heads for layer in layers):
+    alike = layers[0][8:]  # heads, activation, dropout
+    if any(layer[8:] != alike for layer in layers):
         return None
     flat = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
     tensors = list(chain.from_iterable(flat[place :: len(_PLACES) + 2] for place in _PLACES))
     eps = list(chain.from_iterable(zip(flat[10::18], flat[17::18], strict=True)))
     return encoder(
         x, tensors, eps, batch.cu_seqlens, batch.max_seqlen,
-        num_heads=heads, first_only=first_only, states=states,
+        num_heads=alike[0], first_only=first_only, states=states, p=alike[2:], seeds=seeds,
+        recompute=weights.recompute,
     )  # fmt: skip
 
 
@@ -212,13 +216,12 @@ def dropout(x: Tensor, p: float, seed: Tensor | None, cu_seqlens: Tensor) -> Ten
     return _philox.dropout(x, p, _philox.hidden_keep(seed, p, cu_seqlens, *x.shape))
 
 
-def draw_seeds(weights: BertWeights, device: torch.device) -> list[tuple[Tensor | None, ...]]:
-    """Three seeds for the embeddings (the first is used) and for each layer, drawn from torch's generator at once."""
+def draw_seeds(weights: BertWeights, device: torch.device) -> Tensor | None:
+    """[L+1,3] drawn from torch's generator at once: for the embeddings (the first is used), then for each layer; None
+    where nothing drops.
+    """
     count = len(weights.layers) + 1
-    if not weights.drops:
-        return [(None, None, None)] * count
-    seeds = iter(draw_seed(device, 3 * count).split(1))
-    return list(zip(seeds, seeds, seeds, strict=True))
+    return draw_seed(device, 3 * count).view(count, 3) if weights.drops else None
 
 
 def _enter(

@@ -85,12 +85,14 @@ class BertWeights(NamedTuple):
         pooler: of each sequence's first row: a Linear, which tanh follows, or what gives pooled rows from [B,1,H]; None
             without one.
         drops: whether any dropout is in force.
+        recompute: keep each layer's output alone for backward, where layers run in one call.
     """
 
     embeddings: EmbeddingWeights
     layers: Sequence[LayerWeights | torch.nn.Module]
     pooler: Linear | Call | None = None
     drops: bool = False
+    recompute: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -120,15 +120,22 @@ def check_sequences(
         raise ArgumentError("max_seqlen", expected, str(max_seqlen))
 
 
-def check_dropout(p: float, seed: Tensor | None, device: torch.device) -> None:
-    """p in [0, 1], and where it is not 0 a seed int64 [1] on `device`, else ArgumentError."""
+def check_dropout(
+    p: float, seed: Tensor | None, device: torch.device, shape: tuple[int, ...] = (1,)
+) -> None:
+    """p in [0, 1], and where it is not 0 a seed int64 of that shape on `device`, else ArgumentError."""
     if p == 0:
         return
     if not 0 <= p <= 1:
         raise ArgumentError("p", "a probability in [0, 1]", str(p))
-    if seed is None or seed.dtype is not torch.int64 or seed.shape != (1,) or seed.device != device:
+    if (
+        seed is None
+        or seed.dtype is not torch.int64
+        or seed.shape != shape
+        or seed.device != device
+    ):
         got = "None" if seed is None else f"{seed.dtype} {list(seed.shape)} on {seed.device}"
-        raise ArgumentError("seed", f"torch.int64 [1] on {device} where p > 0", got)
+        raise ArgumentError("seed", f"torch.int64 {list(shape)} on {device} where p > 0", got)
 
 
 def _excerpt(values: list[int]) -> str:

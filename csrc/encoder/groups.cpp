@@ -49,6 +49,14 @@ bool even(const std::vector<Group>& groups) {
   return most * groups.size() <= kUneven * all;
 }
 
+template <class Params>
+void check_lists(const Params& p) {
+  BF_CHECK(p.weights.size == kLayerWeights * p.layers, "weights: expected 16 of each layer");
+  BF_CHECK(p.eps.size == 2 * p.layers, "eps: expected 2 of each layer");
+  BF_CHECK(p.saved.size == 0 || p.saved.size == kLayerSaved * p.layers,
+           "saved: expected 13 of each layer, or none");
+}
+
 struct OutOfMemory : std::bad_alloc {
   std::string text;
   const char* what() const noexcept override { return text.c_str(); }
@@ -56,9 +64,14 @@ struct OutOfMemory : std::bad_alloc {
 
 }  // namespace
 
+void check_encoder(const EncoderFwd& p) { check_lists(p); }
+void check_encoder(const EncoderBwd& p) {
+  check_lists(p);
+  BF_CHECK(p.saved.size, "saved: expected 13 of each layer");
+  BF_CHECK(p.grads.size == p.weights.size, "grads: expected 16 of each layer");
+}
+
 Groups make_groups(const EncoderFwd& p) {
-  BF_CHECK(p.weights.size == kLayerWeights * p.layers, "weights: expected 16 of each layer");
-  BF_CHECK(p.eps.size == 2 * p.layers, "eps: expected 2 of each layer");
   const long each = p.threads * kTokens, turns = (p.tokens + each - 1) / each;
   const long count = turns * p.threads;
   const bool stray = p.cu_seqlens[p.sequences] != p.tokens;  // rows of no sequence

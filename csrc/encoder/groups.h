@@ -12,7 +12,11 @@ struct Groups {
   const std::int32_t* starts;      // the groups' own cu_seqlens; that of g begins at first[g] + g
 };
 
-// Checks the lists of the call. Groups of about equal work, if there can be enough of them and none
+// Whether the lists of a call are as long as its layers ask.
+void check_encoder(const EncoderFwd& p);
+void check_encoder(const EncoderBwd& p);
+
+// Groups of about equal work, if there can be enough of them and none
 // is so small that weights are what takes its time. Lies in scratch memory of the calling thread.
 Groups make_groups(const EncoderFwd& p);
 

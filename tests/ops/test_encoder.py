@@ -13,7 +13,7 @@ from bertfast.core import encode
 from bertfast.core.batch import pack_rows
 from bertfast.core.weights import BertWeights, example_weights, prepack_layers
 from bertfast.errors import ArgumentError, UnsupportedError
-from bertfast.ops.encoder import encoder, reference
+from bertfast.ops.encoder import Call, encoder, reference
 from harness import near, seeds
 
 pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
@@ -52,19 +52,20 @@ def stream(lengths, dtype=torch.float32):
     return torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(dtype), batch
 
 
-def together(weights, x, batch, first_only=False, states=False):
+def together(weights, x, batch, first_only=False, states=False, seeds=None):
     """By the operation `encoder`."""
-    found = encode.encode_layers(weights, x, batch, first_only, states)
+    found = encode.encode_layers(weights, x, batch, first_only, states, seeds)
     assert found is not None
     return found
 
 
-def one_by_one(weights, x, batch, first_only=False):
+def one_by_one(weights, x, batch, first_only=False, seeds=None):
     """Each layer's output."""
     found = []
     for index, layer in enumerate(weights.layers):
         last = index + 1 == len(weights.layers)
-        x = encode.encode_layer(layer, x, batch, (None, None, None), first_only and last)
+        own = (None,) * 3 if seeds is None else seeds[index].split(1)
+        x = encode.encode_layer(layer, x, batch, own, first_only and last)
         found.append(x)
     return found
 
@@ -94,6 +95,117 @@ def test_equal_bits(lengths, dtype, threads):
     assert torch.equal(together(weights, x, batch)[0], expected[-1])
 
 
+TRAINING = {  # name -> (first_only, dropout, layers trained, x too)
+    "all": (False, (0.0, 0.0, 0.0), (0, 1, 2), True),
+    "dropout": (False, (0.1, 0.2, 0.3), (0, 1, 2), True),
+    "first rows, dropout": (True, (0.1, 0.2, 0.3), (0, 1, 2), True),
+    "no dropout of attention": (True, (0.0, 0.2, 0.0), (0, 1, 2), True),
+    "layers above": (False, (0.1, 0.1, 0.1), (1, 2), False),
+    "the last layer": (True, (0.1, 0.1, 0.1), (2,), False),
+    "the first layer": (False, (0.1, 0.1, 0.1), (0,), False),
+    "x alone": (False, (0.1, 0.1, 0.1), (), True),
+}
+
+
+def trained(weights, layers, dropout):
+    """The same weights, of which those of some layers want a gradient."""
+
+    def part(index, value):
+        leaves = (t.detach().requires_grad_(index in layers) for t in value[:2])
+        return value._replace(weight=next(leaves), bias=next(leaves))
+
+    views = []
+    for index, layer in enumerate(weights.layers):
+        parts = (part(index, value) for value in layer[:8])
+        views.append(type(layer)(*parts, *layer[8:10], *dropout))
+    return weights._replace(layers=views)
+
+
+def gradients_of(out, weights, x):
+    torch.manual_seed(3)
+    out.backward(torch.randn(out.shape).to(out.dtype))
+    parts = [t for layer in weights.layers for part in layer[:8] for t in part[:2]]
+    return [None if t.grad is None else t.grad.clone() for t in (x, *parts)]
+
+
+def both_ways(weights, x, batch, kind, recompute=False):
+    """(result, gradients) in one call, and layer by layer."""
+    first_only, dropout, layers, of_x = TRAINING[kind]
+    seeds = torch.arange(9).view(3, 3) * 977 + 5 if any(dropout) else None
+    found = []
+    for run in (together, one_by_one):
+        copy, start = trained(weights, layers, dropout), x.clone().requires_grad_(of_x)
+        if run is together and recompute:
+            copy = copy._replace(recompute=True)
+        with dispatch.record() as log:
+            results = run(copy, start, batch, first_only=first_only, seeds=seeds)
+            out = results[0] if run is together else results[-1]
+            found.append((out, gradients_of(out, copy, start)))
+        ran = [(c.operation, c.direction) for c in log]
+        if run is together:  # with frozen layers below, they go first
+            assert ran == [("encoder", "forward"), ("encoder", "backward")]
+    return found
+
+
+def same_bits(one, other):
+    (out, grads), (expected, right) = one, other
+    assert torch.equal(out, expected)
+    assert [g is None for g in grads] == [g is None for g in right]
+    for index, (got, want) in enumerate(zip(grads, right, strict=True)):
+        assert got is None or torch.equal(got, want), f"gradient {index}"
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+def test_equal_gradients(kind, threads):
+    x, batch = stream(BATCHES["ragged"])
+    same_bits(*both_ways(layers_of(), x, batch, kind))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lengths", ["one token", "uneven", "ragged", "empty sequences"])
+def test_equal_gradients_in_every_dtype(lengths, dtype, recompute):
+    x, batch = stream(BATCHES[lengths], dtype)
+    same_bits(*both_ways(layers_of(dtype), x, batch, "first rows, dropout", recompute))
+    same_bits(*both_ways(layers_of(dtype), x, batch, "dropout", recompute))
+
+
+def test_no_second_gradient():
+    x, batch = stream([5, 4])
+    weights, start = trained(layers_of(), (0, 1, 2), (0.0, 0.0, 0.0)), x.requires_grad_()
+    out = together(weights, start, batch)[0]
+    (grad,) = torch.autograd.grad(out.square().sum(), start, create_graph=True)
+    with pytest.raises(UnsupportedError, match="differentiated twice"):
+        grad.sum().backward()
+
+
+def test_a_weight_written_between_forward_and_backward():
+    x, batch = stream([5, 4])
+    weights = trained(layers_of(), (0, 1, 2), (0.0, 0.0, 0.0))
+    out = together(weights, x, batch)[0]
+    with torch.no_grad():
+        weights.layers[1].outer.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_what_is_saved_may_be_kept_elsewhere():
+    """By hooks on saved tensors, as checkpointing and offloading do."""
+    x, batch = stream([30, 20])
+    weights, found = trained(layers_of(), (0, 1, 2), (0.0, 0.0, 0.0)), []
+    for around in (
+        torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
+        torch.enable_grad(),
+    ):
+        with around:
+            out = together(weights, x, batch)[0]
+        found.append(gradients_of(out, weights, x))
+        for layer in weights.layers:
+            for part in layer[:8]:
+                part.weight.grad = part.bias.grad = None
+    assert all(map(torch.equal, *(grads[1:] for grads in found)))
+
+
 @torch.no_grad()
 def test_rows_of_no_sequence(threads):
     weights = layers_of()
@@ -102,23 +214,29 @@ def test_rows_of_no_sequence(threads):
     assert torch.equal(together(weights, x, batch)[0], one_by_one(weights, x, batch)[-1])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_accuracy(dtype, first_only):
-    weights = layers_of(dtype)
+    """Result, states and gradients against the definition, with dropout."""
     x, batch = stream(BATCHES["empty sequences"], dtype)
-    call = (weights, x, batch, first_only, not first_only)
-    out, states = together(*call)
+    seeds, p, run = torch.arange(9).view(3, 3) * 977 + 5, (0.1, 0.2, 0.3), range(3)
 
-    def definition(dtype):
-        tensors = [t.to(dtype) for t in tensors_of(weights)]
-        eps = [1e-12] * 6
-        starts = batch.cu_seqlens
-        arguments = (tensors, eps, starts, batch.max_seqlen, 2, first_only, not first_only)
-        return reference.forward(x.to(dtype), *arguments)
+    def definition(dtype, **asked):
+        weights = trained(layers_of(dtype), run, p)
+        start = stream(BATCHES["empty sequences"], dtype)[0].requires_grad_()
+        call = Call(
+            *call_of(weights, start, batch), 2, first_only, not first_only, p=p, seeds=seeds
+        )
+        out, states = reference.forward(call)
+        return [out, states, *gradients_of(out, weights, start)]
 
-    near("encoder", [out, states], definition(torch.float64), definition(dtype))
+    weights = trained(layers_of(dtype), run, p)
+    start = x.clone().requires_grad_()
+    out, _ = together(weights, start, batch, first_only, seeds=seeds)
+    with torch.no_grad():
+        states = None if first_only else together(weights, x, batch, states=True, seeds=seeds)[1]
+    got = [out, states, *gradients_of(out, weights, start)]
+    near("encoder", got, definition(torch.float64), definition(dtype))
 
 
 def tensors_of(weights):
@@ -150,7 +268,7 @@ def changed(index, change):
 
 
 ODD = {
-    "a gradient is wanted": changed(25, lambda t: t.requires_grad_()),
+    "a gradient is wanted of what are no plain tensors": changed(25, lambda t: Odd(t)),
     "its weights are not in one dtype": changed(20, lambda t: t.bfloat16()),
     "its layers are not alike": changed(13, lambda t: t[:-1]),
     "its layers are not alike ": changed(40, lambda t: t[:-1]),
@@ -158,6 +276,14 @@ ODD = {
     "a weight is not on the CPU": changed(47, lambda t: t.to("meta")),
     "some weights are prepacked, others are not": changed(6, lambda t: _prepacked(t)),
 }
+
+
+class Odd(torch.nn.Parameter):
+    """A tensor of a subclass that might do anything."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def _prepacked(weight):
@@ -197,6 +323,10 @@ def test_every_state_and_first_rows_only():
 def test_moments_that_ask_for_the_operations():
     weights = layers_of()
     call = call_of(weights, *stream([5, 4]))
+    with torch.enable_grad(), dispatch.record() as log:
+        call[1][0].requires_grad_()
+        assert encoder(*call, num_heads=2, states=True) is None
+    assert log[0].reasons == {"cpu": "every layer's output is wanted, with a gradient"}
     for around, reason in (
         (dispatch.use_backend("reference"), "reference was asked for"),
         (torch.autocast("cpu"), "autocast is on"),
@@ -212,6 +342,8 @@ def test_wrong_arguments():
         encoder(x, tensors, eps, torch.tensor([0, 12], dtype=torch.int32), longest, num_heads=2)
     with pytest.raises(ArgumentError, match="max_seqlen"):
         encoder(x, tensors, eps, starts, 3, num_heads=2)
+    with pytest.raises(ArgumentError, match=r"seed: expected torch.int64 \[3, 3\] on cpu"):
+        encoder(x, tensors, eps, starts, longest, num_heads=2, p=(0.0, 0.5, 0.0))
     with torch.no_grad(), pytest.raises(ValueError, match="eps: expected 2 of each layer"):
         encoder(x, tensors, eps[1:], starts, longest, num_heads=2)
 

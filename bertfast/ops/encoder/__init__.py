@@ -1,4 +1,4 @@
-"""All layers of BERT in one call: L times the five operations of a layer, in inference.
+"""All layers of BERT in one call: L times the five operations of a layer, and their gradients.
 
 Made of the other operations: their contracts say what is computed. Where it cannot serve, they are called one by one.
 """
@@ -13,26 +13,47 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
-from .._checks import check_matrix, check_sequences
+from .._checks import check_dropout, check_matrix, check_sequences
 from .._contract import through_library
 from .._loading import Backends
 
 _BACKENDS = Backends("encoder")
+OF_A_LAYER = 16  # tensors
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
+    """The arguments of `encoder`, and what follows from their number."""
+
     x: Tensor
     weights: Sequence[Tensor]
     eps: Sequence[float]
     cu_seqlens: Tensor
     max_seqlen: int
     num_heads: int
-    first_only: bool
-    states: bool
+    first_only: bool = False
+    states: bool = False
+    p: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    seeds: Tensor | None = None
+    recompute: bool = False
 
     @property
     def lead(self) -> Tensor:
         return self.x
+
+    @property
+    def layers(self) -> int:
+        return len(self.weights) // OF_A_LAYER
+
+    def slice(self, first: int, last: int, **changes) -> Call:
+        """The layers first to last - 1 of it."""
+        weights, seeds = self.weights, self.seeds
+        parts = (weights[i + first : i + last] for i in range(0, len(weights), self.layers))
+        return self._replace(
+            weights=list(chain.from_iterable(parts)),
+            eps=self.eps[2 * first : 2 * last],
+            seeds=None if seeds is None else seeds[first:last],
+            **changes,
+        )
 
 
 def encoder(
@@ -45,38 +66,56 @@ def encoder(
     num_heads: int,
     first_only: bool = False,
     states: bool = False,
+    p: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    seeds: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """The last layer's output; bits are those of the five operations one by one.
+    """The last layer's output; bits are those of the five operations one by one, and so are those of gradients.
 
     Args:
         x: [T,H] float32, bfloat16 or float16.
         weights: of all layers the first tensor, of all layers the second, ...: the weights of query, key, value [N,H],
             out [H,N], inner [F,H], outer [H,F]; their biases; weight and bias of the LN behind out [H] and of that
-            behind outer [H]; dtype of x. All products' weights may be prepacked.
+            behind outer [H]; dtype of x. All products' weights may be prepacked, then without a gradient.
         eps: of each layer's two LN.
         cu_seqlens, max_seqlen: as in `attention`.
         num_heads: divides N.
         first_only: only each sequence's first row is wanted; what follows the last attention computes no other.
-        states: each layer's output is wanted too.
+        states: each layer's output is wanted too, without a gradient.
+        p: of dropping attention's probabilities, the output of `out`, and that of `outer`.
+        seeds: [L,3] int64 for them, needed where any p is not 0.
+        recompute: keep each layer's output alone for backward, which computes the rest again (gradient checkpointing;
+            Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). Bits stay the same.
 
-    Returns: [T,H] ([B,H] with first_only), and [L,T,H] or None. Or None alone: no backend computes this call as one (a
-    gradient or autocast, a trace, another backend by name, odd weights), which is recorded with the reason.
+    Returns: [T,H] ([B,H] with first_only), and [L,T,H] or None. Or None alone: no backend computes this call as one
+    (autocast, a trace, another backend by name, odd weights), which is recorded with the reason. Differentiable once.
     Raises ArgumentError (shape, dtype, sequences), UnsupportedError (a prepacked weight of another instruction set).
     """
-    call = _Call(x, weights, eps, cu_seqlens, max_seqlen, num_heads, first_only, states)
+    call = Call(
+        x, weights, eps, cu_seqlens, max_seqlen, num_heads, first_only, states, p, seeds, recompute
+    )
     if torch.compiler.is_compiling():
         return None
-    reason = _reason(call)
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in chain((x,), weights))
+    reason = _reason(call, grad)
     if reason is not None:
         dispatch.note("encoder", "forward", "by layers", {"cpu": reason})
         return None
     check_matrix("x", x)
     check_sequences(cu_seqlens, x.shape[0], x.device, max_seqlen)
+    for probability in p:
+        check_dropout(probability, seeds, x.device, (call.layers, 3))
+    seeds = None if seeds is None else seeds.contiguous()
+    call = call._replace(x=x.contiguous(), cu_seqlens=cu_seqlens.contiguous(), seeds=seeds)
     dispatch.note("encoder", "forward", "cpu", {})
-    return _BACKENDS["cpu"].forward(*call)
+    if not grad:
+        return _BACKENDS["cpu"].forward(call)
+    from ._training import differentiable
+
+    return differentiable(call, _BACKENDS["cpu"]), None
 
 
-def _reason(call: _Call) -> str | None:
+def _reason(call: Call, grad: bool) -> str | None:
     """Why the five operations have to be called, or None."""
     name = dispatch.backend()
     if name not in ("auto", "cpu"):
@@ -85,6 +124,9 @@ def _reason(call: _Call) -> str | None:
         return "something traces the call"
     if torch.is_autocast_enabled(call.x.device.type):
         return "autocast is on"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in chain((call.x,), call.weights)):
-        return "a gradient is wanted"
-    return _BACKENDS["cpu"].supports(call)
+    if grad and call.states:
+        return "every layer's output is wanted, with a gradient"
+    reason = _BACKENDS["cpu"].supports(call)
+    if reason is None and grad and torch.overrides.has_torch_function((call.x, *call.weights)):
+        return "a gradient is wanted of what are no plain tensors"
+    return reason

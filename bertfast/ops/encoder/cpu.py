@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import extension
+from .._native import dropout
 from .._weights import PrepackedParameter
 
-PRODUCTS, OF_A_LAYER = 6, 16  # weights of products, tensors
+PRODUCTS = 6  # of a layer's tensors
+_PIECE = 1 << 20  # bytes; smaller tensors share memory
 
 
 def supports(call) -> str | None:
@@ -19,7 +26,7 @@ def supports(call) -> str | None:
     passes over all.
     """
     x, weights = call.x, call.weights
-    layers = len(weights) // OF_A_LAYER
+    layers = call.layers
     if reason := extension.refuses(x):
         return reason
     if not layers or not x.shape[0]:
@@ -53,28 +60,127 @@ def supports(call) -> str | None:
     return None if {tensor.is_cpu for tensor in read} == {True} else "a weight is not on the CPU"
 
 
-def forward(
-    x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], cu_seqlens: Tensor, max_seqlen: int, num_heads: int,
-    first_only: bool, states: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """See `bertfast.ops.encoder`."""
-    x, cu_seqlens = x.contiguous(), cu_seqlens.contiguous()
-    layers = len(weights) // OF_A_LAYER
-    width, inner = weights[0].shape[0], weights[4 * layers].shape[0]
+def forward(call) -> tuple[Tensor, Tensor | None]:
+    """See `bertfast.ops.encoder`; without a gradient. The call's tensors are contiguous, here and below."""
+    x, sizes, first_only = call.x, _sizes(call), call.first_only
+    out = x.new_empty(sizes["sequences"] if first_only else sizes["tokens"], sizes["hidden"])
+    kept = x.new_empty(call.layers, *x.shape) if call.states else None
+    fields = _fields(call, x, sizes)
+    extension.launch(
+        "encoder_fwd", x, **fields, saved=[], out=out.data_ptr(), states=extension.pointer(kept)
+    )
+    return out, kept
+
+
+def forward_saving(call) -> tuple[Tensor, list[Tensor]]:
+    """The result, and the memory in which lies what `backward` needs."""
+    x, sizes = call.x, _sizes(call)
+    out = x.new_empty(sizes["sequences"] if call.first_only else sizes["tokens"], sizes["hidden"])
+    plans = _plans(call, sizes)
+    kept = [torch.empty(size, dtype=torch.uint8) for plan in plans for size in plan[0]]
+    saved = _addresses(plans, kept)
+    saved[call.layers - 1] = out.data_ptr()
+    fields = _fields(call, x, sizes)
+    extension.launch("encoder_fwd", x, **fields, saved=saved, out=out.data_ptr(), states=0)
+    return out, kept
+
+
+def backward(
+    call, dout: Tensor, kept: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of x and of the weights, None where not needed.
+
+    Args:
+        call: as in the forward; of its weights those that only a forward reads may be None.
+        kept: the second result of `forward_saving`.
+        needs: of x, then of each weight.
+    """
+    x, sizes, dout = call.x, _sizes(call), dout.contiguous()
+    dx = torch.empty_like(x) if needs[0] else None
+    shapes = _shapes(call.layers, sizes)
+    grads = [x.new_empty(s) if need else None for s, need in zip(shapes, needs[1:], strict=True)]
+    extension.launch(
+        "encoder_bwd", x, **_fields(call, x, sizes), saved=_addresses(_plans(call, sizes), kept),
+        dout=dout.data_ptr(), grads=extension.pointers(grads), dx=extension.pointer(dx),
+    )  # fmt: skip
+    return [dx, *grads]
+
+
+def _sizes(call) -> dict[str, int]:
+    weights, layers = call.weights, call.layers
+    (tokens, hidden), width, inner = call.x.shape, weights[0].shape[0], weights[4 * layers].shape[0]
+    return {
+        "tokens": tokens, "sequences": call.cu_seqlens.numel() - 1, "layers": layers, "hidden": hidden,
+        "inner": inner, "heads": call.num_heads, "head_size": width // call.num_heads,
+    }  # fmt: skip
+
+
+def _shapes(layers: int, sizes: dict[str, int]) -> list[tuple[int, ...]]:
+    """Of a call's weights."""
+    hidden, inner, width = sizes["hidden"], sizes["inner"], sizes["heads"] * sizes["head_size"]
+    products = [(width, hidden)] * 3 + [(hidden, width), (inner, hidden), (hidden, inner)]
+    of_one = products + [shape[:1] for shape in products] + [(hidden,)] * 4
+    return [shape for shape in of_one for _ in range(layers)]
+
+
+def _fields(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
+    """What both directions are told."""
+    weights = call.weights
     packed = type(weights[0]) is PrepackedParameter
     if packed:
         weights[0].packed.check_variant()
-        weights = [*_buffers(weights[: PRODUCTS * layers]), *weights[PRODUCTS * layers :]]
-    (tokens, hidden), sequences, head_size = x.shape, cu_seqlens.numel() - 1, width // num_heads
-    out = x.new_empty(sequences if first_only else tokens, hidden)
-    kept = x.new_empty(layers, tokens, hidden) if states else None
-    extension.launch(
-        "encoder_fwd", x, x=x.data_ptr(), weights=list(map(Tensor.data_ptr, weights)), eps=list(eps),
-        cu_seqlens=cu_seqlens.data_ptr(), out=out.data_ptr(), states=extension.pointer(kept), tokens=tokens,
-        sequences=sequences, layers=layers, hidden=hidden, inner=inner, heads=num_heads, head_size=head_size,
-        scale=head_size**-0.5, prepacked=packed, first_only=first_only,
-    )  # fmt: skip
-    return out, kept
+        products = PRODUCTS * call.layers
+        weights = [*_buffers(weights[:products]), *weights[products:]]
+    seeds = (None,) * 3 if call.seeds is None else call.seeds.view(-1)[:3].split(1)
+    drops = [dropout(p, seed if p else None) for p, seed in zip(call.p, seeds, strict=True)]
+    return {
+        **sizes, "x": x.data_ptr(), "weights": extension.pointers(weights), "eps": list(call.eps),
+        "cu_seqlens": call.cu_seqlens.data_ptr(), "scale": sizes["head_size"] ** -0.5, "prepacked": packed,
+        "attention_dropout": drops[0], "out_dropout": drops[1], "dropout": drops[2],
+        "first_only": call.first_only, "recompute": call.recompute,
+    }  # fmt: skip
+
+
+Plan = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
+
+
+def _plans(call, sizes: dict[str, int]) -> list[Plan]:
+    """Where each layer keeps what its backward needs: sizes of its memory, and (which, offset) of each tensor."""
+    tokens, sequences = sizes["tokens"], sizes["sequences"]
+    hidden, inner, width = sizes["hidden"], sizes["inner"], sizes["heads"] * sizes["head_size"]
+    shared = hidden, inner, width, sizes["heads"], call.x.element_size(), call.recompute
+    plan = _plan(tokens, tokens, True, *shared)
+    last = _plan(tokens, sequences if call.first_only else tokens, False, *shared)
+    return [*(plan for _ in range(call.layers - 1)), last]
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(
+    tokens: int, rows: int, output: bool, hidden: int, inner: int, width: int, heads: int, size: int, recompute: bool
+) -> Plan:  # fmt: skip
+    """Large tensors in memory of their own, which malloc then has ready for the next call; small ones share it."""
+    row = rows * size
+    bytes_of = [row * hidden * output, 3 * tokens * width * size, tokens * width * size]
+    bytes_of += [4 * heads * tokens, row * hidden, *(row * inner,) * 2, *(row * hidden,) * 2]
+    bytes_of += [4 * rows] * 4
+    if recompute:
+        bytes_of[1:] = [0] * 12
+    memory, places = [0], []
+    for number in bytes_of:
+        if number and memory[-1] and memory[-1] + number > _PIECE:
+            memory.append(0)
+        places.append((len(memory) - 1, memory[-1]))
+        memory[-1] += math.ceil(number / 64) * 64
+    return tuple(memory), tuple(places)
+
+
+def _addresses(plans: Sequence[Plan], kept: Sequence[Tensor]) -> list[int]:
+    """Of all layers' first tensors, of all layers' second, ..."""
+    starts, found = extension.pointers(kept), []
+    for memory, places in plans:
+        found.append([starts[which] + offset for which, offset in places])
+        starts = starts[len(memory) :]
+    return list(chain.from_iterable(zip(*found, strict=True)))
 
 
 def _buffers(products: Sequence[PrepackedParameter]) -> list[Tensor]:

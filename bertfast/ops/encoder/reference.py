@@ -1,4 +1,7 @@
-"""All layers of BERT in plain torch: the definition, the five operations' references one after the other."""
+"""All layers of BERT in plain torch: the definition, the five operations' references one after the other.
+
+Its gradient is that of torch.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,27 @@ from ..linear_layernorm import reference as linear_layernorm
 from ..qkv_projection import reference as qkv_projection
 
 
-def forward(x, weights, eps, cu_seqlens, max_seqlen, num_heads, first_only, states):
-    found, layers = [], len(weights) // 16
-    for layer in range(layers):
-        tensors = weights[layer::layers]
+def forward(call):
+    x, starts, found = call.x, call.cu_seqlens, []
+    for layer in range(call.layers):
+        tensors = call.weights[layer :: call.layers]
+        seeds = (None,) * 3 if call.seeds is None else call.seeds[layer].split(1)
         w, b, norms = tensors[:6], tensors[6:12], (tensors[12:14], tensors[14:])
-        qkv = qkv_projection.forward(x, *w[:3], *b[:3], num_heads)
-        scale = qkv.shape[-1] ** -0.5
-        context, _ = attention.forward(qkv, cu_seqlens, max_seqlen, scale, 0.0, None, False)
-        if first_only and layer == layers - 1:
-            x, context = (_first(rows, cu_seqlens) for rows in (x, context))
-        y = _end(context, w[3], b[3], x, *norms[0], eps[2 * layer])
+        qkv = qkv_projection.forward(x, *w[:3], *b[:3], call.num_heads)
+        scale, longest = qkv.shape[-1] ** -0.5, call.max_seqlen
+        context, _ = attention.forward(qkv, starts, longest, scale, call.p[0], seeds[0], False)
+        if call.first_only and layer == call.layers - 1:
+            x, context = (_first(rows, starts) for rows in (x, context))
+            starts = torch.arange(len(starts), dtype=torch.int32)
+        ends = [
+            (eps, p, seed, starts, False)
+            for eps, p, seed in zip(call.eps[2 * layer :], call.p[1:], seeds[1:], strict=False)
+        ]
+        y = linear_layernorm.forward(context, w[3], b[3], x, *norms[0], *ends[0])[0]
         inner, _ = linear_gelu.forward(y, w[4], b[4], False)
-        x = _end(inner, w[5], b[5], y, *norms[1], eps[2 * layer + 1])
+        x = linear_layernorm.forward(inner, w[5], b[5], y, *norms[1], *ends[1])[0]
         found.append(x)
-    return x, torch.stack(found) if states else None
-
-
-def _end(x, weight, bias, residual, ln_weight, ln_bias, eps):
-    inputs = (x, weight, bias, residual, ln_weight, ln_bias)
-    return linear_layernorm.forward(*inputs, eps, 0.0, None, None, False)[0]
+    return x, torch.stack(found) if call.states else None
 
 
 def _first(rows, cu_seqlens):
