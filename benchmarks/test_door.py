@@ -1,7 +1,8 @@
 """What a call costs besides its operations: through the core, through bertfast's class, through transformers' class.
 
-Twelve layers so narrow that the host's time is nearly all there is; one thread, eval mode, a ragged batch. `core`
-packs, encodes and unpacks; the door adds the look at arguments and modules, and transformers' output object.
+Twelve layers so narrow that the host's time is nearly all there is; one thread, a ragged batch, no dropout; a forward
+alone, and with its backward. `core` packs, encodes and unpacks; the door adds the look at arguments and modules, and
+transformers' output object.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ CONFIG = {
     "intermediate_size": 16,
     "max_position_embeddings": 64,
 }
-GROUP = "host time, 12 tiny layers"
+GROUPS = {"forward": "host time, 12 tiny layers", "step": "host time, 12 tiny layers, backward too"}
 CONTENDERS = ("core", "bertfast", "sdpa")
 ROUNDS = 500
 
 
-def run_race() -> Race:
+def run_race(kind: str) -> Race:
     torch.manual_seed(20)
     model = BertModel(BertConfig(**CONFIG), add_pooling_layer=False).eval()
     theirs = transformers_bert.build(CONFIG, model.state_dict(), "sdpa", pooler=False)
@@ -43,16 +44,33 @@ def run_race() -> Race:
         batch = pack(mask, 2, 8, "cpu", input_ids=ids)
         return unpack(encode_packed(weights, batch), batch)
 
-    ours = model(ids, attention_mask=mask).last_hidden_state
-    assert core().equal(ours)
-    difference = (theirs(ids, attention_mask=mask).last_hidden_state - ours)[mask.bool()].abs()
-    assert difference.max() < 1e-4
-    race = Race(GROUP, int(mask.sum()), 1.0, "sdpa")
     contenders = {
         "core": core,
-        "bertfast": lambda: model(ids, attention_mask=mask),
-        "sdpa": lambda: theirs(ids, attention_mask=mask),
+        "bertfast": lambda: model(ids, attention_mask=mask).last_hidden_state,
+        "sdpa": lambda: theirs(ids, attention_mask=mask).last_hidden_state,
     }
+    assert core().equal(contenders["bertfast"]())
+    difference = (contenders["sdpa"]() - contenders["bertfast"]())[mask.bool()].abs()
+    assert difference.max() < 1e-4
+    if kind == "step":
+        parameters = [*model.parameters(), *theirs.parameters()]
+        contenders = {name: _step(run, parameters) for name, run in contenders.items()}
+    return _race(kind, contenders, int(mask.sum()))
+
+
+def _step(run, parameters):
+    gradient = torch.ones(2, 8, CONFIG["hidden_size"])
+
+    def step() -> None:
+        run().backward(gradient)
+        for parameter in parameters:
+            parameter.grad = None
+
+    return step
+
+
+def _race(kind, contenders, tokens: int) -> Race:
+    race = Race(GROUPS[kind], tokens, 1.0, "sdpa")
     race.peaks = {widest(): fma_peak(widest())}
     race.samples = {name: [] for name in contenders}
     for index in range(
@@ -67,14 +85,16 @@ def run_race() -> Race:
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_door(benchmark, name):
+@pytest.mark.parametrize("kind", GROUPS)
+def test_door(benchmark, kind, name):
     pytest.importorskip("transformers", reason="transformers, the peer, is not installed")
-    if GROUP not in RACES:
+    group = GROUPS[kind]
+    if group not in RACES:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with torch.inference_mode():
-                RACES[GROUP] = run_race()
+            with torch.inference_mode(kind == "forward"):
+                RACES[group] = run_race(kind)
         finally:
             torch.set_num_threads(threads)
-    report(benchmark, RACES[GROUP], name)
+    report(benchmark, RACES[group], name)

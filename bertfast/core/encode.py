@@ -83,7 +83,7 @@ def encode_layers(
     Returns: the last layer's output, as `encode_packed`, and with `states` each layer's [L,T,H], else None; None alone
     where layers have to run one by one (`ops.encoder` records why; not where something in them was replaced).
     """
-    layers = weights.layers
+    layers = weights.checkpointed or weights.layers
     if not layers or not all(map(_is_plain, layers)):
         return None
     alike = layers[0][8:]  # heads, activation, dropout
@@ -95,7 +95,7 @@ def encode_layers(
     return encoder(
         x, tensors, eps, batch.cu_seqlens, batch.max_seqlen,
         num_heads=alike[0], first_only=first_only, states=states, p=alike[2:], seeds=seeds,
-        recompute=weights.recompute,
+        recompute=bool(weights.checkpointed),
     )  # fmt: skip
 
 

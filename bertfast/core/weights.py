@@ -85,14 +85,15 @@ class BertWeights(NamedTuple):
         pooler: of each sequence's first row: a Linear, which tanh follows, or what gives pooled rows from [B,1,H]; None
             without one.
         drops: whether any dropout is in force.
-        recompute: keep each layer's output alone for backward, where layers run in one call.
+        checkpointed: views of all layers, where these are modules for gradient checkpointing alone: one call for all
+            layers can do that too.
     """
 
     embeddings: EmbeddingWeights
     layers: Sequence[LayerWeights | torch.nn.Module]
     pooler: Linear | Call | None = None
     drops: bool = False
-    recompute: bool = False
+    checkpointed: Sequence[LayerWeights] = ()
 
     @property
     def device(self) -> torch.device:

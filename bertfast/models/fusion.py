@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils.checkpoint import checkpoint
 from transformers import activations
 from transformers.models.bert import modeling_bert as theirs
 
@@ -206,7 +207,7 @@ def _model(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights:
     modules = model._modules
     embeddings = _embeddings(exact(modules.get("embeddings"), theirs.BertEmbeddings, "embeddings"))
     encoder = exact(modules.get("encoder"), theirs.BertEncoder, "encoder")
-    dtype, layers, drops = embeddings.position.dtype, [], embeddings.dropout > 0
+    dtype, layers, views, drops = embeddings.position.dtype, [], [], embeddings.dropout > 0
     found = exact(encoder._modules.get("layer"), nn.ModuleList, "encoder.layer")
     for index, layer in enumerate(found):
         name = f"encoder.layer.{index}"
@@ -215,7 +216,9 @@ def _model(model: nn.Module, layer_class: type[nn.Module]) -> BertWeights:
         weights = _layer(layer, own, f"{name}.", kinds)
         drops = drops or any(weights[-3:])  # the probabilities
         layers.append(layer if sharded or saves else weights)
-    return BertWeights(embeddings, layers, _pooler(modules.get("pooler")), drops)
+        views += [weights] * (saves and not sharded and _recomputes(layer))
+    checkpointed = views if len(views) == len(layers) else ()
+    return BertWeights(embeddings, layers, _pooler(modules.get("pooler")), drops, checkpointed)
 
 
 def _pooler(pooler: nn.Module | None) -> Linear | Any:
@@ -325,6 +328,16 @@ def _how_entered(layer: nn.Module, layer_class: type[nn.Module], name: str) -> t
     if saves and kind is theirs.BertLayer:
         raise Unfit(f"{name} is transformers' own and checkpointed")
     return sharded, saves
+
+
+def _recomputes(layer: nn.Module) -> bool:
+    """Whether gradient checkpointing of the layer is torch's own, without what a caller adds."""
+    how = layer.__dict__.get("_gradient_checkpointing_func")
+    return (
+        isinstance(how, functools.partial)
+        and how.func is checkpoint
+        and how.keywords.keys() <= {"use_reentrant", "preserve_rng_state"}
+    )
 
 
 def _is_sharded(layer: nn.Module) -> bool:

@@ -178,7 +178,7 @@ def test_merge(way):
         want, exact = theirs(**batch), in_float64(theirs)
         with ours.disable_adapter(), theirs.disable_adapter():
             moved = theirs(**batch).logits - want.logits
-            assert moved.abs().max() > 0.01  # far beyond what rounding does
+            assert moved.abs().max() > 1e-3  # far beyond what rounding does
             same_output(ours(**batch), theirs, batch)
         merged = ours.merge_and_unload()
         assert type(merged) is bertfast.BertForMaskedLM

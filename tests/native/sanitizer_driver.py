@@ -18,7 +18,7 @@ sys.modules["bertfast._cpu"] = module  # before anything of bertfast asks for it
 
 from bertfast import dispatch, extension  # noqa: E402
 from bertfast.core.batch import pack_rows  # noqa: E402
-from bertfast.core.encode import encode_packed  # noqa: E402
+from bertfast.core.encode import encode_layers, encode_packed  # noqa: E402
 from bertfast.core.weights import example_weights  # noqa: E402
 from bertfast.ops import _weights  # noqa: E402
 
@@ -72,4 +72,10 @@ for lengths in (
         encode_packed(bert, batch, observe=lambda index, x: x)
         encode_packed(bert, batch, first_only=True)
     assert [choice.backend for choice in log if choice.operation == "encoder"] == ["cpu", "cpu"]
+    layers = [layer._replace(attention_dropout=0.1, out_dropout=0.1) for layer in bert.layers]
+    drawn = torch.arange(6).view(2, 3)
+    for short, recompute in ((False, ()), (True, ()), (True, layers)):  # and their backward
+        learning = bert._replace(layers=layers, checkpointed=recompute)
+        x = torch.randn(batch.tokens, 96, requires_grad=True)
+        encode_layers(learning, x, batch, short, False, drawn)[0].sum().backward()
 print("clean")

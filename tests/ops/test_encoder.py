@@ -136,7 +136,7 @@ def both_ways(weights, x, batch, kind, recompute=False):
     for run in (together, one_by_one):
         copy, start = trained(weights, layers, dropout), x.clone().requires_grad_(of_x)
         if run is together and recompute:
-            copy = copy._replace(recompute=True)
+            copy = copy._replace(checkpointed=copy.layers)
         with dispatch.record() as log:
             results = run(copy, start, batch, first_only=first_only, seeds=seeds)
             out = results[0] if run is together else results[-1]
