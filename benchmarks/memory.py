@@ -15,11 +15,12 @@ def measure_call(call: Callable[[], object], warm: int = 1) -> tuple[float, floa
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")  # VmHWM starts again from now
-    steady = _status("VmRSS")
+    steady = status("VmRSS")
     call()
-    return steady, _status("VmHWM") - steady
+    return steady, status("VmHWM") - steady
 
 
-def _status(key: str) -> float:
+def status(key: str) -> float:
+    """MiB of a line of /proc/self/status."""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024

@@ -58,7 +58,7 @@ def test_nothing_changes(name, wrap, train):
         with pytest.raises(bertfast.ArgumentError):
             bertfast.explain(whole, batch)
     else:
-        assert "encoder" in bertfast.explain(whole, batch)
+        assert len(bertfast.explain(whole, batch).splitlines()) > 1
     assert vars(inner.config) == config
     assert inner.config.problem_type is None
     for key, value in whole.state_dict().items():

@@ -114,7 +114,8 @@ def test_other_problems(labels, number, way, tmp_path):
 )
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForSequenceClassification"])
 def test_gradient_checkpointing(name, options, way, tmp_path, monkeypatch):
-    """Packed layers are computed twice. The word embeddings have a hook then, so that module is called."""
+    """Packed layers are computed twice, by torch's checkpoint as it stands in one call. The word embeddings have a hook
+    then, so that module is called."""
     if options and "use_reentrant" not in options:
         missing = "activation_checkpointing" not in TrainingArguments.__dataclass_fields__
         if missing:
@@ -135,7 +136,8 @@ def test_gradient_checkpointing(name, options, way, tmp_path, monkeypatch):
     fields = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": options}
     same_training(*pair(name), way, tmp_path, "modules", max_steps=2, **fields)
     layers = 1 if options and "every_n_layers" in options else 2
-    assert len(calls) == 2 * 2 * layers  # twice in each of two steps
+    together = not options or options.keys() == {"use_reentrant"}
+    assert len(calls) == (0 if together else 2 * 2 * layers)  # twice in each of two steps
 
 
 OPTIONS = {
