@@ -148,15 +148,21 @@ def test_packed(name, way):
 @pytest.mark.tool("PEFT", "{prompt}: outputs and gradients")
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_prompts(prompt, way):
+    """Four batches: the encoder of a prompt is so narrow that of one batch eager torch's error is a matter of luck."""
     name, (kind, fields) = "BertForSequenceClassification", PROMPTS[prompt]
     theirs, ours = (adapted(model, kind, fields, "SEQ_CLS") for model in pair(name))
-    exact, batch = in_float64(theirs), ragged(name)
-    del batch["token_type_ids"]
+
+    def run(model):
+        found = []
+        for seed in range(4):
+            batch = ragged(name, seed=seed)
+            del batch["token_type_ids"]
+            found.append((step(model, batch), gradients(model)))
+        return found
+
     with way("fused"):
-        got = step(ours, batch)
-    right, want = step(exact, batch), step(theirs, batch)
-    near("output", got, right, want)
-    same_gradients(ours, theirs, exact)
+        got = run(ours)
+    near("outputs and gradients", got, run(in_float64(theirs)), run(theirs))
 
 
 @pytest.mark.tool("PEFT LoRA", "merge_and_unload, disable_adapter, two adapters")
