@@ -52,11 +52,11 @@ lint: $(VENV)/.dev
 	$(BIN)/typos
 	BERTFAST_WERROR=1 $(BIN)/python setup.py -q build_ext --inplace
 
-# The sdist, and a wheel with the kernels of CPUs and GPUs; on Linux a manylinux one that shares torch's OpenMP.
+# The sdist, and a wheel with the kernels of CPUs and GPUs; on Linux a manylinux one.
 wheel: $(VENV)/.dev
 	rm -rf dist build/lib.*
 	BERTFAST_BUILD=$(BUILD) $(BIN)/python -m build --no-isolation --outdir dist --sdist --wheel
-	if test "$$(uname)" = Linux; then PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 \
+	if test "$$(uname)" = Linux; then PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair \
 	  --exclude libcuda.so.1 --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
 	$(BIN)/python scripts/check_wheel.py dist/*.whl $(if $(filter cuda,$(BUILD)),,--cpu-only)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from ._scope import scope
 
 try:
-    # torch first: its libgomp is then the one that the module finds by name, so there is one pool of threads.
     from . import _cpu as cpu
 
     REASON: str | None = None
@@ -39,8 +38,8 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def _after_fork() -> None:
-    """One thread in a forked child of a process whose kernels ran on several: OpenMP's pool, which torch's own
-    operations share, does not survive the fork, and the first parallel one would wait for it for ever.
+    """One thread in a forked child of a process whose kernels ran on several, as torch's operations then did too: their
+    pool does not survive the fork, and the first parallel one would wait for it for ever.
     """
     if cpu is not None and cpu.ran_in_parallel():
         torch.set_num_threads(1)
@@ -223,7 +222,7 @@ def describe() -> dict:
 
     Returns:
         dict with `built` (bool), `reason` (why not, or None), `instruction_sets` (those of this build that run here,
-        narrow to wide), `active` (the one in use), `threads` (what the kernels use now), `openmp` (the runtime's file).
+        narrow to wide), `active` (the one in use), `threads` (what the kernels use now).
     """
     built = cpu is not None
     return {
@@ -231,15 +230,5 @@ def describe() -> dict:
         "reason": REASON,
         "instruction_sets": cpu.variants() if built else [],
         "active": cpu.variant() if built else None,
-        "threads": cpu.usable_threads(torch.get_num_threads()) if built else 0,
-        "openmp": _openmp_file() if built else None,
+        "threads": torch.get_num_threads() if built else 0,
     }
-
-
-def _openmp_file() -> str | None:
-    try:
-        with open("/proc/self/maps") as maps:
-            files = {line.split()[-1] for line in maps if "omp" in line.rsplit("/", 1)[-1]}
-    except OSError:
-        return None
-    return ", ".join(sorted(files)) or None

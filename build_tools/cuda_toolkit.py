@@ -121,4 +121,4 @@ def cuda_script(objects, module, nvcc):
     codes = [f"sm_{target}" for target in kept] + ["compute_80"] * with_ptx
     gencode = f"-gencode 'arch=compute_80,code=[{','.join(codes)}]'"
     nvcc_flags = f"{gencode} -ccbin {compiler()} {FLAGS} {os.environ.get('NVCCFLAGS', '')}"
-    return script(objects, module, builds, "", link, nvcc, nvcc_flags)
+    return script(objects, module, builds, link, nvcc, nvcc_flags)

@@ -16,7 +16,7 @@ import sysconfig
 from pathlib import Path
 
 import cuda_toolkit
-from ninja_file import ROOT, bindings_flags, fail, openmp, script
+from ninja_file import MACOS, ROOT, bindings_flags, fail, script
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
@@ -38,7 +38,7 @@ OPTIONS = [
 
 def cpu_script(objects, module, isas):
     """(text of build.ninja, the compilers' message files) of _cpu, with paths relative to the root."""
-    compile_flags, link_flags = openmp()
+    link_flags = "-undefined dynamic_lookup" if MACOS else "-pthread"
     table = f"'-DBF_FOR_EACH_ISA(X)={' '.join(f'X({isa})' for isa in isas)}'"
     builds = []
     for path in sorted([ROOT / "csrc/bindings.cpp", *ROOT.glob("csrc/*/*.cpp")]):
@@ -49,7 +49,7 @@ def cpu_script(objects, module, isas):
             extra = bindings_flags() if path.name == "bindings.cpp" else ""
             builds.append((source, name, f"{table} {extra}"))
     builds = [("compile", *build) for build in builds]
-    return script(objects, module, builds, compile_flags, link_flags)
+    return script(objects, module, builds, link_flags)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -14,7 +13,7 @@ MACOS = sys.platform == "darwin"
 # -Wno-psabi: vectors pass between functions of one unit only, so nobody relies on how.
 FLAGS = (
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno "
-    "-fno-trapping-math -Wall -Wextra -Wno-psabi -Icsrc"
+    "-fno-trapping-math -pthread -Wall -Wextra -Wno-psabi -Icsrc"
 )
 # The compiler's messages stay beside each object, so that BERTFAST_WERROR=1 compiles nothing twice.
 NINJA = """\
@@ -42,22 +41,10 @@ def fail(message):
 
 
 def compiler():
-    """CXX, or what is on PATH: g++ first on Linux, whose OpenMP is the libgomp that torch loads."""
+    """CXX, or what is on PATH."""
     names = ("clang++", "g++") if MACOS else ("g++", "c++", "clang++")
     found = os.environ.get("CXX") or next(filter(shutil.which, names), None)
     return found or fail("no C++ compiler found: `make` says how to install one; or set CXX.")
-
-
-def openmp():
-    """(compile flags, link flags). Apple's clang has no OpenMP of its own: Homebrew's, untested."""
-    if not MACOS:
-        return "-fopenmp", "-fopenmp"
-    asked = subprocess.run("brew --prefix libomp", shell=True, capture_output=True, text=True)
-    omp = Path(asked.stdout.strip())
-    if not (omp / "include/omp.h").exists():
-        fail("omp.h not found. Run: brew install libomp")
-    link = f"-L{omp}/lib -lomp -undefined dynamic_lookup"
-    return f"-Xpreprocessor -fopenmp -I{omp}/include", link
 
 
 def bindings_flags():
@@ -69,9 +56,9 @@ def bindings_flags():
     return f"{pybind} -isystem {shlex.quote(sysconfig.get_path('include'))}"
 
 
-def script(objects, module, builds, compile_flags, link_flags, nvcc="", nvcc_flags=""):
+def script(objects, module, builds, link_flags, nvcc="", nvcc_flags=""):
     """(text of build.ninja, the compilers' message files); builds: (rule, source, object, flags)."""
-    flags = f"{FLAGS} {compile_flags} {os.environ.get('CXXFLAGS', '')}"
+    flags = f"{FLAGS} {os.environ.get('CXXFLAGS', '')}"
     ldflags = f"{link_flags} {os.environ.get('LDFLAGS', '')}"
     lines = [
         NINJA.format(

@@ -21,7 +21,7 @@
 #include "common/cuda_driver.h"
 #include "common/limits.h"
 #else
-#include "common/runtime.h"
+#include "common/pool.h"
 #include "product/weights.h"
 #endif
 
@@ -284,6 +284,8 @@ auto call(Kernel Variant::* kernel, const Args&... args) {
   return (active()->*kernel)(args...);
 }
 
+int at_least_one(int threads) { return threads < 1 ? 1 : threads; }
+
 using Address = std::uintptr_t;
 
 void* at(Address address) { return reinterpret_cast<void*>(address); }
@@ -296,12 +298,12 @@ DType dtype_of(int code) {
 void pack_weight(Address weight, Address packed, long n, long k, long stride, int dtype,
                  int threads) {
   call(&Variant::pack_weight,
-       PackWeight{at(weight), at(packed), n, k, stride, dtype_of(dtype), usable_threads(threads)});
+       PackWeight{at(weight), at(packed), n, k, stride, dtype_of(dtype), at_least_one(threads)});
 }
 
 void unpack_weight(Address packed, Address weight, long n, long k, int dtype, int threads) {
   call(&Variant::unpack_weight,
-       PackWeight{at(weight), at(packed), n, k, k, dtype_of(dtype), usable_threads(threads)});
+       PackWeight{at(weight), at(packed), n, k, k, dtype_of(dtype), at_least_one(threads)});
 }
 
 // Whether module objects are as a list of their parts says: each of its class, with no hook and no
@@ -354,7 +356,7 @@ template <class Params>
 void define(py::module_& m, const char* name, void (*Variant::*kernel)(const Params&)) {
   m.def(name, [name, kernel](const py::dict& fields) {
     auto params = params_of<Params>(name, fields);
-    params.threads = usable_threads(params.threads);
+    params.threads = at_least_one(params.threads);
     call(kernel, params);
   });
 }
@@ -370,13 +372,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("unpack_weight", unpack_weight);
   m.def("packed_size", [](long n, long k) { return call(&Variant::packed_size, n, k); });
   m.def("fma_peak", [](int threads, double seconds) {
-    return call(&Variant::fma_peak, usable_threads(threads), seconds);
+    return call(&Variant::fma_peak, at_least_one(threads), seconds);
   });
   m.def("variants", variants,
         "instruction sets of this build that run on this processor, narrow to wide");
   m.def("variant", [] { return active() ? active()->name : "none"; });
   m.def("set_variant", set_variant);
-  m.def("usable_threads", usable_threads);
   m.def("ran_in_parallel", ran_in_parallel);
   m.def("unchanged", unchanged);
 }

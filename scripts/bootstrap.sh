@@ -37,19 +37,12 @@ test "$(command -v "$python")" = /usr/bin/python3 && fedora=python3-devel
 "$python" -c "$header" || need "Python's C header, Python.h" \
   "sudo apt-get install python$version-dev" "sudo dnf install $fedora" "brew reinstall python@$version"
 
-if test "$(uname)" = Darwin; then
-  omp=$(brew --prefix libomp 2> /dev/null || true)
-  set_flags="-Xpreprocessor -fopenmp -I$omp/include"
-  default=clang++
-else
-  set_flags=-fopenmp
-  default=g++
-  command -v g++ > /dev/null || default=c++
-fi
-printf '#include <omp.h>\n#include <string_view>\nint main() { return omp_get_thread_num(); }\n' |
-  ${CXX:-$default} -std=c++17 $set_flags -x c++ -c - -o /dev/null 2> /dev/null ||
-  need "a C++17 compiler with OpenMP (tried: ${CXX:-$default})" "sudo apt-get install g++" \
-    "sudo dnf install gcc-c++" "xcode-select --install; brew install libomp"
+default=g++
+command -v g++ > /dev/null || default=c++
+printf '#include <string_view>\nint main() {}\n' |
+  ${CXX:-$default} -std=c++17 -x c++ -c - -o /dev/null 2> /dev/null ||
+  need "a C++17 compiler (tried: ${CXX:-$default})" "sudo apt-get install g++" \
+    "sudo dnf install gcc-c++" "xcode-select --install"
 
 has_torch() {
   "$1" -c '

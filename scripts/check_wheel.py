@@ -23,9 +23,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 LARGEST = 60_000_000
-SYSTEM = re.compile(
-    r"(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|libgomp|ld-linux.*)\.so"
-)
+SYSTEM = re.compile(r"(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|ld-linux.*)\.so")
 SITES = "import sys; print(*(p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))), sep='\\n')"
 
 

@@ -93,7 +93,6 @@ def _installation() -> Iterator[tuple[str, str]]:
         ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
         ("native code", native_code()),
         ("runs here", ", ".join(found["instruction_sets"])),
-        ("openmp", found["openmp"]),
         ("cuda kernels", cuda_kernels()),
         *(("gpu", line) for line in gpus()),
         ("triton", triton_cannot_run() or decisions.version("triton")),

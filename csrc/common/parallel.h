@@ -1,8 +1,7 @@
 // Tasks over threads. Tasks are independent and write disjoint outputs, so results do not depend on
 // who runs them.
 #pragma once
-#include <omp.h>
-
+#include "common/pool.h"
 #include "common/runtime.h"
 #include "common/simd.h"
 
@@ -17,13 +16,9 @@ static void parallel_tasks(int threads, long tasks, Body body) {
     for (long i = 0; i < tasks; ++i) body(i, 0);
     return;
   }
-  note_parallel_region();
-  long next = 0;
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
-    for (long i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < tasks;) body(i, thread);
-  }
+  run_tasks(
+      threads, tasks,
+      [](void* of, long task, int thread) { (*static_cast<Body*>(of))(task, thread); }, &body);
 }
 
 BF_INLINE long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }

@@ -1,10 +1,8 @@
 #include "common/runtime.h"
 
-#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -18,9 +16,6 @@ struct Arena {
   std::size_t size = 0;
   ~Arena() { std::free(data); }
 };
-
-std::atomic<bool> forked{false}, parallel{false};
-const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 }  // namespace
 
@@ -39,11 +34,6 @@ void* scratch(std::size_t bytes, Slot slot) {
   }
   return arena.data;
 }
-
-int usable_threads(int requested) { return forked || requested < 1 ? 1 : requested; }
-
-void note_parallel_region() { parallel.store(true, std::memory_order_relaxed); }
-bool ran_in_parallel() { return parallel; }
 
 long l2_bytes() {
 #ifdef _SC_LEVEL2_CACHE_SIZE

@@ -18,15 +18,6 @@ enum class Slot {
 };  // a function that holds one slot may call one that takes another
 void* scratch(std::size_t bytes, Slot slot = Slot::kThreads);
 
-// The number of threads to use: `requested`, or 1 in a forked child (the OpenMP pool does not
-// survive a fork).
-int usable_threads(int requested);
-
-// Said before each parallel region of several threads, and asked after a fork: whether there was
-// one, so that OpenMP's pool was made.
-void note_parallel_region();
-bool ran_in_parallel();
-
 long l2_bytes();
 
 // Indices of the sequences, longest first (stable).
