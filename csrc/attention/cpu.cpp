@@ -4,6 +4,7 @@
 // exists. Scores and sums are fp32; a row's result depends on nothing but its own sequence. Longest
 // sequences go first, so that the threads end together.
 #include "attention/op.h"
+#include "attention/softmax.h"
 #include "common/philox.h"
 #include "product/pack.h"
 
@@ -12,6 +13,7 @@ namespace {
 
 constexpr long kKeyBlock = 512;
 constexpr long kQueryBlock = 20 * kMR;
+constexpr float kLog2E = 1.44269504088896341f;
 
 struct Task {
   std::int32_t sequence, head, row;
@@ -21,52 +23,13 @@ struct Buffers {
   float *keys, *values, *queries, *scores, *out;
   static Buffers carve(Carver& c, long longest, long d) {
     const long keys = round_up(longest, kNR), wide = round_up(d, kNR);
-    return {c.take<float>(keys * d), c.take<float>(longest * wide), c.take<float>(kMR * d),
-            c.take<float>(kMR * (keys < kKeyBlock ? keys : kKeyBlock)), c.take<float>(kMR * wide)};
+    const long block = keys < kKeyBlock ? keys : kKeyBlock;
+    return {c.take<float>(keys * d), c.take<float>(longest * wide), c.take<float>(kMR * d + kLanes),
+            c.take<float>(kMR * score_stride(block)), c.take<float>(kMR * wide)};
   }
+  // Of so many keys: rows a multiple of 1024 bytes apart would fall into few sets of L1.
+  static long score_stride(long padded) { return padded + 16; }
 };
-
-// Query rows [first, first + count) in fp32: the data itself, or a converted copy in `buffer`.
-template <class T>
-const float* rows_fp32(const Rows<T>& x, long first, long count, float* buffer, long* lda) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    *lda = x.stride;
-    return x.data + first * x.stride;
-  } else {
-    for (long r = 0; r < count; ++r)
-      convert_row(x.data + (first + r) * x.stride, buffer + r * x.k, x.k);
-    *lda = x.k;
-    return buffer;
-  }
-}
-
-struct RowState {
-  float max = -__builtin_inff(), sum = 0;
-};
-
-// One row of scores becomes exp(scale * s - max); the row's state moves on. Returns what the output
-// so far is scaled by.
-BF_INLINE float softmax_block(float* s, long keys, long padded, float scale, RowState& state) {
-  for (long i = keys; i < padded; ++i) s[i] = -__builtin_inff();
-  F most = splat(-__builtin_inff());
-  for (long i = 0; i < padded; i += kLanes) {
-    const F x = load(s + i) * scale;
-    store(s + i, x);
-    most = vmax(x, most);
-  }
-  const float block_max = max_lanes(most);
-  const float max = block_max > state.max ? block_max : state.max;
-  F sum = {};
-  for (long i = 0; i < padded; i += kLanes) {
-    const F e = vexp(load(s + i) - max);
-    store(s + i, e);
-    sum += e;
-  }
-  const float rescale = state.sum > 0 ? vexp(splat(state.max - max))[0] : 0.0f;
-  state.sum = state.sum * rescale + sum_lanes(sum);
-  state.max = max;
-  return rescale;
-}
 
 template <class T>
 struct Head {  // one (sequence, head): where its rows begin
@@ -76,64 +39,89 @@ struct Head {  // one (sequence, head): where its rows begin
   long length, sequence, head;
 };
 
+// Rows [first, first + rows) of a head begin to come into L2: they lie far apart, so that nothing
+// else asks for them early.
+template <bool Write, class T>
+BF_INLINE void fetch_rows(const T* from, long stride, long first, long rows, long d) {
+  for (long r = first; r < first + rows; ++r)
+    for (long i = 0; i < d; i += 64 / static_cast<long>(sizeof(T)))
+      __builtin_prefetch(from + r * stride + i, Write, 2);
+}
+
 // `rows` (<= kMR) query rows from `first` against all keys of the head.
 template <class T>
 void attend_tile(const AttentionFwd& p, const Head<T>& h, const Buffers& b, long first, int rows) {
   const long d = p.head_size, wide = round_up(d, kNR), padded_length = round_up(h.length, kNR);
-  const Micro<float> tile = micro_of<float>(rows);
-  long ldq;
-  const float* q = rows_fp32(Rows<T>{h.q, p.qkv_stride, h.length, d}, first, rows, b.queries, &ldq);
-  RowState state[kMR];
+  const auto score = micro_of<float, Left::kColumns>(rows);
+  const auto weigh = micro_of<float>(rows);
+  fetch_rows<true>(h.out, p.heads * d, first, rows, d);
+  pack_rows(Rows<T>{h.q, p.qkv_stride, h.length, d}, first, Tiles(rows), b.queries);
+  const float scale = p.scale * kLog2E;
+  for_lanes(rows * d, [&](long i, int) { store(b.queries + i, load(b.queries + i) * scale); });
+  RowStates state;
   for (long key = 0; key < h.length; key += kKeyBlock) {
     const long keys = h.length - key < kKeyBlock ? h.length - key : kKeyBlock;
     const long padded = padded_length - key < kKeyBlock ? padded_length - key : kKeyBlock;
+    const long ld = Buffers::score_stride(padded);
     for (long panel = 0; panel < padded; panel += kNR)
-      tile(d, q, ldq, b.keys + (key + panel) * d, b.scores + panel, padded, false, Fetch{});
+      score(d, b.queries, rows, b.keys + (key + panel) * d, b.scores + panel, ld, false, Fetch{});
+    softmax_block(b.scores, ld, rows, keys, key == 0, state);
     for (int r = 0; r < rows; ++r) {
-      const float rescale = softmax_block(b.scores + r * padded, keys, padded, p.scale, state[r]);
       if (p.dropout.seed)
-        dropout_row(p.dropout, b.scores + r * padded, keys, key, first + r, h.head, h.sequence);
+        dropout_row(p.dropout, b.scores + r * ld, keys, key, first + r, h.head, h.sequence);
       for (long i = 0; key > 0 && i < wide; i += kLanes) {
         float* o = b.out + r * wide + i;
-        store(o, load(o) * rescale);
+        store(o, load(o) * state.rescale[r]);
       }
     }
     for (long column = 0; column < d; column += kNR)
-      tile(keys, b.scores, padded, b.values + column * h.length + key * kNR, b.out + column, wide,
-           key > 0, Fetch{});
+      weigh(keys, b.scores, ld, b.values + column * h.length + key * kNR, b.out + column, wide,
+            key > 0, Fetch{});
   }
   for (int r = 0; r < rows; ++r) {
-    const float inverse = 1.0f / state[r].sum;
+    const float inverse = 1.0f / state.sum[r];
     T* out = h.out + (first + r) * p.heads * d;
     for_lanes(d, [&](long i, int m) {
       store_some(out + i, load_some(b.out + r * wide + i, m) * inverse, m);
     });
-    if (h.lse) h.lse[first + r] = state[r].max + __builtin_logf(state[r].sum);
+    if (h.lse) h.lse[first + r] = state.max[r] / kLog2E + __builtin_logf(state.sum[r]);
   }
 }
 
 template <class T>
-void attend(const AttentionFwd& p, const Task& task, const Buffers& b) {
+Head<T> head_of(const AttentionFwd& p, const Task& task) {
   const long start = p.cu_seqlens[task.sequence], d = p.head_size;
   const T* q = static_cast<const T*>(p.qkv) + start * p.qkv_stride + task.head * d;
-  const Head<T> h{q,
-                  q + p.heads * d,
-                  q + 2 * p.heads * d,
-                  static_cast<T*>(p.out) + (start * p.heads + task.head) * d,
-                  p.lse ? p.lse + task.head * p.tokens + start : nullptr,
-                  p.cu_seqlens[task.sequence + 1] - start,
-                  task.sequence,
-                  task.head};
+  return {q,
+          q + p.heads * d,
+          q + 2 * p.heads * d,
+          static_cast<T*>(p.out) + (start * p.heads + task.head) * d,
+          p.lse ? p.lse + task.head * p.tokens + start : nullptr,
+          p.cu_seqlens[task.sequence + 1] - start,
+          task.sequence,
+          task.head};
+}
+
+// `next` is likely to be this thread's next task.
+template <class T>
+void attend(const AttentionFwd& p, const Task& task, const Task& next, const Buffers& b) {
+  const long d = p.head_size;
+  const Head<T> h = head_of<T>(p, task), after = head_of<T>(p, next);
   for (long key = 0; key < h.length; key += kNR)
     pack_panel(h.k + key * p.qkv_stride, p.qkv_stride, h.length - key, d, b.keys + key * d);
   pack_columns(h.v, p.qkv_stride, h.length, d, b.values, h.length);
   const long rows = h.length - task.row < kQueryBlock ? h.length - task.row : kQueryBlock;
-  const long tiles = ceil_div(rows, kMR), height = rows / tiles, higher = rows % tiles;
-  long first = task.row;
-  for (long i = 0; i < tiles; ++i) {
-    const int n = static_cast<int>(height + (i < higher));
-    attend_tile(p, h, b, first, n);
-    first += n;
+  const Tiles tiles(rows);
+  const long share = ceil_div(after.length, tiles.count);
+  long first = task.row, fetched = 0;
+  for (long i = 0; i < tiles.count; ++i) {
+    const long more = after.length - fetched < share ? after.length - fetched : share;
+    fetch_rows<false>(after.q, p.qkv_stride, fetched, more, d);
+    fetch_rows<false>(after.k, p.qkv_stride, fetched, more, d);
+    fetch_rows<false>(after.v, p.qkv_stride, fetched, more, d);
+    fetched += more;
+    attend_tile(p, h, b, first, tiles.rows(i));
+    first += tiles.rows(i);
   }
 }
 
@@ -178,7 +166,8 @@ void run(const AttentionFwd& p) {
         tasks[at++] = {order[i], head, static_cast<std::int32_t>(row)};
   parallel_tasks(p.threads, count, [&](long i, int thread) {
     Carver mine{buffers + thread * per_thread, 0};
-    attend<T>(p, tasks[i], Buffers::carve(mine, longest, p.head_size));
+    const long next = i + p.threads < count ? i + p.threads : i;
+    attend<T>(p, tasks[i], tasks[next], Buffers::carve(mine, longest, p.head_size));
   });
   zero_rows_behind<T>(p);
 }

@@ -1,5 +1,6 @@
 #include "common/runtime.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +18,20 @@ struct Arena {
   ~Arena() { std::free(data); }
 };
 
+constexpr std::size_t kPage = 4096, kHugePage = 2 << 20;
+
+// Memory of several huge pages is to be made of these: rows lie kilobytes apart, each in a small
+// page of its own, of which the processor knows too few.
+void* allocate(std::size_t bytes) {
+  void* data = nullptr;
+  const bool huge = bytes >= 2 * kHugePage;
+  if (posix_memalign(&data, huge ? kHugePage : 64, bytes) != 0) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (huge) madvise(data, bytes, MADV_HUGEPAGE);  // a wish: nothing depends on the answer
+#endif
+  return data;
+}
+
 }  // namespace
 
 void* scratch(std::size_t bytes, Slot slot) {
@@ -26,10 +41,8 @@ void* scratch(std::size_t bytes, Slot slot) {
     std::free(arena.data);
     arena.data = nullptr;
     arena.size = 0;
-    void* data = nullptr;
-    const std::size_t rounded = (bytes + 4095) / 4096 * 4096;
-    if (posix_memalign(&data, 64, rounded) != 0) throw std::bad_alloc();
-    arena.data = data;
+    const std::size_t rounded = (bytes + kPage - 1) / kPage * kPage;
+    arena.data = allocate(rounded);
     arena.size = rounded;
   }
   return arena.data;

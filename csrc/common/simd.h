@@ -140,15 +140,29 @@ static void convert_row(const T* src, float* dst, long n) {
 }
 
 // ---- sums in one fixed order ----
+// Lane i meets lane i + Half, until one is left. (The vector stays in its register: an address of
+// it would send what the caller adds up through memory.)
+template <int Half, class Join>
+BF_INLINE float join_lanes(F v, Join join) {
+#if defined(__clang__)
+  for (int i = 0; i < Half; ++i) v[i] = join(v[i], v[i + Half]);
+#else
+  I other;
+  for (int l = 0; l < kLanes; ++l) other[l] = l ^ Half;
+  v = join(v, __builtin_shuffle(v, other));
+#endif
+  if constexpr (Half > 1)
+    return join_lanes<Half / 2>(v, join);
+  else
+    return v[0];
+}
 BF_INLINE float sum_lanes(F v) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
+  return join_lanes<kLanes / 2>(
+      v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 BF_INLINE float max_lanes(F v) {
-  float m = v[0];
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  return join_lanes<kLanes / 2>(
+      v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 // ---- functions ----

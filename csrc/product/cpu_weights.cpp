@@ -18,7 +18,8 @@ double multiply_add_chains(long rounds) {
   constexpr int kChains = 10;
   F acc[kChains];
   for (int i = 0; i < kChains; ++i) acc[i] = splat(static_cast<float>(i));
-  const F x = splat(0.999f), y = splat(0.001f);
+  volatile float factor = 0.999f, term = 0.001f;  // not to be known: 1 x + y would be 1
+  const F x = splat(factor), y = splat(term);
   for (long i = 0; i < rounds; ++i) {
 #pragma GCC unroll 10
     for (int j = 0; j < kChains; ++j) acc[j] = acc[j] * x + y;
