@@ -1,4 +1,6 @@
-"""Speed of the whole encoder, fp32, against transformers on the same weights; outputs are compared first."""
+"""Speed of the whole encoder, fp32, against transformers on the same weights, and of ours in bfloat16; outputs are
+compared first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from .peers import transformers_bert
 from .race import RACES, Race, report, variant
 
 BASELINE = "sdpa"
-CONTENDERS = ("bertfast", "bertfast-avx2", "sdpa", "eager", "sdpa-mkl-intel")
+CONTENDERS = ("bertfast", "bertfast-avx2", "bertfast-bf16", "sdpa", "eager", "sdpa-mkl-intel")
 BUDGET = 4.0  # seconds of counted rounds of one race
 
 
@@ -29,6 +31,9 @@ def run_race(shape: str, load: str) -> Race:
     else:
         contenders["bertfast-avx2"] = _at_avx2(models.model(shape), batch)
         race.narrow["bertfast-avx2"] = "avx2"
+    half = models.model(shape).bfloat16()
+    _compare_half(truth, half(**batch).last_hidden_state, batch)
+    contenders["bertfast-bf16"] = lambda: half(**batch)
     for name in ("sdpa", "eager"):
         peer = transformers_bert.build(models.config(shape), ours.state_dict(), name)
         _compare(name, truth, peer(**batch).last_hidden_state, batch)
@@ -61,6 +66,14 @@ def _compare(name: str, ours: torch.Tensor, theirs: torch.Tensor, batch: dict) -
     mask = batch.get("attention_mask")
     difference = (ours - theirs).abs() if mask is None else (ours - theirs).abs() * mask[..., None]
     assert difference.max() < 1e-4, f"{name} differs from bertfast by {difference.max():.2g}"
+
+
+def _compare_half(truth: torch.Tensor, half: torch.Tensor, batch: dict) -> None:
+    """The least cosine of a real token's row: bfloat16 keeps eight bits at each operation."""
+    cosines = torch.cosine_similarity(truth, half.float(), dim=-1)
+    if (mask := batch.get("attention_mask")) is not None:
+        cosines = cosines[mask.bool()]
+    assert cosines.min() > 0.9999, f"bfloat16: cosine {cosines.min():.6f}"
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

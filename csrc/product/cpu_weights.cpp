@@ -1,5 +1,6 @@
 #include <time.h>
 
+#include "product/dot.h"
 #include "product/pack.h"
 #include "product/weights.h"
 
@@ -32,28 +33,54 @@ double multiply_add_chains(long rounds) {
   return 2.0 * kLanes * kChains * static_cast<double>(rounds);
 }
 
+// Panels of numbers, and of pairs (dot.h).
+template <class T>
+struct Layout {
+  static constexpr long kTogether = 1;  // so many neighbours along k lie side by side
+  static void pack(const T* weight, long stride, long rows, long k, T* panel) {
+    pack_panel(weight, stride, rows, k, panel);
+  }
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Layout<bf16> {
+  static constexpr long kTogether = 2;
+  static void pack(const bf16* weight, long stride, long rows, long k, bf16* panel) {
+    pack_pairs(weight, stride, rows, k, reinterpret_cast<Pair*>(panel));
+  }
+};
+#endif
+
+template <class T>
+long panel_elements(long k) {
+  return kNR * round_up(k, Layout<T>::kTogether);
+}
+
+template <class T>
+void pack(const PackWeight& p) {
+  parallel_tasks(p.threads, panels(p.n), [&](long panel, int) {
+    Layout<T>::pack(static_cast<const T*>(p.weight) + panel * kNR * p.stride, p.stride,
+                    p.n - panel * kNR, p.k,
+                    static_cast<T*>(p.packed) + panel * panel_elements<T>(p.k));
+  });
+}
+
+template <class T>
+void unpack(const PackWeight& p) {
+  constexpr long together = Layout<T>::kTogether;
+  parallel_tasks(p.threads, p.n, [&](long row, int) {
+    const T* panel =
+        static_cast<const T*>(p.packed) + row / kNR * panel_elements<T>(p.k) + row % kNR * together;
+    T* out = static_cast<T*>(p.weight) + row * p.stride;
+    for (long c = 0; c < p.k; ++c) out[c] = panel[c / together * together * kNR + c % together];
+  });
+}
+
 }  // namespace
 
-long packed_size(long n, long k) { return packed_elements(n, k); }
-
-void pack_weight(const PackWeight& p) {
-  BF_DISPATCH_DTYPE(p.dtype, T, {
-    parallel_tasks(p.threads, panels(p.n), [&](long panel, int) {
-      pack_panel(static_cast<const T*>(p.weight) + panel * kNR * p.stride, p.stride,
-                 p.n - panel * kNR, p.k, static_cast<T*>(p.packed) + panel * kNR * p.k);
-    });
-  })
-}
-
-void unpack_weight(const PackWeight& p) {
-  BF_DISPATCH_DTYPE(p.dtype, T, {
-    parallel_tasks(p.threads, p.n, [&](long row, int) {
-      const T* panel = static_cast<const T*>(p.packed) + row / kNR * kNR * p.k + row % kNR;
-      T* out = static_cast<T*>(p.weight) + row * p.stride;
-      for (long c = 0; c < p.k; ++c) out[c] = panel[c * kNR];
-    });
-  })
-}
+long packed_size(long n, long k) { return panels(n) * panel_elements<bf16>(k); }
+void pack_weight(const PackWeight& p) { BF_DISPATCH_DTYPE(p.dtype, T, pack<T>(p)) }
+void unpack_weight(const PackWeight& p) { BF_DISPATCH_DTYPE(p.dtype, T, unpack<T>(p)) }
 
 double fma_peak(int wanted, double seconds) {
   double done[256] = {}, spent[256] = {};

@@ -6,12 +6,13 @@
 // while the rows of a task pass over it, the rows' block in L2, and the rounding error grows with
 // the block, not with K, as the blocks' sums are added. Every element of C is the same sum in the
 // same order whatever the tile that holds it, so a row's result does not depend on how many rows or
-// threads there are.
+// threads there are. Where bf16 has a dot instruction, its numbers here are pairs along k (pair.h).
 #pragma once
 #include <type_traits>
 
 #include "common/parallel.h"
 #include "common/simd.h"
+#include "product/pair.h"
 
 namespace bf::BF_ISA {
 namespace {
@@ -73,9 +74,9 @@ static void micro(long kc, const float* a, long lda, const TW* b, float* c, long
     for (int v = 0; v < NV; ++v) bv[v] = load(b + k * NR + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      const F av = splat(L == Left::kRows ? row[r / 3][(r % 3) * lda + k] : a[k * lda + r]);
+      const F av = spread(L == Left::kRows ? row[r / 3][(r % 3) * lda + k] : a[k * lda + r], TW{});
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] += av * bv[v];
+      for (int v = 0; v < NV; ++v) acc[r][v] = multiply_add(av, bv[v], acc[r][v], TW{});
     }
   };
   long k = 0;

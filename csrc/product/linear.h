@@ -2,6 +2,7 @@
 // adds up in the order of gemm.h, so all of them give the same bits.
 #pragma once
 #include "common/fields.h"
+#include "product/dot.h"
 #include "product/pack.h"
 
 namespace bf::BF_ISA {
@@ -64,6 +65,8 @@ struct PlainPanels {
     return weights.rounded ? fetch_of(at<float>(p, k0), stride(p)) : fetch_of(at(p, k0), stride(p));
   }
 
+  // Whether kNR whole rows may be read as they are.
+  bool whole(long p) const { return columns(p) >= kNR && !weights.rounded; }
   // Where kNR whole rows of the block lie in fp32: in the weight itself, or copied to `buffer`.
   const float* rows(long p, long k0, long kc, float* buffer, long* row_stride) const {
     if constexpr (sizeof(T) == sizeof(float)) {
@@ -89,22 +92,37 @@ struct PlainPanels {
 };
 
 #if !defined(__clang__)
+// acc += a v of the tile's rows; where Number is bf16, v holds pairs that are widened here.
+template <int MR, class Number>
+BF_INLINE void add_step(F acc[MR], const float* a, F v) {
+  constexpr bool kWiden = std::is_same_v<Number, bf16>;
+  using Sum = std::conditional_t<kWiden, float, Number>;
+  const F even = kWiden ? (F)((U)v << 16) : v, odd = (F)((U)v & 0xffff0000u);
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) acc[r] = multiply_add(spread(a[r], Sum{}), even, acc[r], Sum{});
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+    if (kWiden) acc[r] = multiply_add(spread(a[MR + r], Sum{}), odd, acc[r], Sum{});
+}
+
 // The tile of gemm.h for few rows of a (packed, one tile) and kNR rows of the weight as they lie:
-// kLanes of them are turned at a time and used at once. All of `next` is fetched.
-template <int MR>
-static void turning_micro(long kc, const float* a, const float* w, long stride, float* c, long ldc,
+// kLanes of them are turned at a time, 32 bits of each in a lane, and used at once. All of `next`
+// is fetched.
+template <int MR, class Number>
+static void turning_micro(long kc, const float* a, const Number* w, long stride, float* c, long ldc,
                           bool accumulate, Fetch next) {
+  constexpr int kIn32 = sizeof(float) / sizeof(Number);
   for (long first = 0; first < kNR; first += kLanes) {
     F acc[MR];
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) acc[r] = F{};
-    const float* from = w + first * stride;
+    const Number* from = w + first * stride;
     const char* ahead = next.from + first * next.stride;
     long k = 0;
-    for (; k + kLanes <= kc; k += kLanes) {
+    for (; k + kIn32 * kLanes <= kc; k += kIn32 * kLanes) {
       F v[kLanes];
 #pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) v[r] = load(from + r * stride + k);
+      for (int r = 0; r < kLanes; ++r) std::memcpy(v + r, from + r * stride + k, sizeof(F));
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r)
         __builtin_prefetch(ahead + r * next.stride + k / 4 * next.step, 0, 2);
@@ -112,15 +130,14 @@ static void turning_micro(long kc, const float* a, const float* w, long stride, 
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
         if (i % 4 == 0) transpose_inside(v + i);
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) acc[r] += splat(a[(k + i) * MR + r]) * v[i];
+        add_step<MR, Number>(acc, a + (k + kIn32 * i) * MR, v[i]);
       }
     }
     for (; k < kc; ++k) {
+      using One = std::conditional_t<kIn32 == 1, Number, float>;
       F v;
-      for (int r = 0; r < kLanes; ++r) v[r] = from[r * stride + k];
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) acc[r] += splat(a[k * MR + r]) * v;
+      for (int r = 0; r < kLanes; ++r) v[r] = load_n(from + r * stride + k, 1)[0];
+      add_step<MR, One>(acc, a + k * MR, v);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
@@ -130,10 +147,11 @@ static void turning_micro(long kc, const float* a, const float* w, long stride, 
   }
 }
 
-static void few_rows_product(int rows, long kc, const float* a, const float* w, long stride,
+template <class Number>
+static void few_rows_product(int rows, long kc, const float* a, const Number* w, long stride,
                              float* c, long ldc, bool accumulate, Fetch next) {
-  using Kernel = void (*)(long, const float*, const float*, long, float*, long, bool, Fetch);
-#define BF_MICRO(R) turning_micro<(R <= kMR ? R : kMR)>
+  using Kernel = void (*)(long, const float*, const Number*, long, float*, long, bool, Fetch);
+#define BF_MICRO(R) turning_micro<(R <= kMR ? R : kMR), Number>
   static constexpr Kernel table[] = {BF_MICRO(1),  BF_MICRO(2),  BF_MICRO(3),  BF_MICRO(4),
                                      BF_MICRO(5),  BF_MICRO(6),  BF_MICRO(7),  BF_MICRO(8),
                                      BF_MICRO(9),  BF_MICRO(10), BF_MICRO(11), BF_MICRO(12),
@@ -141,11 +159,25 @@ static void few_rows_product(int rows, long kc, const float* a, const float* w, 
 #undef BF_MICRO
   table[rows - 1](kc, a, w, stride, c, ldc, accumulate, next);
 }
+// to[row][i] = sums[i][row], [kNR, kLanes]; rows of `to` are ldc apart.
+static void turn_sums(const float* sums, long rows, float* to, long ldc) {
+  for (long first = 0; first < kNR; first += kLanes) {
+    F v[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) v[i] = load(sums + (first + i) * kLanes);
+    transpose(v);
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes; ++r)
+      if (r < rows) store(to + r * ldc + first, v[r]);
+  }
+}
 constexpr bool kTurns = true;
 #else
 constexpr bool kTurns = false;
-static void few_rows_product(int, long, const float*, const float*, long, float*, long, bool,
+template <class Number>
+static void few_rows_product(int, long, const float*, const Number*, long, float*, long, bool,
                              Fetch) {}
+static void turn_sums(const float*, long, float*, long) {}
 #endif
 
 // How rows are cut into blocks: a block of K of the activations and `c_columns` of output fit half
@@ -166,6 +198,7 @@ constexpr long kGroup = 8;  // panels
 // panels, and a block of a panel.
 template <class T, class Panels>
 struct Block {
+  using Number = std::conditional_t<std::is_same_v<T, Pair>, Pair, float>;  // of the tiles
   Rows<T> x;
   Panels panels;
   bool few;  // the rows are one tile, and the weight is read as it lies
@@ -204,17 +237,30 @@ struct Block {
     const float* from = a + k0 * height;
     if constexpr (Panels::kPlain) {
       if (few) {
+        if constexpr (std::is_same_v<T, bf16>) {  // widened in registers
+          if (!in_lanes() && panels.whole(p))
+            return few_rows_product(static_cast<int>(rows), kc, from, panels.at(p, k0),
+                                    panels.stride(p), to, ldc, k0 > 0, next);
+        }
         long stride;
         const float* w = panels.rows(p, k0, kc, buffer, &stride);
         if (in_lanes())
           lanes_product(kc, from, w, stride, to, k0, next);
         else
-          few_rows_product(static_cast<int>(rows), kc, from, w, stride, to, ldc, k0 > 0, next);
+          few_rows_product(static_cast<int>(rows), kc, from, reinterpret_cast<const Number*>(w),
+                           stride, to, ldc, k0 > 0, next);
         return;
       }
     }
-    tiles_product<Left::kColumns>([=](long r) { return from + r * kc; }, 0, rows, kc,
-                                  panels.block(p, k0, kc, buffer), next, to, ldc, k0 > 0);
+    const auto tile_at = [=](long r) { return from + r * kc; };
+    if constexpr (!Panels::kPlain && sizeof(T) < sizeof(float)) {
+      if (rows > kMR) {  // widened once for all tiles
+        convert_row(panels.at(p, k0), buffer, kc * kNR);
+        return tiles_product<Left::kColumns>(tile_at, 0, rows, kc, buffer, next, to, ldc, k0 > 0);
+      }
+    }
+    tiles_product<Left::kColumns>(tile_at, 0, rows, kc, panels.block(p, k0, kc, buffer), next, to,
+                                  ldc, k0 > 0);
   }
 
   bool in_lanes() const { return few && rows > kMR; }
@@ -225,10 +271,10 @@ struct Block {
                      Fetch next) {
     float* sums = buffer + kNR * kKC;  // [kNR, kLanes]
     tiles_product<Left::kRows, kLanes>([=](long r) { return w + r * stride; }, stride, kNR, kc,
-                                       from, next, sums, kLanes, k0 > 0);
+                                       reinterpret_cast<const Number*>(from), next, sums, kLanes,
+                                       k0 > 0);
     if (k0 + kc < x.k) return;
-    for (long r = 0; r < rows; ++r)
-      for (long i = 0; i < kNR; ++i) to[r * ldc + i] = sums[i * kLanes + r];
+    turn_sums(sums, rows, to, ldc);
   }
 };
 
@@ -283,6 +329,15 @@ static void product(const Rows<T>& x, const Weights& weights, int threads, Epilo
   else
     panels_product(x, PlainPanels<T>{weights, each, x.k}, threads, epilogue);
 }
+#if defined(__AVX512BF16__)
+template <class Epilogue>
+static void product(const Rows<bf16>& x, const Weights& weights, int threads, Epilogue epilogue) {
+  if (x.count == 0) return;
+  with_pairs<PrepackedPanels<Pair>>(x, weights, [&](const auto& rows, const auto& panels) {
+    panels_product(rows, panels, threads, epilogue);
+  });
+}
+#endif
 
 // The same for epilogues that need whole rows: finish(z, row) gets z[n] = x[row] * weight^T in fp32
 // and may overwrite it. Rows are taken kSlab at a time, which bounds the memory.

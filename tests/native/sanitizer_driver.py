@@ -52,13 +52,16 @@ with dispatch.use_backend("cpu"):
                     torch.autograd.grad(out, list(floating.values()), make_gradient(case, out))
 
 for n, k in ((1, 1), (33, 7), (384, 65)):
-    weight = torch.randn(n, k)
-    assert torch.equal(_weights.pack(weight).unpack(), weight)
-    for rows in (1, 16, 17, 300):  # turned in registers, and block by block; prepacked
-        x, bias = torch.randn(rows, k), torch.randn(n)
-        with dispatch.use_backend("cpu"):
-            plain = public("linear_gelu")(x, weight, bias)
-            assert plain.equal(public("linear_gelu")(x, _weights.prepack(weight), bias))
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.randn(n, k).to(dtype)
+        assert torch.equal(_weights.pack(weight).unpack(), weight)
+        for rows in (1, 16, 17, 300):  # turned in registers, and block by block; prepacked
+            x, bias = torch.randn(rows, k).to(dtype), torch.randn(n).to(dtype)
+            with torch.no_grad(), dispatch.use_backend("cpu"):
+                plain = public("linear_gelu")(x, weight, bias)
+                assert plain.equal(public("linear_gelu")(x, _weights.prepack(weight), bias))
+                rounded = _weights.RoundedWeight(weight.float(), dtype)
+                assert plain.equal(public("linear_gelu")(x, rounded, bias))
 bert, _ = example_weights("cpu")
 for lengths in (
     [1],

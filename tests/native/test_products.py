@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from bertfast import dispatch, extension, ops
-from bertfast.ops._weights import prepack
+from bertfast.ops._weights import RoundedWeight, prepack
 from harness import seeds
 
 pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
 VARIANTS = extension.cpu.variants() if extension.cpu is not None else []
-SHAPES = ((64, 384), (33, 7), (70, 200))  # whole panels and blocks of K; parts of both
+# (N, K): whole panels and blocks of K; parts of both; an odd K of several blocks, of pairs too
+SHAPES = ((64, 384), (33, 7), (70, 200), (40, 801))
 ROWS = (1, 2, 7, 12, 13, 16, 17, 40, 300)
 MOST = max(ROWS)
 
@@ -83,6 +84,40 @@ def test_a_row_that_is_repeated_is_no_packed_weight():
         assert got.equal(ops.linear_gelu(x, weight.repeat(50, 1), bias))
         one = weight.as_strided((1, 40), (0, 1))
         assert ops.linear_gelu(x, one, bias[:1]).equal(got[:, :1])
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_a_weight_that_counts_as_rounded_gives_the_bits_of_a_rounded_copy(variant, n, k):
+    generator = seeds.generator(n)
+    weight, bias = torch.randn(n, k, generator=generator), torch.zeros(n, dtype=torch.bfloat16)
+    weight[0, :2] = torch.tensor([0x007F_FFFF, 0x0000_8001], dtype=torch.int32).view(torch.float32)
+    x = torch.randn(40, k, generator=generator).bfloat16()
+    x[:, :2] *= 2.0**100  # so that these two subnormal numbers are seen
+    x[:, 2:] *= 2.0**-60
+    with torch.no_grad(), dispatch.use_backend("cpu"):
+        for count in (1, 12, 16, 40):
+            got = ops.linear_gelu(x[:count], RoundedWeight(weight, torch.bfloat16), bias)
+            assert got.equal(ops.linear_gelu(x[:count], weight.bfloat16(), bias)), count
+
+
+def test_pairs_of_bfloat16_are_moved_as_they_are(variant):
+    """Two neighbours are no number: not a subnormal one beside a zero, nor NaN beside infinity."""
+    weight, x = torch.zeros(48, 64, dtype=torch.bfloat16), torch.zeros(40, 64).bfloat16()
+    weight[:, ::2] = torch.arange(1, 49)[:, None]
+    x[:, ::2] = 1.0
+    x[1, 1] = torch.inf
+    want = torch.arange(1.0, 49.0).mul(32).expand(40, 48).bfloat16().clone()
+    want[1] = -1.0  # 0 * inf, which is NaN
+    zero = weight.new_zeros(48)
+    with torch.no_grad(), dispatch.use_backend("cpu"):
+        assert torch.set_flush_denormal(True)
+        try:
+            for count in (2, 16, 40):
+                for lies in (weight, prepack(weight)):
+                    out = ops.qkv_projection(x[:count], *[lies] * 3, *[zero] * 3, num_heads=1)
+                    assert out[:, 1].flatten(1).nan_to_num(-1.0).equal(want[:count]), count
+        finally:
+            torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("count", [3, 16, 200])

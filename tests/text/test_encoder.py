@@ -154,6 +154,16 @@ def test_dtypes(tiny, dtype):
     near("vectors", list(torch.from_numpy(vectors)), exact, [x.float() for x in eager], rounded)
 
 
+def test_bfloat16_points_the_same_way(minilm):
+    """The promise is a cosine of .9999 to float32 for every text."""
+    texts = [text for text in TEXTS if text]
+    wide, half = (
+        torch.from_numpy(Encoder.from_pretrained(minilm, dtype=dtype).encode(texts)).double()
+        for dtype in ("float32", "bfloat16")
+    )
+    assert torch.cosine_similarity(wide, half).min() >= 0.9999
+
+
 def test_progress_bar(encoder, capsys):
     encoder.encode(TEXTS)
     assert capsys.readouterr().err == ""
