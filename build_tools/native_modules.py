@@ -27,6 +27,7 @@ ISAS = {  # name -> flags, from narrow to wide; never -march=native
     "avx2": f"{AVX2} -mtune=haswell",
     "avx2_wide": f"{AVX2} -mtune=haswell -DBF_WIDE_TILE",  # AVX-512's tile at AVX2 width, for tests
     "avx512": f"{AVX2} {AVX512} -mtune=skylake-avx512",
+    "avx512_dot": f"{AVX2} {AVX512} -mavx512vnni -mavx512bf16 -mtune=skylake-avx512",
 }
 if platform.machine().lower() not in ("x86_64", "amd64"):
     ISAS = {"baseline": ""}

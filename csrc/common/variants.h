@@ -1,10 +1,11 @@
 // The instruction sets that every kernel unit is compiled for, narrow to wide; a build may name a
-// part of them. avx2_wide is the AVX-512 tile at AVX2 width, for tests.
+// part of them. avx2_wide is the AVX-512 tile at AVX2 width, for tests; avx512_dot has the dot
+// products of int8 (VNNI) and of bfloat16 too.
 #pragma once
 #include <cstddef>
 
 #if !defined(BF_FOR_EACH_ISA) && defined(__x86_64__)
-#define BF_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx2_wide) X(avx512)
+#define BF_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx2_wide) X(avx512) X(avx512_dot)
 #elif !defined(BF_FOR_EACH_ISA)
 #define BF_FOR_EACH_ISA(X) X(baseline)
 #endif
@@ -14,7 +15,8 @@
   BF_DECLARE_IN(baseline, FUNCTION)  \
   BF_DECLARE_IN(avx2, FUNCTION)      \
   BF_DECLARE_IN(avx2_wide, FUNCTION) \
-  BF_DECLARE_IN(avx512, FUNCTION)
+  BF_DECLARE_IN(avx512, FUNCTION)    \
+  BF_DECLARE_IN(avx512_dot, FUNCTION)
 #define BF_DECLARE_IN(ISA, FUNCTION) \
   namespace ISA {                    \
   FUNCTION;                          \

@@ -7,6 +7,7 @@
 #include "encoder/groups.h"
 #include "linear_gelu/op.h"
 #include "linear_layernorm/op.h"
+#include "product/int8_weight.h"
 #include "qkv_projection/op.h"
 
 namespace bf::BF_ISA {
@@ -32,6 +33,8 @@ struct Encoder {
     return p.weights.data[which * p.layers + layer];
   }
 
+  long stride(long k) const { return p.int8 ? kInt8 : p.prepacked ? 0 : k; }
+
   template <class Op>
   Op linear(const Stream& s, const void* x, long rows, long n, long k) const {
     Op q;
@@ -44,7 +47,7 @@ struct Encoder {
     auto q = linear<QkvProjectionFwd>(s, s.x, s.tokens, width, p.hidden);
     for (int i = 0; i < 3; ++i) {
       q.weight[i] = weight(layer, kQuery + i), q.bias[i] = weight(layer, kBias + kQuery + i);
-      q.weight_stride[i] = p.prepacked ? 0 : p.hidden;
+      q.weight_stride[i] = stride(p.hidden);
     }
     q.out = s.qkv;
     qkv_projection_fwd(q);
@@ -63,7 +66,7 @@ struct Encoder {
                 const void* residual, void* out, long rows, long k) const {
     auto q = linear<LinearLayernormFwd>(s, x, rows, p.hidden, k);
     q.weight = weight(layer, which), q.bias = weight(layer, kBias + which);
-    q.weight_stride = p.prepacked ? 0 : k;
+    q.weight_stride = stride(k);
     q.ln_weight = weight(layer, norm), q.ln_bias = weight(layer, norm + 1);
     q.residual = residual, q.residual_stride = p.hidden, q.out = out, q.ln_dtype = p.dtype;
     q.eps = p.eps.data[2 * layer + (norm == kNorm)];
@@ -73,7 +76,7 @@ struct Encoder {
   void activate(const Stream& s, long layer, long rows) const {
     auto q = linear<LinearGeluFwd>(s, s.y, rows, p.inner, p.hidden);
     q.weight = weight(layer, kInner), q.bias = weight(layer, kBias + kInner);
-    q.weight_stride = p.prepacked ? 0 : p.hidden;
+    q.weight_stride = stride(p.hidden);
     q.out = s.inner;
     linear_gelu_fwd(q);
   }

@@ -33,6 +33,7 @@ enum EncoderWeight {
   FIELD(long, head_size)                                                                         \
   FIELD(float, scale)                                                                            \
   FIELD(bool, prepacked)  /* all weights of products */                                          \
+  FIELD(bool, int8)       /* the same: each an Int8Weight */                                     \
   FIELD(bool, first_only) /* what follows the last attention: first rows only */                 \
   BF_WHERE(FIELD)
 

@@ -1,5 +1,6 @@
 #include <time.h>
 
+#include "product/int8.h"
 #include "product/pack.h"
 #include "product/weights.h"
 
@@ -34,6 +35,7 @@ double multiply_add_chains(long rounds) {
 }  // namespace
 
 long packed_size(long n, long k) { return packed_elements(n, k); }
+Int8Layout int8_layout() { return {kNR, kFold, kOffset}; }
 
 void pack_weight(const PackWeight& p) {
   BF_DISPATCH_DTYPE(p.dtype, T, {
