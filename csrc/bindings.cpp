@@ -8,6 +8,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include "attention/op.h"
 #include "common/check.h"
 #include "embedding/op.h"
@@ -249,8 +253,10 @@ bool runs_here(const std::string& name) {
     return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
   if (name != "baseline") return avx2;
   return __builtin_cpu_supports("sse4.2");
+#elif defined(__linux__)
+  return name == "baseline" || (getauxval(AT_HWCAP) & HWCAP_ASIMDDP);
 #else
-  return name == "baseline";
+  return !name.empty();  // each Mac with an arm64 has them
 #endif
 }
 

@@ -26,6 +26,15 @@ _PRODUCTS = (("query", "key", "value"), ("out",), ("inner",), ("outer",))  # eac
 Found = dict[str, QuantizedParameter]  # by the field of LayerWeights
 
 
+def quantized_view(weights: BertWeights) -> BertWeights:
+    """The same encoder with its layers' products in int8; see `quantize_layers`."""
+    layers = []
+    for layer, found in zip(weights.layers, quantize_layers(weights), strict=True):
+        parts = {name: getattr(layer, name)._replace(weight=weight) for name, weight in found.items()}
+        layers.append(layer._replace(**parts))
+    return weights._replace(layers=layers)
+
+
 @torch.no_grad()
 def quantize_layers(weights: BertWeights) -> list[Found]:
     """The products of each layer in int8; not one whose activation torch computes.
@@ -62,8 +71,7 @@ def _check(layer: LayerWeights, index: int) -> None:
 
 
 def _own_tokens(weights: BertWeights) -> PackedBatch:
-    """Rows of tokens, the same ones at every call; [CLS] and [SEP] are among those that are few in a vocabulary's
-    beginning, so half of each row is drawn from there."""
+    """Rows of random tokens of the vocabulary, the same ones at every call."""
     words, generator = weights.embeddings.word.shape[0], torch.Generator().manual_seed(0)
     length = min(_LENGTH, weights.max_positions)
     rows = torch.randint(words, (_SEQUENCES, length), generator=generator)
