@@ -1,6 +1,6 @@
 """Quantized weights in a checkpoint: what is written of each, and the check of what is read.
 
-In the place of `<module>.weight` stand `<module>.weight_int8` [n,k], `.weight_scale` [n], `.outlier_columns` [m] and
+In the place of `<module>.weight` stand `<module>.weight_int8` [n,k], `.weight_scale` [n,groups], `.outlier_columns` [m] and
 `.outlier_weight` [n,m]; config.json says so in quantization_config. So a loader that does not know them misses a weight.
 """
 
@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConfigError
 from ..ops._quantized import MOST_COLUMNS, Columns, Int8Tensors, QuantizedParameter, quantized
 
 METHOD = "bertfast"
-_PARTS = {  # suffix -> dtype, and whether [n,k], [n], [m] or [n,m]
+_PARTS = {  # the end of its name -> dtype
     "weight_int8": torch.int8,
     "weight_scale": torch.float32,
     "outlier_columns": torch.int32,
@@ -72,7 +72,7 @@ def take(
     for end in [name for name in tensors if name.endswith(".weight_int8")]:
         module = end.removesuffix(".weight_int8")
         parts = {part: _part(tensors, module, part) for part in _PARTS}
-        _check(module, **parts)
+        _check(module, group, **parts)
         key = tuple(parts["outlier_columns"].tolist())
         columns = known.setdefault(key, Columns(parts["outlier_columns"], group))
         weight = (parts["weight_int8"], parts["weight_scale"], parts["outlier_weight"])
@@ -91,6 +91,7 @@ def _part(tensors: dict[str, Tensor], module: str, part: str) -> Tensor:
 
 def _check(
     module: str,
+    group: int,
     weight_int8: Tensor,
     weight_scale: Tensor,
     outlier_columns: Tensor,
@@ -102,7 +103,7 @@ def _check(
         raise CheckpointError(f"{module}.weight_int8: expected a matrix, got shape {got}.")
     n, k = weight_int8.shape
     m = outlier_columns.numel()
-    shapes = {"weight_scale": (n,), "outlier_columns": (m,), "outlier_weight": (n, m)}
+    shapes = {"weight_scale": (n, -(-k // group)), "outlier_columns": (m,), "outlier_weight": (n, m)}
     for part, tensor in zip(shapes, (weight_scale, outlier_columns, outlier_weight), strict=True):
         if tensor.shape != shapes[part]:
             got, expected = list(tensor.shape), list(shapes[part])

@@ -19,7 +19,7 @@ from .encode import activate, add_and_normalise, embed, project_qkv
 from .weights import BertWeights, LayerWeights, Linear
 
 OUTLIERS = 8  # columns of each product's input
-GROUP = 128  # columns of x with a scale of their own
+GROUP = 64  # columns of x with a scale of their own
 _SEQUENCES, _LENGTH = 16, 32  # of the forward
 _PRODUCTS = (("query", "key", "value"), ("out",), ("inner",), ("outer",))  # each reads one x
 

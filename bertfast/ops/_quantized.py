@@ -1,6 +1,6 @@
 """Weights of products in int8: only the C++ kernels' layout of them is kept (`model.quantize("int8")`).
 
-weight[n, k] = scale[n] · int8[n, k], symmetric, but for a few outlier columns, which stay in float32. What reads such a
+weight[n, k] = scale[n, k // group] · int8[n, k], symmetric, but for a few outlier columns, which stay in float32. What reads such a
 weight rounds x row by row, `group` columns at a time, to int8 (csrc/product/int8.h).
 """
 
@@ -25,7 +25,8 @@ class Columns(NamedTuple):
 
     Fields:
         outliers: int32 [m], ascending: the columns that stay in float.
-        group: so many neighbouring columns have a scale of their own in each row; a multiple of 4.
+        group: so many neighbouring columns have a scale of their own, in each row of x and each output of a weight; a
+            multiple of 4.
     """
 
     outliers: Tensor
@@ -37,7 +38,7 @@ class Int8Tensors(NamedTuple):
 
     Fields:
         weight: int8 [n, k], within ±127; outlier columns are zeros.
-        scale: float32 [n].
+        scale: float32 [n, groups].
         outlier_weight: float32 [n, m].
     """
 
@@ -48,7 +49,8 @@ class Int8Tensors(NamedTuple):
 
     def dequantized(self) -> Tensor:
         """float32 [n, k]."""
-        weight = self.weight.float() * self.scale[:, None]
+        each = self.scale.repeat_interleave(self.columns.group, 1)[:, : self.weight.shape[1]]
+        weight = self.weight.float() * each
         weight[:, self.columns.outliers.long()] = self.outlier_weight
         return weight
 
@@ -66,7 +68,7 @@ class PackedInt8:
         self.n, self.k = tensors.weight.shape
         self.columns, self.variant = tensors.columns, extension.cpu.variant()
         width, fold, offset = extension.cpu.int8_layout()
-        self._scale = _padded(tensors.scale, width)
+        self._scale = _padded(tensors.scale, width).t().contiguous()
         weight = _padded(_padded(tensors.weight, width).t(), fold)  # [k, n], with both made whole
         words = weight.unflatten(0, (-1, fold)).unflatten(2, (-1, width))
         self._panels = words.permute(2, 0, 3, 1).contiguous()
@@ -101,7 +103,7 @@ class PackedInt8:
         weight = self._panels.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[: self.n, : self.k]
         floats = self._floats.transpose(1, 2).flatten(0, 1)[: self.n]
         return Int8Tensors(
-            weight.contiguous(), self._scale[: self.n].clone(), floats.contiguous(), self.columns
+            weight.contiguous(), self._scale.t()[: self.n].contiguous(), floats.contiguous(), self.columns
         )
 
     def cast(self, dtype: torch.dtype) -> QuantizedParameter:
@@ -185,15 +187,18 @@ def quantized(tensors: Int8Tensors, dtype: torch.dtype) -> QuantizedParameter:
 
 
 def round_weight(weight: Tensor, columns: Columns) -> Int8Tensors:
-    """`weight` [n, k], which nothing refuses: a scale for each output, and the nearest integers."""
+    """`weight` [n, k], which nothing refuses: a scale for each output and group, and the nearest integers."""
     weight = weight.detach().float()
     outliers = columns.outliers.long()
     floats, rest = weight[:, outliers].clone(), weight.clone()
     rest[:, outliers] = 0
-    scale = rest.abs().amax(1) / 127
-    scale = torch.where(scale < 2.0**-120, 1.0, scale)  # such a row becomes zeros
-    rounded = (rest / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-    return Int8Tensors(rounded, scale, floats, columns)
+    parts = rest.split(columns.group, 1)
+    scale = torch.stack([part.abs().amax(1) for part in parts], 1) / 127
+    scale = torch.where(scale < 2.0**-120, 1.0, scale)  # what is so small becomes zeros
+    rounded = [p.div(s[:, None]).round_() for p, s in zip(parts, scale.unbind(1), strict=True)]
+    return Int8Tensors(
+        torch.cat(rounded, 1).clamp_(-127, 127).to(torch.int8), scale, floats, columns
+    )
 
 
 def refusal(weight: Tensor) -> str | None:

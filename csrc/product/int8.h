@@ -2,11 +2,11 @@
 // group of k of each row; a group's sums are exact in int32, and the epilogue gets the whole in
 // fp32.
 //
-// A group's scale is its largest magnitude / 127, outlier columns left out, so that its bits depend
-// on nothing but the row. kFold activations stand in a word of 32 bits, which one instruction
-// multiplies with as many numbers of each of kLanes columns. Sums of 255 * 127 * k fit for any k
-// below 2^16. A row that holds inf or NaN gives NaN; a group whose largest magnitude is below
-// 2^-100 counts as zeros.
+// A group's scale in a row of x is its largest magnitude / 127, outlier columns left out, so that
+// its bits depend on nothing but the row. kFold activations stand in a word of 32 bits, which one
+// instruction multiplies with as many numbers of each of kLanes columns. Sums of 255 * 127 * k fit
+// for any k below 2^16. A row that holds inf or NaN gives NaN; a group whose largest magnitude is
+// below 2^-100 counts as zeros.
 #pragma once
 #include "product/gemm.h"
 #include "product/int8_weight.h"
@@ -103,18 +103,16 @@ struct Int8Panel {
   const std::int8_t* next;
 };
 
-// The columns' scales, and what the outlier columns add.
+// What the outlier columns add.
 template <int MR>
-BF_INLINE void int8_finish(const Int8Tile& tile, const Int8Panel& panel, float* c) {
+BF_INLINE void int8_outliers(const Int8Tile& tile, const Int8Panel& panel, float* c) {
   constexpr int NV = kNR / kLanes;
   const Int8Weight& w = panel.weight;
   F y[MR][NV];
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) {
-    const F scale = load(w.scale + panel.index * kNR + v * kLanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r) y[r][v] = load(c + r * kNR + v * kLanes) * scale;
-  }
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) y[r][v] = load(c + r * kNR + v * kLanes);
   const float* o = w.outlier_weight + panel.index * w.outliers * kNR;
   for (long j = 0; j < w.outliers; ++j, o += kNR) {
     F ov[NV];
@@ -138,7 +136,8 @@ static void int8_micro(long count, const Int8Tile& tile, const Int8Panel& panel,
   const std::int8_t* b = w.panels + panel.index * count * kBytes;
   const std::int8_t* ahead = panel.next;
   const std::int32_t *a = tile.a, *start = w.start + panel.index * kNR;
-  const float* scale = tile.scale;
+  const float *scale = tile.scale, *columns = w.scale + panel.index * kNR;
+  std::memset(c, 0, 4 * MR * kNR);  // each group is added alike, so that each rounds alike
   for (long done = 0, group = w.group / kFold; done < count; done += group) {
     I sum[MR][NV];
 #pragma GCC unroll 4
@@ -160,17 +159,18 @@ static void int8_micro(long count, const Int8Tile& tile, const Int8Panel& panel,
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) sum[r][v] = dot(sum[r][v], a[r] - I{}, bv[v]);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        const F y = __builtin_convertvector(sum[r][v], F) * scale[r];
+    for (int v = 0; v < NV; ++v) {
+      const F column = load(columns + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) {
         float* to = c + r * kNR + v * kLanes;
-        store(to, done ? load(to) + y : y);
+        store(to, load(to) + __builtin_convertvector(sum[r][v], F) * scale[r] * column);
       }
-    start += panel.columns, scale += MR;
+    }
+    start += panel.columns, columns += panel.columns, scale += MR;
   }
-  int8_finish<MR>(tile, panel, c);
+  if (w.outliers > 0) int8_outliers<MR>(tile, panel, c);
 }
 
 using Int8Micro = void (*)(long, const Int8Tile&, const Int8Panel&, float*);

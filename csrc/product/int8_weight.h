@@ -8,15 +8,15 @@
 
 namespace bf {
 
-// weight[n, k] = scale[n] * int8[n, k], but for the outlier columns, which are zeros there. Weights
-// that read one x have the same `group` and `outlier`.
-#define BF_INT8_WEIGHT(FIELD)                                                                 \
-  FIELD(const std::int8_t*, panels)   /* [panels(n)][words(k)][kNR][kFold] */                 \
-  FIELD(const std::int32_t*, start)   /* [groups][panels(n) * kNR]: -kOffset * sum of k */    \
-  FIELD(const float*, scale)          /* [panels(n) * kNR] */                                 \
-  FIELD(const std::int32_t*, outlier) /* [outliers]: columns of x that stay in float */       \
-  FIELD(const float*, outlier_weight) /* [panels(n)][outliers][kNR] */                        \
-  FIELD(long, group)                  /* so many of k in x have one scale; a multiple of 4 */ \
+// weight[n, k] = scale[k / group, n] * int8[n, k], but for the outlier columns, which are zeros
+// there. Weights that read one x have the same `group` and `outlier`.
+#define BF_INT8_WEIGHT(FIELD)                                                              \
+  FIELD(const std::int8_t*, panels)   /* [panels(n)][words(k)][kNR][kFold] */              \
+  FIELD(const std::int32_t*, start)   /* [groups][panels(n) * kNR]: -kOffset * sum of k */ \
+  FIELD(const float*, scale)          /* [groups][panels(n) * kNR] */                      \
+  FIELD(const std::int32_t*, outlier) /* [outliers]: columns of x that stay in float */    \
+  FIELD(const float*, outlier_weight) /* [panels(n)][outliers][kNR] */                     \
+  FIELD(long, group) /* so many of k have one scale in x and in weight; a multiple of 4 */ \
   FIELD(long, outliers)
 
 BF_STRUCT(Int8Weight, BF_INT8_WEIGHT)

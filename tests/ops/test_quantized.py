@@ -53,15 +53,15 @@ def defined(x, tensors, dtype):
     x = x.float()
     rest = x.clone()
     rest[:, outliers] = 0
-    out = torch.zeros(len(x), len(tensors.scale), dtype=dtype)
-    for part, weight in zip(rest.split(group, 1), tensors.weight.split(group, 1), strict=True):
+    out = torch.zeros(len(x), len(tensors.weight), dtype=dtype)
+    groups = (rest.split(group, 1), tensors.weight.split(group, 1), tensors.scale.unbind(1))
+    for part, weight, column in zip(*groups, strict=True):
         largest = part.abs().amax(1, keepdim=True)
         nothing = largest < 2.0**-100
         rounded = (part * (127 / largest)).round().masked_fill(nothing, 0)
         scale = (largest / 127).masked_fill(nothing, 0)
         sums = rounded.double() @ weight.double().t()  # exact
-        out += sums.to(torch.float32).to(dtype) * scale.to(dtype)
-    out *= tensors.scale.to(dtype)
+        out += sums.to(torch.float32).to(dtype) * scale.to(dtype) * column.to(dtype)
     return out + x[:, outliers].to(dtype) @ tensors.outlier_weight.to(dtype).t()
 
 
