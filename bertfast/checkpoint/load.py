@@ -56,8 +56,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
     config = {**_DEFAULTS, **read_json(path, ConfigError)}
     if config.get("quantization_config") and not is_quantized(config):
-        got, advice = str(config["quantization_config"])[:80], "Use bertfast.optimize(SentenceTransformer(path))."
-        raise ConfigError(f"{path}: quantization_config: expected None or bertfast's, got {got}. {advice}")
+        got, advice = (
+            str(config["quantization_config"])[:80],
+            "Use bertfast.optimize(SentenceTransformer(path)).",
+        )
+        raise ConfigError(
+            f"{path}: quantization_config: expected None or bertfast's, got {got}. {advice}"
+        )
     for name, expected, advice in _OTHERS:
         found = config.get(name) or expected
         if found != expected:
@@ -122,7 +127,9 @@ def _read(
     wanted, kept = _dtype(dtype, config, tensors), {}
     if is_quantized(config):
         if torch.device(device or "cpu").type != "cpu":
-            raise UnsupportedError(f"{folder}: its weights are int8, which runs on a CPU. Give device='cpu'.")
+            raise UnsupportedError(
+                f"{folder}: its weights are int8, which runs on a CPU. Give device='cpu'."
+            )
         kept = take(tensors, group_size(config), wanted)
     _check_shapes(tensors | kept, config, folder)
     for name, tensor in list(tensors.items()):  # one by one: no second copy of all of them

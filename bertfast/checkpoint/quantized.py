@@ -1,7 +1,8 @@
 """Quantized weights in a checkpoint: what is written of each, and the check of what is read.
 
-In the place of `<module>.weight` stand `<module>.weight_int8` [n,k], `.weight_scale` [n,groups], `.outlier_columns` [m] and
-`.outlier_weight` [n,m]; config.json says so in quantization_config. So a loader that does not know them misses a weight.
+In the place of `<module>.weight` stand `<module>.weight_int8` [n,k], `.weight_scale` [n,groups], `.outlier_columns` [m]
+and `.outlier_weight` [n,m]; config.json says so in quantization_config. A loader that does not know them misses a
+weight, and says so.
 """
 
 from __future__ import annotations
@@ -103,7 +104,11 @@ def _check(
         raise CheckpointError(f"{module}.weight_int8: expected a matrix, got shape {got}.")
     n, k = weight_int8.shape
     m = outlier_columns.numel()
-    shapes = {"weight_scale": (n, -(-k // group)), "outlier_columns": (m,), "outlier_weight": (n, m)}
+    shapes = {
+        "weight_scale": (n, -(-k // group)),
+        "outlier_columns": (m,),
+        "outlier_weight": (n, m),
+    }
     for part, tensor in zip(shapes, (weight_scale, outlier_columns, outlier_weight), strict=True):
         if tensor.shape != shapes[part]:
             got, expected = list(tensor.shape), list(shapes[part])

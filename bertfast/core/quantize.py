@@ -30,7 +30,9 @@ def quantized_view(weights: BertWeights) -> BertWeights:
     """The same encoder with its layers' products in int8; see `quantize_layers`."""
     layers = []
     for layer, found in zip(weights.layers, quantize_layers(weights), strict=True):
-        parts = {name: getattr(layer, name)._replace(weight=weight) for name, weight in found.items()}
+        parts = {
+            name: getattr(layer, name)._replace(weight=weight) for name, weight in found.items()
+        }
         layers.append(layer._replace(**parts))
     return weights._replace(layers=layers)
 

@@ -68,7 +68,9 @@ class Quantizable:
 
     def prepack(self) -> Any:
         if self.quantized:
-            raise UnsupportedError("prepack: this model is quantized, which is a packed form already.")
+            raise UnsupportedError(
+                "prepack: this model is quantized, which is a packed form already."
+            )
         return super().prepack()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

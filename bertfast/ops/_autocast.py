@@ -14,8 +14,8 @@ from ._weights import KeptParameter, RoundedWeight
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The arguments of a product under torch.autocast, x first: in its dtype, as torch's own linear has them.
 
-    A prepacked or quantized weight keeps its dtype, and the others follow it. float64 is left alone, as torch leaves it. Where no
-    gradient is wanted on a CPU, no rounded copy of a weight is made: kernels round what they read.
+    A prepacked or quantized weight keeps its dtype, and the others follow it. float64 is left alone, as torch leaves
+    it. Where no gradient is wanted on a CPU, no rounded copy of a weight is made: kernels round what they read.
     """
     given = [tensor for tensor in tensors if tensor is not None]
     kept = [tensor.dtype for tensor in given if isinstance(tensor, KeptParameter)]

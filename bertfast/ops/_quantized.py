@@ -1,7 +1,7 @@
 """Weights of products in int8: only the C++ kernels' layout of them is kept (`model.quantize("int8")`).
 
-weight[n, k] = scale[n, k // group] · int8[n, k], symmetric, but for a few outlier columns, which stay in float32. What reads such a
-weight rounds x row by row, `group` columns at a time, to int8 (csrc/product/int8.h).
+weight[n, k] = scale[n, k // group] · int8[n, k], symmetric, but for a few outlier columns, which stay in float32. What
+reads such a weight rounds x row by row, `group` columns at a time, to int8 (csrc/product/int8.h).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PackedInt8:
 
     Attributes:
         dtype: that of the weight that it stands for.
-        handle: int64 tensor, what kernels get in the place of a weight (csrc/product/int8_weight.h); it holds addresses.
+        handle: int64 tensor of addresses, what kernels get in the place of a weight (csrc/product/int8_weight.h).
     """
 
     def __init__(self, tensors: Int8Tensors, dtype: torch.dtype):
@@ -103,7 +103,10 @@ class PackedInt8:
         weight = self._panels.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[: self.n, : self.k]
         floats = self._floats.transpose(1, 2).flatten(0, 1)[: self.n]
         return Int8Tensors(
-            weight.contiguous(), self._scale.t()[: self.n].contiguous(), floats.contiguous(), self.columns
+            weight.contiguous(),
+            self._scale.t()[: self.n].contiguous(),
+            floats.contiguous(),
+            self.columns,
         )
 
     def cast(self, dtype: torch.dtype) -> QuantizedParameter:
@@ -123,7 +126,9 @@ class PackedInt8:
 def _padded(tensor: Tensor, multiple: int) -> Tensor:
     """With rows of zeros up to a whole multiple."""
     rest = -tensor.shape[0] % multiple
-    return torch.cat((tensor, tensor.new_zeros(rest, *tensor.shape[1:]))) if rest else tensor.clone()
+    return (
+        torch.cat((tensor, tensor.new_zeros(rest, *tensor.shape[1:]))) if rest else tensor.clone()
+    )
 
 
 class QuantizedParameter(KeptParameter):

@@ -141,7 +141,9 @@ class KeptParameter(torch.nn.Parameter):
     @classmethod
     def standing_for(cls, shape: tuple[int, int], dtype: torch.dtype) -> Any:
         """A parameter that looks like a weight of that shape and dtype."""
-        return torch.Tensor._make_subclass(cls, torch.empty(shape, dtype=dtype, device="meta"), False)
+        return torch.Tensor._make_subclass(
+            cls, torch.empty(shape, dtype=dtype, device="meta"), False
+        )
 
     @classmethod
     def operands(cls, weights: Sequence[Any]) -> list[Tensor]:
@@ -158,7 +160,9 @@ class KeptParameter(torch.nn.Parameter):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.detach:  # state_dict takes it along, and a hook writes the kept form there
+        if (
+            func is torch.Tensor.detach
+        ):  # state_dict takes it along, and a hook writes the kept form there
             return args[0]
         if func not in _READABLE:
             raise UnsupportedError(f"{getattr(func, '__name__', func)}: this weight is {cls.how}.")

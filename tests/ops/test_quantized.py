@@ -144,7 +144,9 @@ def test_largest_sums(variant):
     k = 65532
     columns = Columns(torch.empty(0, dtype=torch.int32), k)
     tensors = round_weight(torch.ones(3, k), columns)
-    out = product(torch.tensor([1.0, -1.0])[:, None].expand(2, k), quantized(tensors, torch.float32))
+    out = product(
+        torch.tensor([1.0, -1.0])[:, None].expand(2, k), quantized(tensors, torch.float32)
+    )
     assert out.equal(torch.tensor([k, -k]).float()[:, None].expand(2, 3))
 
 

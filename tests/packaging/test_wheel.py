@@ -92,11 +92,13 @@ def test_module_exports_its_entry_only(module):
 
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 INSTRUCTION = re.compile(r"^\s+[0-9a-f]+:\t(?P<name>\S+)(?P<operands>.*)$")
-NAMESPACE = re.compile(r"2bf(?:8(baseline)|4(avx2)|9(avx2_wide)|6(avx512))")
+NAMESPACE = re.compile(r"2bf(?:8(baseline)|4(avx2)|9(avx2_wide)|6(avx512)|10(avx512_dot))")
 
 
 def needs(name: str, operands: str) -> str:
     """The instruction set that one instruction belongs to, as far as the gate tells them apart."""
+    if re.match(r"vpdp|vdpbf16|vcvtne", name):
+        return "avx512_dot"
     if re.search(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]|\{1to", operands):
         return "avx512"
     if "%ymm" in operands or re.match(r"v(?!er[rw]$|m(call|launch|resume))", name):
@@ -113,6 +115,7 @@ ALLOWED = {
     "avx2": {"baseline", "avx2"},
     "avx2_wide": {"baseline", "avx2"},
     "avx512": {"baseline", "avx2", "avx512"},
+    "avx512_dot": {"baseline", "avx2", "avx512", "avx512_dot"},
 }
 
 
@@ -157,10 +160,14 @@ def test_the_gate_sees_a_foreign_instruction():
     4000:\tvzeroupper
 0000000000005000 <_ZN2bf6avx5123barEv>:
     5000:\tvaddps %zmm0,%zmm1,%zmm1{%k1}
+    5006:\tvpdpbusd %zmm0,%zmm1,%zmm1
+0000000000006000 <_ZN2bf10avx512_dot3barEv>:
+    6000:\tvpdpbusd (%rax){1to16},%zmm1,%zmm1
 """
     assert [line.partition(":")[0] for line in foreign(text.splitlines())[0]] == [
         "_ZN2bf8baseline12_GLOBAL__N_13fooEv",
         "_ZN2bf4avx23barEv",
         "_ZN2bf9avx2_wide3bazEv._omp_fn.0",
         "_ZSt4sortIPfEvT_S1_",
+        "_ZN2bf6avx5123barEv",
     ]

@@ -35,7 +35,10 @@ def supports(call) -> str | None:
         if QuantizedParameter in kinds and not _share_columns(products, layers):
             return "query, key and value were quantized apart"
         kept, read = [weight.packed for weight in products], vectors
-        shapes, dtypes = [(weight.n, weight.k) for weight in kept], {weight.dtype for weight in kept}
+        shapes, dtypes = (
+            [(weight.n, weight.k) for weight in kept],
+            {weight.dtype for weight in kept},
+        )
     else:
         shapes, dtypes = [weight.shape for weight in products], set()
     hidden, width, inner = x.shape[1], shapes[0][0], shapes[4 * layers][0]
@@ -82,5 +85,7 @@ def forward(
 
 def _share_columns(products: Sequence[QuantizedParameter], layers: int) -> bool:
     """Whether the three weights that read one x have the same outlier columns."""
-    query, key, value = ([w.packed.columns for w in products[i * layers : (i + 1) * layers]] for i in range(3))
+    query, key, value = (
+        [w.packed.columns for w in products[i * layers : (i + 1) * layers]] for i in range(3)
+    )
     return all(q is k is v for q, k, v in zip(query, key, value, strict=True))
