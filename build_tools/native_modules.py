@@ -30,7 +30,7 @@ ISAS = {  # name -> flags, from narrow to wide; never -march=native
     "avx512_dot": f"{AVX2} {AVX512} -mavx512vnni -mavx512bf16 -mtune=skylake-avx512",
 }
 if platform.machine().lower() not in ("x86_64", "amd64"):
-    ISAS = {"baseline": ""}
+    ISAS = {"baseline": "", "neon_dot": "-march=armv8.2-a+dotprod"}
 OPTIONS = [
     ("isa=", None, f"only these instruction sets, by comma (of {', '.join(ISAS)})"),
     ("objects=", None, "folder of the objects (default: build/native-PLATFORM-PYTHON)"),

@@ -8,6 +8,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include "attention/op.h"
 #include "common/check.h"
 #include "embedding/op.h"
@@ -22,6 +26,7 @@
 #include "common/limits.h"
 #else
 #include "common/pool.h"
+#include "product/int8_weight.h"
 #include "product/weights.h"
 #endif
 
@@ -222,13 +227,18 @@ struct Variant {
   void (*pack_weight)(const PackWeight&);
   void (*unpack_weight)(const PackWeight&);
   long (*packed_size)(long, long);
+  Int8Layout (*int8_layout)();
   double (*fma_peak)(int, double);
 };
 
 #define BF_OF(ISA, NAME, PARAMS) ISA::NAME,
-#define BF_VARIANT(ISA)                                                           \
-  {#ISA, BF_FOR_EACH_CPU_KERNEL(BF_OF, ISA) ISA::pack_weight, ISA::unpack_weight, \
-   ISA::packed_size, ISA::fma_peak},
+#define BF_VARIANT(ISA)                                 \
+  {#ISA,                                                \
+   BF_FOR_EACH_CPU_KERNEL(BF_OF, ISA) ISA::pack_weight, \
+   ISA::unpack_weight,                                  \
+   ISA::packed_size,                                    \
+   ISA::int8_layout,                                    \
+   ISA::fma_peak},
 const Variant kVariants[] = {BF_FOR_EACH_ISA(BF_VARIANT)};
 
 bool runs_here(const std::string& name) {
@@ -239,13 +249,15 @@ bool runs_here(const std::string& name) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+  if (name == "avx512") return avx512;
   if (name == "avx512_dot")
     return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-  if (name == "avx512") return avx512;
   if (name != "baseline") return avx2;
   return __builtin_cpu_supports("sse4.2");
+#elif defined(__linux__)
+  return name == "baseline" || (getauxval(AT_HWCAP) & HWCAP_ASIMDDP);
 #else
-  return name == "baseline";
+  return !name.empty();  // each Mac with an arm64 has them
 #endif
 }
 
@@ -373,6 +385,14 @@ PYBIND11_MODULE(_cpu, m) {
   BF_FOR_EACH_CPU_KERNEL(BF_DEFINE, )
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
+  m.def("int8_layout", [] {
+    const Int8Layout layout = call(&Variant::int8_layout);
+    return py::make_tuple(layout.columns, layout.fold, layout.offset);
+  });
+  m.def("int8_weight", [](const py::dict& fields) {
+    const auto weight = params_of<Int8Weight>("int8_weight", fields);
+    return py::bytes(reinterpret_cast<const char*>(&weight), sizeof weight);
+  });
   m.def("packed_size", [](long n, long k) { return call(&Variant::packed_size, n, k); });
   m.def("fma_peak", [](int threads, double seconds) {
     return call(&Variant::fma_peak, at_least_one(threads), seconds);

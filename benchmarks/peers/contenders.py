@@ -66,6 +66,7 @@ def _told(name: str, engine: str, packages: tuple[str, ...], **more: Any) -> lis
 CONTENDERS = [
     Contender("bertfast", "ours", ours=True, text=False),
     Contender("bertfast prepacked", "ours", options={"prepack": True}, ours=True, text=False),
+    Contender("bertfast int8", "ours", options={"quantize": "int8"}, precision="int8", ours=True, text=False),
     Contender("bertfast Encoder", "ours_encoder", (), ours=True, batches=False),
     *_told("transformers sdpa", "sdpa", ("transformers",)),
     *_told("torch.compile", "compiled", ("transformers",)),

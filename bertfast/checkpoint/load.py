@@ -18,7 +18,8 @@ from ..core.weights import (
     bert_weights,
     masked_lm_weights,
 )
-from ..errors import ArgumentError, CheckpointError, ConfigError
+from ..errors import ArgumentError, CheckpointError, ConfigError, UnsupportedError
+from .quantized import group_size, is_quantized, take
 from .reading import read_state_dict
 
 _SIZES = (
@@ -38,7 +39,6 @@ _OTHERS = (  # field, the value that an encoder of BERT's has, what to do with a
     ("is_decoder", False, "bertfast.BertModel runs it as transformers does."),
     ("add_cross_attention", False, "bertfast.BertModel runs it as transformers does."),
     ("position_embedding_type", "absolute", "For relative positions use transformers before 5."),
-    ("quantization_config", None, "Use bertfast.optimize(SentenceTransformer(path))."),
 )
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
@@ -55,6 +55,14 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder)
     path = path / "config.json" if path.is_dir() else path
     config = {**_DEFAULTS, **read_json(path, ConfigError)}
+    if config.get("quantization_config") and not is_quantized(config):
+        got, advice = (
+            str(config["quantization_config"])[:80],
+            "Use bertfast.optimize(SentenceTransformer(path)).",
+        )
+        raise ConfigError(
+            f"{path}: quantization_config: expected None or bertfast's, got {got}. {advice}"
+        )
     for name, expected, advice in _OTHERS:
         found = config.get(name) or expected
         if found != expected:
@@ -116,12 +124,18 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = read_config(folder)
     tensors = {_name(name): tensor for name, tensor in read_state_dict(folder).items()}
-    _check_shapes(tensors, config, folder)
-    wanted = _dtype(dtype, config, tensors)
+    wanted, kept = _dtype(dtype, config, tensors), {}
+    if is_quantized(config):
+        if torch.device(device or "cpu").type != "cpu":
+            raise UnsupportedError(
+                f"{folder}: its weights are int8, which runs on a CPU. Give device='cpu'."
+            )
+        kept = take(tensors, group_size(config), wanted)
+    _check_shapes(tensors | kept, config, folder)
     for name, tensor in list(tensors.items()):  # one by one: no second copy of all of them
         if tensor.is_floating_point():
             tensors[name] = tensor.to(device or "cpu", wanted)
-    return config, tensors
+    return config, tensors | kept
 
 
 def _name(name: str) -> str:

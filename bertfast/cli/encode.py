@@ -93,6 +93,11 @@ whole, and not at all when something fails.
 @device_option
 @dtype_option
 @click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Keep the model's weights in int8, on a CPU.  [default: as the checkpoint has them]",
+)
+@click.option(
     "--progress/--no-progress", default=None, help="Show a bar.  [default: on a terminal]"
 )
 def encode(
@@ -104,6 +109,7 @@ def encode(
     field: str,
     device: str | None,
     dtype: str | None,
+    quantize: str | None,
     **options: Any,
 ) -> None:
     """Turn the texts of INPUT into vectors.
@@ -117,7 +123,7 @@ def encode(
         reading(input, input_format, field) as texts,
         files.output(output, output_format) as target,
     ):
-        encoder = Encoder.from_pretrained(model, device=device, dtype=dtype)
+        encoder = Encoder.from_pretrained(model, device=device, dtype=dtype, quantize=quantize)
         start = time.perf_counter()
         count, dimension = encode_to(encoder, texts, target, **options)
         seconds = time.perf_counter() - start

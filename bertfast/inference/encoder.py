@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from .. import dispatch
 from ..checkpoint.hub import require, resolve
-from ..checkpoint.load import load_bert
+from ..checkpoint.load import load_bert, read_config
+from ..checkpoint.quantized import is_quantized
 from ..core.batch import pack_rows
 from ..core.encode import encode_packed
+from ..core.quantize import quantized_view
 from ..core.weights import BertWeights, prepack_layers
 from ..errors import ArgumentError, UnsupportedError
 from ..text.pooling import check_pooling, pool
@@ -101,6 +103,7 @@ class Encoder:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         *,
+        quantize: str | None = None,
         batch_invariant: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -113,6 +116,8 @@ class Encoder:
             path_or_hub_id: a directory, or a model id on the Hugging Face hub.
             device: where the model runs; default: a CUDA GPU if torch sees one that a backend serves, else the CPU.
             dtype: float32, bfloat16, float16 or float64, as a torch.dtype or by name; default: the checkpoint's.
+            quantize: "int8" keeps the layers' weights in int8 (`BertModel.quantize`), on a CPU; a checkpoint that was
+                saved so needs no asking.
             batch_invariant: as `Encoder` takes it.
             revision, token, cache_dir, local_files_only: as in `bertfast.checkpoint.resolve`.
 
@@ -120,6 +125,8 @@ class Encoder:
             CheckpointError, ConfigError: the checkpoint is missing, incomplete or corrupt.
             UnsupportedError: it pools in a way, or has a module or a setting, that bertfast does not compute.
         """
+        if quantize not in (None, "int8"):
+            raise ArgumentError("quantize", "None or 'int8'", repr(quantize))
         hub = {
             "revision": revision,
             "token": token,
@@ -133,8 +140,13 @@ class Encoder:
             folder = resolve(path_or_hub_id, allow_patterns=patterns, **hub)
         folder = folder / recipe.transformer
         tokenizer = Tokenizer.from_folder(folder, recipe.lower_case)
-        weights = load_bert(folder, dtype, device or default_device())._replace(pooler=None)
-        prepack_layers(weights.layers)
+        already = is_quantized(read_config(folder))
+        device = device or ("cpu" if quantize or already else default_device())
+        weights = load_bert(folder, dtype, device)._replace(pooler=None)
+        if quantize and not already:
+            weights = quantized_view(weights)
+        elif not already:
+            prepack_layers(weights.layers)
         return cls(weights, tokenizer, recipe, batch_invariant)
 
     @property

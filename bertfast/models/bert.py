@@ -51,7 +51,7 @@ class BertLayer(modeling_bert.BertLayer):
         return encode_layer(weights, hidden_states[0], batch, seeds, first_only)[None]
 
 
-class BertModel(Prepackable, CheckedLoading, modeling_bert.BertModel):
+class BertModel(CheckedLoading, Prepackable, modeling_bert.BertModel):
     """BERT's encoder: transformers' `BertModel`, whose forward computes real tokens only, in fused operations."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):

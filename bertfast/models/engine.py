@@ -23,7 +23,7 @@ from ..core.finite import check_output, check_results
 from ..core.heads import pool
 from ..core.weights import BertWeights, Linear
 from ..errors import UnsupportedError
-from ..ops._weights import PrepackedParameter
+from ..ops._weights import KeptParameter
 from . import fusion
 from .inputs import INPUTS, STARTS, make_batch
 
@@ -129,7 +129,7 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     check = model if given.get("check_finite") else None
     first_only = first_only and wanted is None
     look = wanted is not None or check is not None
-    gradient = torch.no_grad() if _is_prepacked(weights) else contextlib.nullcontext()
+    gradient = torch.no_grad() if _is_kept(weights) else contextlib.nullcontext()
     with gradient:
         observe = _observer(batch, wanted, states, check) if look else None
         rows = encode_packed(weights, batch, first_only=first_only, observe=observe)
@@ -238,6 +238,6 @@ def finish(model: nn.Module, kind: type, given: Mapping[str, Any], **fields: Any
     return output if given.get("return_dict", default) else output.to_tuple()
 
 
-def _is_prepacked(weights: BertWeights) -> bool:
+def _is_kept(weights: BertWeights) -> bool:
     query = getattr(weights.layers[0], "query", None) if len(weights.layers) else None
-    return isinstance(query, Linear) and isinstance(query.weight, PrepackedParameter)
+    return isinstance(query, Linear) and isinstance(query.weight, KeptParameter)

@@ -25,11 +25,12 @@ from transformers.models.bert import modeling_bert as theirs
 
 from .. import dispatch
 from ..core.weights import BertWeights, EmbeddingWeights, LayerWeights, Linear, Norm
+from ..ops._quantized import QuantizedParameter
 from ..ops._weights import PrepackedParameter
 from . import snapshot
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_PLAIN = frozenset((nn.Parameter, Tensor, PrepackedParameter))
+_PLAIN = frozenset((nn.Parameter, Tensor, PrepackedParameter, QuantizedParameter))
 Kinds = Container[type]
 # Packages whose layers compute each row from that row alone, in the place of a Linear, LayerNorm or Embedding.
 _ROW_BY_ROW = (

@@ -29,7 +29,7 @@ from .prepack import Prepackable
 HEADS: dict[type[nn.Module], type[nn.Module]] = {}  # transformers' class -> ours
 
 
-class Head(Prepackable, CheckedLoading):
+class Head(CheckedLoading, Prepackable):
     """What all heads share. A subclass says in `_encode` what it needs and in `_answer` what it makes of the rows."""
 
     _theirs: type[nn.Module]  # transformers' class of the same name

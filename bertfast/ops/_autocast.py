@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from ._contract import through_library
-from ._weights import PrepackedParameter, RoundedWeight
+from ._weights import KeptParameter, RoundedWeight
 
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The arguments of a product under torch.autocast, x first: in its dtype, as torch's own linear has them.
 
-    A prepacked weight keeps its dtype, and the others follow it. float64 is left alone, as torch leaves it. Where no
-    gradient is wanted on a CPU, no rounded copy of a weight is made: kernels round what they read.
+    A prepacked or quantized weight keeps its dtype, and the others follow it. float64 is left alone, as torch leaves
+    it. Where no gradient is wanted on a CPU, no rounded copy of a weight is made: kernels round what they read.
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    prepacked = [tensor.dtype for tensor in given if isinstance(tensor, PrepackedParameter)]
-    dtype = prepacked[0] if prepacked else torch.get_autocast_dtype(given[0].device.type)
+    kept = [tensor.dtype for tensor in given if isinstance(tensor, KeptParameter)]
+    dtype = kept[0] if kept else torch.get_autocast_dtype(given[0].device.type)
     if any(tensor.dtype == torch.float64 for tensor in given):
         return list(tensors)
     reads = given[0].is_cpu and not torch.is_grad_enabled() and not through_library()

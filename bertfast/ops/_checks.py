@@ -18,7 +18,7 @@ def check_like(
 ) -> None:
     """Each (name, tensor, shape) has that shape, and the dtype and device of `like`, else ArgumentError.
 
-    A prepacked weight (packed.PrepackedParameter, on the meta device) may stand where `like` is on the CPU.
+    A kept weight (_weights.KeptParameter, on the meta device) may stand where `like` is on the CPU.
     """
     dtype, device = like.dtype, like.device
     for name, tensor, shape in expected:

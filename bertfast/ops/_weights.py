@@ -6,7 +6,9 @@ next one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,10 @@ class PackedWeight:
     n: int
     k: int
     variant: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.buffer.dtype
 
     def unpack(self) -> Tensor:
         """The weight [n, k], bit for bit."""
@@ -84,13 +90,12 @@ class RoundedWeight:
 def operands(*weights: Tensor) -> tuple[list[Tensor], list[int], int]:
     """What a kernel reads of the weights [n, k] of one product.
 
-    Returns: tensors; their row strides, 0 for prepacked ones; the code of their dtype.
+    Returns: tensors; their row strides, `KeptParameter.stride_code` for kept ones; the code of their dtype.
     """
-    if all(isinstance(weight, PrepackedParameter) for weight in weights):
-        for weight in weights:
-            weight.packed.check_variant()
-        buffers = [weight.packed.buffer for weight in weights]
-        return buffers, [0] * len(buffers), extension.DTYPE_CODES[buffers[0].dtype]
+    kind = type(weights[0])
+    if issubclass(kind, KeptParameter) and all(type(weight) is kind for weight in weights):
+        strides = [kind.stride_code] * len(weights)
+        return kind.operands(weights), strides, extension.DTYPE_CODES[weights[0].dtype]
     if all(isinstance(weight, RoundedWeight) for weight in weights):
         weights = [weight.weight for weight in weights]
     plain = [_with_own_rows(unpacked(weight)) for weight in weights]
@@ -107,8 +112,8 @@ def _with_own_rows(weight: Tensor) -> Tensor:
 
 
 def unpacked(weight: Tensor) -> Tensor:
-    """The weight itself, or what a PrepackedParameter or RoundedWeight stands for."""
-    return weight.unpack() if isinstance(weight, (PrepackedParameter, RoundedWeight)) else weight
+    """The weight itself, or what a KeptParameter or RoundedWeight stands for."""
+    return weight.unpack() if isinstance(weight, (KeptParameter, RoundedWeight)) else weight
 
 
 _READABLE = {
@@ -123,21 +128,77 @@ _READABLE = {
 }
 
 
-class PrepackedParameter(torch.nn.Parameter):
-    """Stands where a weight was of which only the packed form is kept (`model.prepack()`).
+class KeptParameter(torch.nn.Parameter):
+    """Stands where a weight was of which only a form for the C++ kernels is kept.
 
-    Its shape, dtype and requires_grad can be read, its numbers cannot: that raises UnsupportedError. `packed` is the
-    kept form, `unpack()` the exact weight. Lies on the meta device, so it takes no memory.
+    Its shape, dtype and requires_grad can be read, its numbers cannot: that raises UnsupportedError. Lies on the meta
+    device, so it takes no memory.
     """
 
+    how: str  # what became of the weight, and how to read it
+    stride_code: int  # what tells kernels of it in the place of a row stride
+
+    @classmethod
+    def standing_for(cls, shape: tuple[int, int], dtype: torch.dtype) -> Any:
+        """A parameter that looks like a weight of that shape and dtype."""
+        return torch.Tensor._make_subclass(
+            cls, torch.empty(shape, dtype=dtype, device="meta"), False
+        )
+
+    @classmethod
+    def operands(cls, weights: Sequence[Any]) -> list[Tensor]:
+        """What kernels read of weights that read one x."""
+        raise NotImplementedError
+
+    def operand(self) -> Tensor:
+        """What a kernel reads of this one."""
+        raise NotImplementedError
+
+    def unpack(self) -> Tensor:
+        """The weight [n, k] that it stands for."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if (
+            func is torch.Tensor.detach
+        ):  # state_dict takes it along, and a hook writes the kept form there
+            return args[0]
+        if func not in _READABLE:
+            raise UnsupportedError(f"{getattr(func, '__name__', func)}: this weight is {cls.how}.")
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+class PrepackedParameter(KeptParameter):
+    """Stands where a weight was of which only the packed form is kept (`model.prepack()`).
+
+    `packed` is the kept form, `unpack()` the exact weight.
+    """
+
+    how = (
+        "prepacked, only the kernels' layout of it is kept. Call model.unpack() to read or change it; state_dict() and "
+        "save_pretrained() unpack by themselves"
+    )
+    stride_code = 0
     packed: PackedWeight
     wanted_grad: bool  # requires_grad of the weight that was prepacked
 
     def __new__(cls, packed: PackedWeight, wanted_grad: bool = False) -> PrepackedParameter:
-        shape = torch.empty(packed.n, packed.k, dtype=packed.buffer.dtype, device="meta")
-        self = torch.Tensor._make_subclass(cls, shape, False)
+        self = cls.standing_for((packed.n, packed.k), packed.dtype)
         self.packed, self.wanted_grad = packed, wanted_grad
         return self
+
+    @classmethod
+    def operands(cls, weights: Sequence[PrepackedParameter]) -> list[Tensor]:
+        """Their buffers. Raises UnsupportedError for those of another instruction set."""
+        for weight in weights:
+            weight.packed.check_variant()
+        return [weight.operand() for weight in weights]
+
+    def operand(self) -> Tensor:
+        """What a kernel reads."""
+        return self.packed.buffer
 
     def unpack(self) -> Tensor:
         """The weight [n, k], bit for bit."""
@@ -154,18 +215,6 @@ class PrepackedParameter(torch.nn.Parameter):
     def __reduce_ex__(self, protocol):
         weight = torch.nn.Parameter(self.unpack(), self.wanted_grad)
         return prepack, (weight,)  # the layout is this machine's; the weight travels
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.detach:  # state_dict takes it along, and a hook unpacks it there
-            return args[0]
-        if func not in _READABLE:
-            raise UnsupportedError(
-                f"{getattr(func, '__name__', func)}: this weight is prepacked, only the kernels' layout of it is kept. "
-                "Call model.unpack() to read or change it; state_dict() and save_pretrained() unpack by themselves."
-            )
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
 
 
 def prepack(weight: Tensor) -> PrepackedParameter:

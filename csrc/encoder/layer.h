@@ -5,6 +5,7 @@
 #include "encoder/groups.h"
 #include "linear_gelu/op.h"
 #include "linear_layernorm/op.h"
+#include "product/int8_weight.h"
 #include "qkv_projection/op.h"
 
 namespace bf::BF_ISA {
@@ -44,6 +45,7 @@ struct Layers {
     if (dropout.seed) dropout.seed += 3 * layer;
     return dropout;
   }
+  long stride(long k) const { return p.int8 ? kInt8 : p.prepacked ? 0 : k; }
   bool is_short(long layer) const { return p.first_only && layer + 1 == p.layers; }
 
   template <class Op>
@@ -58,7 +60,7 @@ struct Layers {
     auto q = product<QkvProjectionFwd>(s, s.x, s.tokens, width, p.hidden);
     for (int i = 0; i < 3; ++i) {
       q.weight[i] = weight(layer, kQuery + i), q.bias[i] = weight(layer, kBias + kQuery + i);
-      q.weight_stride[i] = p.prepacked ? 0 : p.hidden;
+      q.weight_stride[i] = stride(p.hidden);
     }
     q.weight_dtype = p.dtype, q.out = s.qkv;
     qkv_projection_fwd(q);
@@ -86,7 +88,7 @@ struct Layers {
     const long k = half ? p.inner : width;
     auto q = product<LinearLayernormFwd>(s, x, rows, p.hidden, k);
     q.weight = weight(layer, which), q.bias = weight(layer, kBias + which);
-    q.weight_dtype = q.ln_dtype = p.dtype, q.weight_stride = p.prepacked ? 0 : k;
+    q.weight_dtype = q.ln_dtype = p.dtype, q.weight_stride = stride(k);
     q.ln_weight = weight(layer, norm), q.ln_bias = weight(layer, norm + 1);
     q.residual = residual, q.residual_stride = p.hidden, q.out = out;
     q.z = s.sum[half], q.mean = s.mean[half], q.rstd = s.rstd[half];
@@ -105,7 +107,7 @@ struct Layers {
   void activate(const Stream& s, long layer, long rows) const {
     auto q = product<LinearGeluFwd>(s, s.y, rows, p.inner, p.hidden);
     q.weight = weight(layer, kInner), q.bias = weight(layer, kBias + kInner);
-    q.weight_stride = p.prepacked ? 0 : p.hidden;
+    q.weight_stride = stride(p.hidden);
     q.weight_dtype = p.dtype, q.out = s.inner, q.pre = s.pre;
     linear_gelu_fwd(q);
   }

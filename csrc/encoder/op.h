@@ -53,6 +53,7 @@ enum EncoderSaved {
   FIELD(Dropout, out_dropout)       /* the second of these three */                          \
   FIELD(Dropout, dropout)           /* the third */                                          \
   FIELD(bool, prepacked)            /* all weights of products */                            \
+  FIELD(bool, int8)                 /* they are addresses of Int8Weight (no backward) */     \
   FIELD(bool, first_only)           /* what follows the last attention: first rows only */   \
   FIELD(bool, recompute)            /* of `saved` there is kRows alone */                    \
   BF_WHERE(FIELD)

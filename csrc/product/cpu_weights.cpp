@@ -1,6 +1,7 @@
 #include <time.h>
 
 #include "product/dot.h"
+#include "product/int8.h"
 #include "product/pack.h"
 #include "product/weights.h"
 
@@ -79,6 +80,7 @@ void unpack(const PackWeight& p) {
 }  // namespace
 
 long packed_size(long n, long k) { return panels(n) * panel_elements<bf16>(k); }
+Int8Layout int8_layout() { return {kNR, kFold, kOffset}; }
 void pack_weight(const PackWeight& p) { BF_DISPATCH_DTYPE(p.dtype, T, pack<T>(p)) }
 void unpack_weight(const PackWeight& p) { BF_DISPATCH_DTYPE(p.dtype, T, unpack<T>(p)) }
 

@@ -3,13 +3,14 @@
 #pragma once
 #include "common/fields.h"
 #include "product/dot.h"
+#include "product/int8.h"
 #include "product/pack.h"
 
 namespace bf::BF_ISA {
 namespace {
 
-// Up to three weights [n, k] that read the same x; row strides in elements, 0: prepacked.
-// `rounded`: they lie in fp32, and count as rounded to the half that x has.
+// Up to three weights [n, k] that read the same x; row strides in elements, 0: prepacked, kInt8:
+// each is an Int8Weight. `rounded`: they lie in fp32, and count as rounded to the half that x has.
 struct Weights {
   const void* data[3];
   long stride[3];
@@ -324,7 +325,9 @@ template <class T, class Epilogue>
 static void product(const Rows<T>& x, const Weights& weights, int threads, Epilogue epilogue) {
   if (x.count == 0) return;
   const long each = panels(weights.n);
-  if (weights.stride[0] == 0)
+  if (weights.stride[0] == kInt8)
+    int8_product(x, weights.data, weights.n, weights.count, threads, epilogue);
+  else if (weights.stride[0] == 0)
     panels_product(x, PrepackedPanels<T>{weights, each, x.k}, threads, epilogue);
   else
     panels_product(x, PlainPanels<T>{weights, each, x.k}, threads, epilogue);

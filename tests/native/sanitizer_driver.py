@@ -21,6 +21,7 @@ from bertfast.core.batch import pack_rows  # noqa: E402
 from bertfast.core.encode import encode_layers, encode_packed  # noqa: E402
 from bertfast.core.weights import example_weights  # noqa: E402
 from bertfast.ops import _weights  # noqa: E402
+from bertfast.ops._quantized import Columns, quantized, round_weight  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -62,6 +63,13 @@ for n, k in ((1, 1), (33, 7), (384, 65)):
                 assert plain.equal(public("linear_gelu")(x, _weights.prepack(weight), bias))
                 rounded = _weights.RoundedWeight(weight.float(), dtype)
                 assert plain.equal(public("linear_gelu")(x, rounded, bias))
+for n, k, outliers, group in ((1, 1, 0, 4), (33, 7, 2, 4), (70, 203, 3, 64)):  # in int8
+    columns = Columns(torch.arange(outliers, dtype=torch.int32), group)
+    weight = quantized(round_weight(torch.randn(n, k), columns), torch.float32)
+    for rows in (1, 16, 17, 300):
+        x, bias = torch.randn(rows, k), torch.randn(n)
+        with torch.no_grad(), dispatch.use_backend("cpu"):
+            assert public("linear_gelu")(x, weight, bias).isfinite().all()
 bert, _ = example_weights("cpu")
 for lengths in (
     [1],

@@ -8,7 +8,7 @@ from . import Job, sdpa
 
 
 class Engine(sdpa.Engine):
-    """Options: prepack (False)."""
+    """Options: prepack (False); quantize, "int8" (None)."""
 
     def __init__(self, job: Job):
         from bertfast import BertModel
@@ -18,3 +18,5 @@ class Engine(sdpa.Engine):
         self.model = BertModel.from_pretrained(job.model, add_pooling_layer=False).eval()
         if job.options.get("prepack"):
             self.model.prepack()
+        if job.options.get("quantize"):
+            self.model.quantize(job.options["quantize"])

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ... import extension
 from .._native import dropout
-from .._weights import PrepackedParameter
+from .._quantized import QuantizedParameter
+from .._weights import KeptParameter, PrepackedParameter
 
 PRODUCTS = 6  # of a layer's tensors
 _PIECE = 1 << 20  # bytes; smaller tensors share memory
@@ -34,14 +35,19 @@ def supports(call) -> str | None:
     if call.first_only and call.states:
         return "every layer's output is wanted, of the last one first rows only"
     products, vectors = weights[: PRODUCTS * layers], weights[PRODUCTS * layers :]
-    kinds = set(map(type, products))
-    if PrepackedParameter in kinds:
+    kinds, read = set(map(type, products)), [*products, *vectors]
+    if any(issubclass(kind, KeptParameter) for kind in kinds):
         if len(kinds) > 1:
-            return "some weights are prepacked, others are not"
-        shapes = [(weight.packed.n, weight.packed.k) for weight in products]
-        products = _buffers(products)
+            return "some weights are prepacked or quantized, others are not in the same way"
+        if QuantizedParameter in kinds and not _share_columns(products, layers):
+            return "query, key and value were quantized apart"
+        kept, read = [weight.packed for weight in products], vectors
+        shapes, dtypes = (
+            [(weight.n, weight.k) for weight in kept],
+            {weight.dtype for weight in kept},
+        )
     else:
-        shapes = [weight.shape for weight in products]
+        shapes, dtypes = [weight.shape for weight in products], set()
     hidden, width, inner = x.shape[1], shapes[0][0], shapes[4 * layers][0]
     rows = ((width, hidden),) * 3 + ((hidden, width), (inner, hidden), (hidden, inner))
     sizes = (width,) * 3 + (hidden, inner) + (hidden,) * 5
@@ -52,8 +58,7 @@ def supports(call) -> str | None:
     )
     if not alike:
         return "its layers are not alike"
-    read = [*products, *vectors]
-    if {tensor.dtype for tensor in read} != {x.dtype}:
+    if {tensor.dtype for tensor in read} | dtypes != {x.dtype}:
         return "its weights are not in one dtype"
     if not all(map(Tensor.is_contiguous, read)):
         return "a weight is not contiguous"
@@ -126,16 +131,17 @@ def _shapes(layers: int, sizes: dict[str, int]) -> list[tuple[int, ...]]:
 def _fields(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
     """What both directions are told."""
     weights = call.weights
-    packed = type(weights[0]) is PrepackedParameter
-    if packed:
+    kind = type(weights[0])
+    if issubclass(kind, KeptParameter):
         weights[0].packed.check_variant()
         products = PRODUCTS * call.layers
-        weights = [*_buffers(weights[:products]), *weights[products:]]
+        weights = [*map(kind.operand, weights[:products]), *weights[products:]]
     seeds = (None,) * 3 if call.seeds is None else call.seeds.view(-1)[:3].split(1)
     drops = [dropout(p, seed if p else None) for p, seed in zip(call.p, seeds, strict=True)]
     return {
         **sizes, "x": x.data_ptr(), "weights": extension.pointers(weights), "eps": list(call.eps),
-        "cu_seqlens": call.cu_seqlens.data_ptr(), "scale": sizes["head_size"] ** -0.5, "prepacked": packed,
+        "cu_seqlens": call.cu_seqlens.data_ptr(), "scale": sizes["head_size"] ** -0.5,
+        "prepacked": kind is PrepackedParameter, "int8": kind is QuantizedParameter,
         "attention_dropout": drops[0], "out_dropout": drops[1], "dropout": drops[2],
         "first_only": call.first_only, "recompute": call.recompute,
     }  # fmt: skip
@@ -183,5 +189,9 @@ def _addresses(plans: Sequence[Plan], kept: Sequence[Tensor]) -> list[int]:
     return list(chain.from_iterable(zip(*found, strict=True)))
 
 
-def _buffers(products: Sequence[PrepackedParameter]) -> list[Tensor]:
-    return [weight.packed.buffer for weight in products]
+def _share_columns(products: Sequence[QuantizedParameter], layers: int) -> bool:
+    """Whether the three weights that read one x have the same outlier columns."""
+    query, key, value = (
+        [w.packed.columns for w in products[i * layers : (i + 1) * layers]] for i in range(3)
+    )
+    return all(q is k is v for q, k, v in zip(query, key, value, strict=True))
