@@ -319,28 +319,35 @@ static void panels_product(const Rows<T>& x, const Panels& panels, int threads, 
   });
 }
 
-// x * weights^T; epilogue(c, row stride, first row, rows, p) gets each panel p, of all weights one
-// after the other, while it is hot.
 template <class T, class Epilogue>
-static void product(const Rows<T>& x, const Weights& weights, int threads, Epilogue epilogue) {
-  if (x.count == 0) return;
+static void float_product(const Rows<T>& x, const Weights& weights, int threads,
+                          Epilogue epilogue) {
   const long each = panels(weights.n);
-  if (weights.stride[0] == kInt8)
-    int8_product(x, weights.data, weights.n, weights.count, threads, epilogue);
-  else if (weights.stride[0] == 0)
+  if (weights.stride[0] == 0)
     panels_product(x, PrepackedPanels<T>{weights, each, x.k}, threads, epilogue);
   else
     panels_product(x, PlainPanels<T>{weights, each, x.k}, threads, epilogue);
 }
 #if defined(__AVX512BF16__)
 template <class Epilogue>
-static void product(const Rows<bf16>& x, const Weights& weights, int threads, Epilogue epilogue) {
-  if (x.count == 0) return;
+static void float_product(const Rows<bf16>& x, const Weights& weights, int threads,
+                          Epilogue epilogue) {
   with_pairs<PrepackedPanels<Pair>>(x, weights, [&](const auto& rows, const auto& panels) {
     panels_product(rows, panels, threads, epilogue);
   });
 }
 #endif
+
+// x * weights^T; epilogue(c, row stride, first row, rows, p) gets each panel p, of all weights one
+// after the other, while it is hot.
+template <class T, class Epilogue>
+static void product(const Rows<T>& x, const Weights& weights, int threads, Epilogue epilogue) {
+  if (x.count == 0) return;
+  if (weights.stride[0] == kInt8)
+    int8_product(x, weights.data, weights.n, weights.count, threads, epilogue);
+  else
+    float_product(x, weights, threads, epilogue);
+}
 
 // The same for epilogues that need whole rows: finish(z, row) gets z[n] = x[row] * weight^T in fp32
 // and may overwrite it. Rows are taken kSlab at a time, which bounds the memory.

@@ -71,7 +71,7 @@ def test_model(backend, dtype, lengths):
     eager = _loss_and_gradients(kept, batch, "reference", nothing, autocast)
     with dispatch.record() as log:
         found = _loss_and_gradients(kept, batch, backend, running(backend), autocast)
-    assert {choice.backend for choice in log} == {backend}
+    assert {choice.backend for choice in log if choice.operation != "encoder"} == {backend}
     assert {choice.operation for choice in log} >= set(dispatch.operations()) - {"pack", "unpack"}
     near("loss and gradients", found, exact, eager, torch.bfloat16 if autocast else None)
 
