@@ -58,7 +58,8 @@ def defined(x, tensors, dtype):
     for part, weight, column in zip(*groups, strict=True):
         largest = part.abs().amax(1, keepdim=True)
         nothing = largest < 2.0**-100
-        rounded = (part * (127 / largest)).round().masked_fill(nothing, 0)
+        factor = torch.full_like(largest, 127) / largest  # 127 / largest is rounded twice in torch
+        rounded = (part * factor).round().masked_fill(nothing, 0)
         scale = (largest / 127).masked_fill(nothing, 0)
         sums = rounded.double() @ weight.double().t()  # exact
         out += sums.to(torch.float32).to(dtype) * scale.to(dtype) * column.to(dtype)
