@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import sys
@@ -11,7 +12,7 @@ import numpy
 import pytest
 import torch
 
-from bertfast import dispatch, ops
+from bertfast import dispatch, extension, ops
 
 sys.path.insert(0, os.path.dirname(__file__))  # the package gpu_code
 
@@ -54,6 +55,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--seed", type=int, default=seeds.seed(), help="seed of all that is drawn in tests"
     )
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asked.add_argument("--seed", default=str(seeds.seed()))
+    given, _ = asked.parse_known_args(sys.argv[1:])
+    os.environ[seeds.VARIABLE] = given.seed  # before another conftest.py makes its cases
     parser.addoption(
         "--device",
         default="cpu",
@@ -82,6 +87,24 @@ def pytest_report_header(config):
 def _no_tables(tmp_path_factory):
     """Tests neither read nor write the user's tuning tables."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _threads_again():
+    """As many threads after a test as before it."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(params=extension.describe()["instruction_sets"])
+def variant(request):
+    """Each instruction set of the C++ kernels that runs here."""
+    before = extension.cpu.variant()
+    extension.cpu.set_variant(request.param)
+    yield request.param
+    extension.cpu.set_variant(before)
 
 
 @pytest.fixture(autouse=True)

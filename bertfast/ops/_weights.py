@@ -132,7 +132,8 @@ class KeptParameter(torch.nn.Parameter):
     """Stands where a weight was of which only a form for the C++ kernels is kept.
 
     Its shape, dtype and requires_grad can be read, its numbers cannot: that raises UnsupportedError. Lies on the meta
-    device, so it takes no memory.
+    device, so it takes no memory. A subclass has `operands` (what kernels read of weights that read one x), `operand`
+    (of one) and `unpack` (the weight that it stands for).
     """
 
     how: str  # what became of the weight, and how to read it
@@ -146,23 +147,8 @@ class KeptParameter(torch.nn.Parameter):
         )
 
     @classmethod
-    def operands(cls, weights: Sequence[Any]) -> list[Tensor]:
-        """What kernels read of weights that read one x."""
-        raise NotImplementedError
-
-    def operand(self) -> Tensor:
-        """What a kernel reads of this one."""
-        raise NotImplementedError
-
-    def unpack(self) -> Tensor:
-        """The weight [n, k] that it stands for."""
-        raise NotImplementedError
-
-    @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if (
-            func is torch.Tensor.detach
-        ):  # state_dict takes it along, and a hook writes the kept form there
+        if func is torch.Tensor.detach:  # by state_dict, where a hook writes the kept form
             return args[0]
         if func not in _READABLE:
             raise UnsupportedError(f"{getattr(func, '__name__', func)}: this weight is {cls.how}.")

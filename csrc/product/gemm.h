@@ -161,6 +161,24 @@ static void panel_product(const float* a, long lda, long rows, long k, const TW*
   }
 }
 
+// How rows are cut into blocks: what a thread holds of a block, `bytes` a row, fits half of L2.
+struct RowBlocks {
+  long rows, count;
+};
+inline RowBlocks row_blocks(long rows, long bytes) {
+  long most = l2_bytes() / 2 / bytes;
+  most = most < 2 * kMR ? 2 * kMR : most > 20 * kMR ? 20 * kMR : most;
+  const long block = ceil_div(rows, ceil_div(rows, most));
+  return {block, ceil_div(rows, block)};
+}
+
+// How many of `count` panels a task takes: all, but with few blocks of rows columns are shared out.
+inline long panels_a_task(long count, long blocks, int threads) {
+  long tasks = 1;
+  if (threads > 1 && blocks < 4 * threads) tasks = round_up(ceil_div(4 * threads, blocks), threads);
+  return ceil_div(count, tasks < count ? tasks : count);
+}
+
 // Row-major activations of element type T.
 template <class T>
 struct Rows {

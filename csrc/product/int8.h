@@ -259,13 +259,6 @@ struct Int8Block {
   }
 };
 
-// Rows of a block: their words and the output of a tile fit half of L2.
-BF_INLINE long int8_block(long rows, long k) {
-  long most = l2_bytes() / 2 / (words(k) * 4);
-  most = most < 2 * kMR ? 2 * kMR : most > 20 * kMR ? 20 * kMR : most;
-  return ceil_div(rows, ceil_div(rows, most));
-}
-
 // x * weights^T of `count` weights [n, k], handed over as `product` in linear.h does, tile by tile.
 template <class T, class Epilogue>
 static void int8_product(const Rows<T>& x, const void* const* weights, long n, long count,
@@ -275,12 +268,10 @@ static void int8_product(const Rows<T>& x, const void* const* weights, long n, l
   };
   const long each = panels(n), all = each * count, outliers = weight(0).outliers,
              groups = ceil_div(x.k, weight(0).group);
-  const long rows = int8_block(x.count, x.k), blocks = ceil_div(x.count, rows), w = words(x.k);
-  long chunks = 1;  // few blocks of rows: the columns are shared out too
-  if (threads > 1 && blocks < 4 * threads)
-    chunks = round_up(ceil_div(4 * threads, blocks), threads);
-  const long per_chunk = ceil_div(all, chunks < all ? chunks : all);
-  chunks = ceil_div(all, per_chunk);
+  const long w = words(x.k);
+  const RowBlocks cut = row_blocks(x.count, 4 * w);
+  const long rows = cut.rows, blocks = cut.count;
+  const long per_chunk = panels_a_task(all, blocks, threads), chunks = ceil_div(all, per_chunk);
   Int8Block* mine;
   const auto lay_out = [&](Carver carver) {
     mine = carver.take<Int8Block>(threads);

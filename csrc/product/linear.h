@@ -181,18 +181,6 @@ static void few_rows_product(int, long, const float*, const Number*, long, float
 static void turn_sums(const float*, long, float*, long) {}
 #endif
 
-// How rows are cut into blocks: a block of K of the activations and `c_columns` of output fit half
-// of L2.
-struct RowBlocks {
-  long rows, count;
-};
-inline RowBlocks row_blocks(long rows, long c_columns) {
-  long most = l2_bytes() / 2 / (4 * (kKC + c_columns));
-  most = most < 2 * kMR ? 2 * kMR : most > 20 * kMR ? 20 * kMR : most;
-  const long block = ceil_div(rows, ceil_div(rows, most));
-  return {block, ceil_div(rows, block)};
-}
-
 constexpr long kGroup = 8;  // panels
 
 // What a thread holds: a block of rows, packed block of K by block of K, the output of a group of
@@ -282,14 +270,10 @@ struct Block {
 template <class T, class Panels, class Epilogue>
 static void panels_product(const Rows<T>& x, const Panels& panels, int threads, Epilogue epilogue) {
   using Mine = Block<T, Panels>;
-  const RowBlocks blocks = row_blocks(x.count, Mine::ldc);
+  const RowBlocks blocks = row_blocks(x.count, 4 * (kKC + Mine::ldc));
   const bool few = Panels::kPlain && kTurns && x.count <= kFewRows;
-  long chunks = 1;  // few blocks of rows: the columns are shared out too
-  if (threads > 1 && blocks.count < 4 * threads)
-    chunks = round_up(ceil_div(4 * threads, blocks.count), threads);
-  const long count = panels.count();
-  const long per_chunk = ceil_div(count, chunks < count ? chunks : count);
-  chunks = ceil_div(count, per_chunk);
+  const long count = panels.count(), per_chunk = panels_a_task(count, blocks.count, threads);
+  const long chunks = ceil_div(count, per_chunk);
   Mine* mine;
   const auto lay_out = [&](Carver carver) {
     mine = carver.take<Mine>(threads);

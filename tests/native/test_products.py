@@ -10,26 +10,10 @@ from bertfast.ops._weights import RoundedWeight, prepack
 from harness import seeds
 
 pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
-VARIANTS = extension.cpu.variants() if extension.cpu is not None else []
 # (N, K): whole panels and blocks of K; parts of both; an odd K of several blocks, of pairs too
 SHAPES = ((64, 384), (33, 7), (70, 200), (40, 801))
 ROWS = (1, 2, 7, 12, 13, 16, 17, 40, 300)
 MOST = max(ROWS)
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    before = extension.cpu.variant()
-    extension.cpu.set_variant(request.param)
-    yield request.param
-    extension.cpu.set_variant(before)
-
-
-@pytest.fixture(autouse=True)
-def threads_again():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def ways(weights: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:

@@ -17,26 +17,11 @@ from bertfast.ops._quantized import Columns, quantized, round_weight
 from harness import near, seeds
 
 pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
-VARIANTS = extension.cpu.variants() if extension.cpu is not None else []
+VARIANTS = extension.describe()["instruction_sets"]
 # (n, k, outlier columns, group): whole panels and parts; k that is no multiple of 4 or of a group
 SHAPES = ((64, 384, 8, 128), (33, 7, 0, 8), (70, 203, 3, 64), (1, 1, 0, 4), (100, 90, 2, 128))
 ROWS = (*range(1, 21), 47, 300)
 MOST = max(ROWS)
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    before = extension.cpu.variant()
-    extension.cpu.set_variant(request.param)
-    yield request.param
-    extension.cpu.set_variant(before)
-
-
-@pytest.fixture(autouse=True)
-def threads_again():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def weights_of(n, k, outliers, group, count=1, dtype=torch.float32):

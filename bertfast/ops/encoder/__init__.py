@@ -16,6 +16,7 @@ from ... import dispatch
 from .._checks import check_dropout, check_matrix, check_sequences
 from .._contract import through_library
 from .._loading import Backends
+from ._training import differentiable
 
 _BACKENDS = Backends("encoder")
 OF_A_LAYER = 16  # tensors
@@ -110,8 +111,6 @@ def encoder(
     dispatch.note("encoder", "forward", "cpu", {})
     if not grad:
         return _BACKENDS["cpu"].forward(call)
-    from ._training import differentiable
-
     return differentiable(call, _BACKENDS["cpu"]), None
 
 

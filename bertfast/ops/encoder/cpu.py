@@ -42,10 +42,8 @@ def supports(call) -> str | None:
         if QuantizedParameter in kinds and not _share_columns(products, layers):
             return "query, key and value were quantized apart"
         kept, read = [weight.packed for weight in products], vectors
-        shapes, dtypes = (
-            [(weight.n, weight.k) for weight in kept],
-            {weight.dtype for weight in kept},
-        )
+        shapes = [(weight.n, weight.k) for weight in kept]
+        dtypes = {weight.dtype for weight in kept}
     else:
         shapes, dtypes = [weight.shape for weight in products], set()
     hidden, width, inner = x.shape[1], shapes[0][0], shapes[4 * layers][0]
