@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import sys
@@ -55,10 +54,6 @@ def pytest_addoption(parser):
     parser.addoption(
         "--seed", type=int, default=seeds.seed(), help="seed of all that is drawn in tests"
     )
-    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    asked.add_argument("--seed", default=str(seeds.seed()))
-    given, _ = asked.parse_known_args(sys.argv[1:])
-    os.environ[seeds.VARIABLE] = given.seed  # before another conftest.py makes its cases
     parser.addoption(
         "--device",
         default="cpu",

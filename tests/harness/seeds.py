@@ -6,12 +6,26 @@ Inside a test torch's, numpy's and Python's generators start from the seed (`_se
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 
 import torch
 
 VARIABLE = "BERTFAST_TEST_SEED"  # processes that a test starts read it too
 PLAIN = 20
+
+
+def _take_from_command_line() -> None:
+    """The package makes its cases when it is imported, which is before pytest reads its options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seed")
+    given = parser.parse_known_args(sys.argv[1:])[0].seed
+    if given is not None:
+        os.environ[VARIABLE] = given
+
+
+_take_from_command_line()
 
 
 def seed(number: int = 0) -> int:
