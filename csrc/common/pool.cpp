@@ -115,9 +115,10 @@ struct Pool {
   }
 };
 
+std::atomic<bool> parallel{false};
+
 // Never destroyed: threads may sleep in it until the process ends. A forked child has no threads of
 // its parent's, so it begins with another.
-std::atomic<bool> parallel{false};
 alignas(Pool) char memory[sizeof(Pool)];
 Pool* pool = new (memory) Pool;
 const int fork_handler = pthread_atfork(nullptr, nullptr, [] { pool = new (memory) Pool; });
