@@ -321,6 +321,14 @@ void unpack_weight(Address packed, Address weight, long n, long k, int dtype, in
        PackWeight{at(weight), at(packed), n, k, k, dtype_of(dtype), at_least_one(threads)});
 }
 
+// Whether every index is in [0, below): torch takes longer to begin than this to end.
+bool all_inside(Address indices, long count, std::uint64_t below) {
+  const auto* index = static_cast<const std::uint64_t*>(at(indices));
+  bool inside = true;
+  for (long i = 0; i < count; ++i) inside &= index[i] < below;
+  return inside;
+}
+
 // Whether module objects are as a list of their parts says: each of its class, with no hook and no
 // forward of its own, holding the very modules and parameters of the list. `dicts` are the modules'
 // __dict__. Asked on every call of a model; in Python it would take longer than a small kernel.
@@ -402,6 +410,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("variant", [] { return active() ? active()->name : "none"; });
   m.def("set_variant", set_variant);
   m.def("ran_in_parallel", ran_in_parallel);
+  m.def("all_inside", all_inside);
   m.def("unchanged", unchanged);
 }
 

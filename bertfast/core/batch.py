@@ -43,6 +43,12 @@ class PackedBatch(NamedTuple):
         """T."""
         return self.position_ids.shape[0]
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every row of [B,S] is one sequence of S tokens, as far as the host knows."""
+        rows = self.cu_seqlens.shape[0] - 1
+        return self.indices is None and rows == self.batch and self.max_seqlen == self.length
+
 
 def pack(
     attention_mask: Tensor | None,
@@ -65,7 +71,9 @@ def pack(
     """
     if attention_mask is None:
         indices = None
-        cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=device) * length
+        cu_seqlens = torch.arange(
+            0, batch * length + 1, max(length, 1), dtype=torch.int32, device=device
+        )
     elif torch.compiler.is_compiling():
         indices, cu_seqlens = _pack_op(attention_mask)
     else:
@@ -77,7 +85,8 @@ def pack(
     elif indices is not None:
         positions = indices % length
     else:
-        positions = torch.arange(length, device=device).repeat(batch)
+        positions = torch.arange(length, device=device)
+        positions = positions if batch == 1 else positions.repeat(batch)
     if token_type_ids is None:
         segments = torch.zeros_like(positions)
     else:

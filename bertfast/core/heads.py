@@ -22,13 +22,16 @@ IGNORED = -100  # the label of what has none
 Items = int | Tensor | None
 
 
-def pool(pooler: Linear | Call, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+def pool(pooler: Linear | Call, rows: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
     """tanh(x·Wᵀ + b) of each sequence's first row: [B,H] -> [B,H], zeros for a sequence without tokens.
 
-    A pooler that is no `Linear` is called with [B,1,H] and gives the pooled rows itself.
+    A pooler that is no `Linear` is called with [B,1,H] and gives the pooled rows itself. No cu_seqlens: every sequence
+    has tokens.
     """
     fused = isinstance(pooler, Linear)
     pooled = torch.tanh(called(pooler, rows)) if fused else pooler(rows[:, None])
+    if cu_seqlens is None:
+        return pooled
     return pooled.masked_fill((cu_seqlens.diff() == 0)[:, None], 0)
 
 

@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias = weight.new_zeros(count)
     if rest := -count % 3:
         weight, bias = F.pad(weight, (0, 0, 0, rest)), F.pad(bias, (0, rest))
-    weights, biases = (t.unflatten(0, (3, -1)).unbind(0) for t in (weight, bias))
+    weights, biases = weight.chunk(3), bias.chunk(3)
     with contextlib.nullcontext() if traced else dispatch.labelled("linear"):
         out = ops.qkv_projection(x, *weights, *biases, num_heads=1).flatten(1)
     return out[:, :count] if rest else out

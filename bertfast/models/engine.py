@@ -154,6 +154,8 @@ def _pooled(
 ) -> Tensor | None:
     if weights.pooler is None:
         return None
+    if batch.is_dense:  # no sequence is empty
+        return pool(weights.pooler, rows if first_only else rows[:: batch.length])
     starts = batch.cu_seqlens
     return pool(weights.pooler, rows if first_only else first_rows(rows, starts), starts)
 

@@ -7,6 +7,7 @@ from operator import sub
 import torch
 from torch import Tensor
 
+from .. import extension
 from ..errors import ArgumentError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -80,8 +81,7 @@ def check_indices(
         raise ArgumentError(name, f"device {device}", f"device {indices.device}")
     if not indices.is_cpu or count == 0:
         return
-    low, high = torch.aminmax(indices)
-    if low.item() >= 0 and high.item() < below:
+    if _all_inside(indices, below):
         return
     outside = (indices < 0) | (indices >= below)
     wrong = (outside if besides is None else outside & (indices != besides)).nonzero()
@@ -89,6 +89,13 @@ def check_indices(
         place = wrong[0].item()
         expected = f"values in [0, {below})" + ("" if besides is None else f" or {besides}")
         raise ArgumentError(name, expected, f"{indices[place].item()} at index {place}")
+
+
+def _all_inside(indices: Tensor, below: int) -> bool:
+    if extension.cpu is not None and indices.is_contiguous():
+        return extension.cpu.all_inside(indices.data_ptr(), indices.shape[0], below)
+    low, high = torch.aminmax(indices)
+    return low.item() >= 0 and high.item() < below
 
 
 def check_sequences(

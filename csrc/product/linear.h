@@ -2,6 +2,7 @@
 // adds up in the order of gemm.h, so all of them give the same bits.
 #pragma once
 #include "common/fields.h"
+#include "common/ranges.h"
 #include "product/dot.h"
 #include "product/int8.h"
 #include "product/pack.h"
@@ -208,15 +209,16 @@ struct Block {
   }
 
   // c[rows, panels begin .. end] = x * weight^T. A block of K of all panels before the next one:
-  // the weight is read once for all the rows. `end` is likely to be asked for next.
-  void multiply(long begin, long end) {
+  // the weight is read once for all the rows. `then` is likely to be asked for next.
+  void multiply(long begin, long end, long then) {
     const long block = k_block(x.k);
     for (long k0 = 0; k0 < x.k; k0 += block) {
       const long kc = x.k - k0 < block ? x.k - k0 : block;
       for (long p = begin; p < end; ++p) {
-        const Fetch next = p + 1 < end     ? panels.fetch(p + 1, k0, kc)
-                           : k0 + kc < x.k ? panels.fetch(begin, k0 + kc, kc)
-                                           : panels.fetch(end < panels.count() ? end : 0, 0, block);
+        const Fetch next = p + 1 < end ? panels.fetch(p + 1, k0, kc)
+                           : k0 + kc < x.k
+                               ? panels.fetch(begin, k0 + kc, kc)
+                               : panels.fetch(then < panels.count() ? then : 0, 0, block);
         tile(p, k0, kc, c + (p - begin) * kNR, next);
       }
     }
@@ -275,7 +277,9 @@ static void panels_product(const Rows<T>& x, const Panels& panels, int threads, 
   const long count = panels.count(), per_chunk = panels_a_task(count, blocks.count, threads);
   const long chunks = ceil_div(count, per_chunk);
   Mine* mine;
+  Range* ranges;
   const auto lay_out = [&](Carver carver) {
+    ranges = carver.take<Range>(threads);
     mine = carver.take<Mine>(threads);
     for (int i = 0; i < threads; ++i) {
       float* a = carver.take<float>((few ? kFewRows : blocks.rows) * x.k + kLanes);
@@ -287,6 +291,18 @@ static void panels_product(const Rows<T>& x, const Panels& panels, int threads, 
   };
   const long bytes = lay_out({});
   lay_out({static_cast<char*>(scratch(bytes)), 0});
+  const auto some = [&](Mine& block, long first, long rows, long begin, long end, long then) {
+    block.multiply(begin, end, then);
+    for (long p = begin; p < end; ++p)
+      epilogue(block.c + (p - begin) * kNR, Mine::ldc, first, rows, p);
+  };
+  if (x.count <= kFewRows && threads > 1) {  // the weight is what takes the time: read it in order
+    parallel_ranges(ranges, threads, count, 1, [&](long begin, long end, long then, int thread) {
+      mine[thread].take(0, x.count);
+      some(mine[thread], 0, x.count, begin, end, then);
+    });
+    return;
+  }
   parallel_tasks(threads, blocks.count * chunks, [&](long task, int thread) {
     Mine& block = mine[thread];
     const long first = task / chunks * blocks.rows, begin = task % chunks * per_chunk;
@@ -296,9 +312,7 @@ static void panels_product(const Rows<T>& x, const Panels& panels, int threads, 
     const long step = few ? 1 : kGroup;  // few rows: each row of the weight is read to its end
     for (long group = begin; group < end; group += step) {
       const long stop = group + step < end ? group + step : end;
-      block.multiply(group, stop);
-      for (long p = group; p < stop; ++p)
-        epilogue(block.c + (p - group) * kNR, Mine::ldc, first, rows, p);
+      some(block, first, rows, group, stop, stop);
     }
   });
 }
