@@ -97,7 +97,8 @@ def mask(
         expected = f"at most {_MOST} sequences of at most {LONGEST} tokens"
         raise ArgumentError("tokens", expected, f"{len(lengths)} of up to {lengths.max(initial=0)}")
     batch = _Batch(cu_seqlens, lengths, special, seed, epoch, np.asarray(indices))
-    counts = masking.labels(lengths, np.add.reduceat(special, cu_seqlens[:-1], dtype=np.int64))
+    specials = np.concatenate([[0], np.cumsum(special)])[cu_seqlens]
+    counts = masking.labels(lengths, np.diff(specials))
     if masking.whole_words or masking.ngram > 1:
         if not masking.whole_words:
             starts_word = np.ones(len(tokens), dtype=bool)

@@ -76,6 +76,9 @@ class Segments:
         documents: int64, sorted numbers of the documents; None: all.
         length: the most tokens of an example, special ones counted.
         short: probability of a shorter target.
+
+    Raises:
+        ArgumentError: there is no document of 3 tokens.
     """
 
     special = SEGMENT_SPECIAL
@@ -97,6 +100,10 @@ class Segments:
         size = stop - self._start
         self._start = self._start[size >= _LEAST_SEGMENT]
         self._size = size[size >= _LEAST_SEGMENT].astype(np.int32)
+        if not len(self):
+            raise ArgumentError(
+                "store", "a document of 3 tokens or more", f"only shorter ones in {store.folder}"
+            )
 
     def __len__(self) -> int:
         return len(self._start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -81,7 +82,7 @@ def prepare(
         "version": VERSION,
         "inputs": [readers.identity(path) for path in inputs],
         "slices": [part[2:5] for part in parts],
-        "vocabulary": vocabulary.hash,
+        "tokenizer": hashlib.sha256(loaded.backend.to_str().encode()).hexdigest(),
         "splitter": sentences.describe(language, sentence_hook),
         "words": f"jieba {version('jieba')}" if words else "pieces",
     }

@@ -16,7 +16,8 @@ from ..errors import InputFileError
 from ..text import readers as text_readers
 
 FORMATS = ("txt", "jsonl", "parquet")
-SLICE = 1 << 24  # bytes of input that make a shard, about
+SLICE = 1 << 22  # bytes of input that make a shard, at least, where there are as many
+_MOST = 1024  # shards of a store, about: the slices of a larger input are larger
 _PIECE = 1 << 20  # bytes read at a time in search of a border
 _ROWS = 256  # of a data set at a time
 _END = 1 << 16  # bytes at each end of a file that are hashed, to know it again
@@ -53,17 +54,30 @@ def slices(inputs: Sequence[str | os.PathLike[str]], field: str = "text") -> lis
         ArgumentError: the name of a file says no known format.
     """
     found: list[Slice] = []
-    for path in map(os.fspath, inputs):
-        if os.path.isdir(path):
-            found += _dataset_slices(path, field)
-            continue
-        kind = text_readers.guess_format("INPUT", path, FORMATS, "another name", "txt")
-        try:
-            make = _parquet_slices if kind == "parquet" else _byte_slices
-            found += make(path, kind, field)
-        except OSError as error:
-            raise InputFileError(f"{path}: cannot be read, {error.strerror}.") from error
+    paths = [os.fspath(path) for path in inputs]
+    try:
+        size = max(
+            SLICE, sum(file.stat().st_size for path in paths for file in _files(path)) // _MOST
+        )
+        for path in paths:
+            found += _slices_of(path, field, size)
+    except OSError as error:
+        raise InputFileError(f"{error.filename}: cannot be read, {error.strerror}.") from error
     return found
+
+
+def _slices_of(path: str, field: str, size: int) -> Iterator[Slice]:
+    if os.path.isdir(path):
+        return _dataset_slices(path, field, size)
+    kind = text_readers.guess_format("INPUT", path, FORMATS, "convert it", "txt")
+    if kind == "parquet":
+        return _parquet_slices(path, field, size)
+    return _byte_slices(path, kind, field, size)
+
+
+def _files(path: str) -> list[Path]:
+    place = Path(path)
+    return sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
 
 
 def documents(part: Slice) -> Iterator[str]:
@@ -78,8 +92,7 @@ def documents(part: Slice) -> Iterator[str]:
 
 def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What tells whether an input is the same as before: its name, its size, the hash of its ends."""
-    place = Path(path)
-    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+    files = _files(os.fspath(path))
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as handle:
@@ -87,18 +100,18 @@ def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
             handle.seek(max(0, os.path.getsize(file) - _END))
             digest.update(handle.read(_END))
     size = sum(map(os.path.getsize, files))
-    return {"name": place.name, "bytes": size, "ends": digest.hexdigest()}
+    return {"name": Path(path).name, "bytes": size, "ends": digest.hexdigest()}
 
 
 # text files and jsonl
 
 
-def _byte_slices(path: str, kind: str, field: str) -> Iterator[Slice]:
+def _byte_slices(path: str, kind: str, field: str, least: int) -> Iterator[Slice]:
     size = os.path.getsize(path)
     with open(path, "rb") as handle:
         start = 0
         while start < size:
-            stop = _border(handle, start + SLICE, _BORDERS[kind], size)
+            stop = _border(handle, start + least, _BORDERS[kind], size)
             yield Slice(kind, path, field, start, stop, stop - start)
             start = stop
 
@@ -178,15 +191,15 @@ def _pieces(handle: IO[bytes], size: int) -> Iterator[bytes]:
 # parquet
 
 
-def _parquet_slices(path: str, kind: str, field: str) -> Iterator[Slice]:
+def _parquet_slices(path: str, field: str, least: int) -> Iterator[Slice]:
     with open(path, "rb") as handle:
         file = text_readers.open_parquet(handle, path, field)
         sizes = [file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups)]
     start = 0
     for stop in range(1, len(sizes) + 1):
         size = sum(sizes[start:stop])
-        if size >= SLICE or stop == len(sizes):
-            yield Slice(kind, path, field, start, stop, size)
+        if size >= least or stop == len(sizes):
+            yield Slice("parquet", path, field, start, stop, size)
             start = stop
 
 
@@ -202,10 +215,10 @@ def _row_groups(part: Slice) -> Iterator[str]:
 # folders of the library datasets
 
 
-def _dataset_slices(path: str, field: str) -> Iterator[Slice]:
+def _dataset_slices(path: str, field: str, least: int) -> Iterator[Slice]:
     data = _dataset(path, field)
     size = data.data.nbytes
-    rows = max(1, len(data) * SLICE // max(size, 1))
+    rows = max(1, len(data) * least // max(size, 1))
     for start in range(0, len(data), rows):
         stop = min(start + rows, len(data))
         yield Slice("datasets", path, field, start, stop, size * (stop - start) // len(data))

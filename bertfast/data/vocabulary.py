@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def copy_tokenizer(source: Path, target: Path, tokenizer: Tokenizer, tokens: lis
 
 
 def train_vocabulary(
-    texts: Iterable[str],
+    read: Callable[[], Iterable[str]],
     folder: str | os.PathLike[str],
     *,
     size: int = 30522,
@@ -109,8 +110,10 @@ def train_vocabulary(
     """Make a WordPiece vocabulary of texts and write its tokenizer into a folder: tokenizer.json, vocab.txt and
     tokenizer_config.json, which `Tokenizer.from_folder` and transformers' BertTokenizerFast read.
 
+    The same texts give the same vocabulary, in any order.
+
     Args:
-        texts: documents, as `readers.documents` yields them.
+        read: gives the texts, such as `readers.texts`; it is called twice.
         size: the most tokens. BERT's order: [PAD] [UNK] [CLS] [SEP] [MASK], [unusedN], characters, then the rest by
             how often they join.
         cased: keep capitals and accents; else both are taken away, from every text.
@@ -122,27 +125,33 @@ def train_vocabulary(
         how many tokens the vocabulary has: fewer than `size` where the texts give no more.
 
     Raises:
-        ArgumentError: size is too small for the special tokens and some characters; there is no text.
+        ArgumentError: size is too small for the special tokens and a character; there is no text.
     """
     first = [*SPECIAL.values(), *(f"[unused{n}]" for n in range(unused))]
-    if size < len(first) + 1:
+    if size <= len(first):
         raise ArgumentError("size", f"more than {len(first)}, the special tokens", str(size))
     library = require("tokenizers", "Making a vocabulary")
-    backend = library.Tokenizer(library.models.WordPiece(unk_token=SPECIAL["unk"]))
-    backend.normalizer = library.normalizers.BertNormalizer(lowercase=not cased)
-    backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    backend.decoder = library.decoders.WordPiece(prefix=PIECE)
-    trainer = library.trainers.WordPieceTrainer(
-        vocab_size=size,
-        special_tokens=first,
-        limit_alphabet=size - len(first) if chinese else _ALPHABET,
-        continuing_subword_prefix=PIECE,
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    tokens = sorted(backend.get_vocab(), key=backend.token_to_id)
-    if len(tokens) == len(first):
+    counts: Counter[str] = Counter()
+    normalize = _tokenizer(library, {}, cased).normalizer.normalize_str
+
+    def counted() -> Iterator[str]:
+        for text in read():
+            counts.update(normalize(text))
+            yield text
+
+    # Without merges, this gives the characters that go on with a word. Given beforehand, in order, they have the same
+    # numbers in every run, and so pairs that are equally frequent join in the same order.
+    found = _train(library, cased, counted(), len(first), first, None)
+    most = size - len(first) if chinese else _ALPHABET
+    frequent = sorted(counts, key=lambda c: (-counts[c], c))
+    alphabet = sorted([c for c in frequent if c in found][:most])
+    if not alphabet:
         raise ArgumentError("INPUT", "texts to make a vocabulary of", "no word")
+    pieces = [PIECE + c for c in alphabet if PIECE + c in found]
+    ids = _train(library, cased, read(), size, [*first, *pieces], alphabet)
+    tokens = sorted(ids, key=ids.get)
+    backend = _tokenizer(library, {token: n for n, token in enumerate(tokens)}, cased)
+    backend.add_special_tokens(list(SPECIAL.values()))
     backend.post_processor = library.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -150,6 +159,36 @@ def train_vocabulary(
     )
     _write_tokenizer(Path(folder), backend, tokens, cased)
     return len(tokens)
+
+
+def _tokenizer(library: Any, ids: dict[str, int], cased: bool) -> Any:
+    backend = library.Tokenizer(library.models.WordPiece(ids, unk_token=SPECIAL["unk"]))
+    backend.normalizer = library.normalizers.BertNormalizer(lowercase=not cased)
+    backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = library.decoders.WordPiece(prefix=PIECE)
+    return backend
+
+
+def _train(
+    library: Any,
+    cased: bool,
+    texts: Iterable[str],
+    size: int,
+    first: list[str],
+    alphabet: list[str] | None,
+) -> dict[str, int]:
+    """The ids of a vocabulary that begins with `first` and has no character outside `alphabet`."""
+    backend = _tokenizer(library, {}, cased)
+    trainer = library.trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=first,
+        initial_alphabet=alphabet or [],
+        limit_alphabet=None if alphabet is None else len(alphabet),
+        continuing_subword_prefix=PIECE,
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend.get_vocab()
 
 
 def _write_tokenizer(folder: Path, backend: Any, tokens: list[str], cased: bool) -> None:
