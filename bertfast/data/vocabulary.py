@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -183,7 +184,7 @@ def _train(
         vocab_size=size,
         special_tokens=first,
         initial_alphabet=alphabet or [],
-        limit_alphabet=None if alphabet is None else len(alphabet),
+        limit_alphabet=sys.maxunicode if alphabet is None else len(alphabet),
         continuing_subword_prefix=PIECE,
         show_progress=False,
     )
