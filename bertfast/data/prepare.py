@@ -18,14 +18,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from .._files import atomic_write, read_json
+from .._files import read_json, write_json
 from ..checkpoint.hub import require
 from ..errors import BertfastError, InputFileError, StoreError
 from . import readers, sentences, shards
 from .segments import Segmenter, check_words
-from .store import FILE, SHARDS, TOKENIZER, VERSION, Store
+from .store import FILE, SHARDS, TOKENIZER, VERSION, Store, shard_folder, token_dtype, write_summary
 from .vocabulary import copy_tokenizer, read_vocabulary
 
 SETTINGS = "prepare.json"  # what a run was asked for; a later one with other settings is refused
@@ -92,30 +90,9 @@ def prepare(
         copy_tokenizer(source, folder / TOKENIZER, loaded, vocabulary.tokens)
         task = _Task(folder, language, sentence_hook, words)
         _make_shards(task, parts, workers, progress)
-        summaries = [shards.read_summary(_place(folder, number)) for number in range(len(parts))]
-        totals = {
-            key: sum(summary[key] for summary in summaries)
-            for key in ("documents", "sentences", "tokens")
-        }
-        if not totals["documents"]:
+        about = {"splitter": settings["splitter"], "words": settings["words"]}
+        if not write_summary(folder, vocabulary, len(parts), about):
             raise InputFileError(f"{', '.join(map(str, inputs))}: no document with a word in it.")
-        tokens = vocabulary.tokens
-        about = {
-            "version": VERSION,
-            **totals,
-            "splitter": settings["splitter"],
-            "words": settings["words"],
-            "dtype": _dtype(len(tokens)).name,
-            "vocab_size": len(tokens),
-            "special": vocabulary.special,
-            "unused": vocabulary.unused,
-            "tokenizer": {
-                "vocabulary": vocabulary.hash,
-                "files": {p.name: shards.sha256(p) for p in sorted((folder / TOKENIZER).iterdir())},
-            },
-            "shards": summaries,
-        }
-        _write_json(folder / FILE, about)
     return Store.open(folder)
 
 
@@ -136,8 +113,8 @@ def _locked(folder: Path) -> Iterator[None]:
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings))  # tuples become lists
-    if not path.is_file():
-        _write_json(path, settings)
+    if not path.is_file() or not any((folder / SHARDS).iterdir()):
+        write_json(path, settings)
         return
     before = read_json(path, StoreError)
     different = [key for key in settings if before.get(key) != settings[key]]
@@ -174,13 +151,13 @@ def _make_shards(
 
 def _finished(folder: Path, number: int) -> bool:
     """Whether a shard is whole; one in doubt is removed."""
-    place = _place(folder, number)
-    if not place.is_dir():
+    shard = shard_folder(folder, number)
+    if not shard.is_dir():
         return False
     try:
-        shards.read_summary(place)
+        shards.read_summary(shard)
     except StoreError:
-        shutil.rmtree(place)
+        shutil.rmtree(shard)
         return False
     return True
 
@@ -220,11 +197,11 @@ class _Worker:
         split = sentences.splitter(task.language, task.hook)
         self._folder = task.folder
         self._segmenter = Segmenter(tokenizer, vocabulary, split, task.words)
-        self._dtype = _dtype(len(vocabulary.tokens))
+        self._dtype = token_dtype(len(vocabulary.tokens))
 
     def make(self, number: int, part: readers.Slice) -> None:
         blocks = self._segmenter.blocks(readers.documents(part))
-        shards.write_shard(_place(self._folder, number), blocks, self._dtype)
+        shards.write_shard(shard_folder(self._folder, number), blocks, self._dtype)
 
 
 _worker: _Worker | None = None  # of a process of the pool
@@ -245,17 +222,3 @@ def _end_with_parent() -> None:
     """A run that is killed leaves no process behind, which would write while the next run does."""
     connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
-
-
-def _place(folder: Path, number: int) -> Path:
-    return folder / SHARDS / shards.name(number)
-
-
-def _dtype(vocab_size: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with atomic_write(path, "w") as handle:
-        json.dump(value, handle, indent=1)
-        handle.write("\n")

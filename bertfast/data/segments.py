@@ -91,9 +91,11 @@ class Segmenter:
 
 
 def check_words(words: str | None) -> None:
-    """Raise ArgumentError for a segmenter that is not known."""
+    """Raise ArgumentError for a segmenter that is not known, UnsupportedError for one that is not installed."""
     if words is not None and words not in SEGMENTERS:
         raise ArgumentError("words", f"one of {', '.join(SEGMENTERS)}, or None", repr(words))
+    if words is not None:
+        _jieba()
 
 
 def _jieba() -> Any:

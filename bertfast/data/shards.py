@@ -84,7 +84,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     summary = read_json(folder / SUMMARY, StoreError)
     for file in FILES:
-        expected = summary["files"][file]["bytes"]
+        expected = summary.get("files", {}).get(file, {}).get("bytes")
         path = folder / file
         got = path.stat().st_size if path.is_file() else None
         if got != expected:

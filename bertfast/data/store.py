@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._files import read_json
+from .._files import read_json, write_json
 from ..errors import StoreError
 from ..text.tokenizer import Tokenizer
 from . import shards
@@ -55,15 +55,15 @@ class Store:
         self.tokens: int = about["tokens"]
         dtype = np.dtype(about["dtype"])
         full = [
-            (folder / SHARDS / shards.name(number), shard)
+            (shard_folder(folder, number), shard)
             for number, shard in enumerate(about["shards"])
             if shard["documents"]
         ]
-        places = [place for place, _ in full]
-        self._tokens = [_map(place / "tokens.bin", dtype) for place in places]
-        self._words = [_map(place / "words.bits", np.uint8) for place in places]
-        sentences = [_map(place / "sentences.idx", np.uint32) for place in places]
-        documents = [_map(place / "documents.idx", np.uint32) for place in places]
+        places = [shard for shard, _ in full]
+        self._tokens = [_map(shard / "tokens.bin", dtype) for shard in places]
+        self._words = [_map(shard / "words.bits", np.uint8) for shard in places]
+        sentences = [_map(shard / "sentences.idx", np.uint32) for shard in places]
+        documents = [_map(shard / "documents.idx", np.uint32) for shard in places]
         before = _before([shard["tokens"] for _, shard in full])
         self.sentence_starts = Joined(sentences, before, self.tokens)
         before = _before([shard["sentences"] for _, shard in full])
@@ -93,7 +93,7 @@ class Store:
                 "this release into another folder."
             )
         for number, shard in enumerate(about["shards"]):
-            _check_shard(folder / SHARDS / shards.name(number), shard, verify)
+            _check_shard(shard_folder(folder, number), shard, verify)
         for file, expected in about["tokenizer"]["files"].items():
             _check_hash(folder / TOKENIZER / file, expected)
         return cls(folder, hashlib.sha256((folder / FILE).read_bytes()).hexdigest(), about)
@@ -140,6 +140,50 @@ class Store:
         bases = self.sentence_starts.bases
         parts = bases.searchsorted(starts, side="right") - 1
         return parts.tolist(), (starts - bases[parts]).tolist()
+
+
+def shard_folder(folder: Path, number: int) -> Path:
+    """The folder of a shard."""
+    return folder / SHARDS / shards.name(number)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """What a token of a vocabulary is stored in."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def write_summary(folder: Path, vocabulary: Vocabulary, count: int, more: dict[str, Any]) -> int:
+    """Write store.json, which makes a folder with the shards 0 to count - 1 and the tokenizer's files a store.
+
+    Args:
+        more: how it was made, for who reads the file.
+
+    Returns:
+        how many documents there are; without any, nothing is written.
+    """
+    summaries = [shards.read_summary(shard_folder(folder, number)) for number in range(count)]
+    totals = {
+        key: sum(summary[key] for summary in summaries)
+        for key in ("documents", "sentences", "tokens")
+    }
+    files = sorted((folder / TOKENIZER).iterdir())
+    about = {
+        "version": VERSION,
+        **totals,
+        **more,
+        "dtype": token_dtype(len(vocabulary.tokens)).name,
+        "vocab_size": len(vocabulary.tokens),
+        "special": vocabulary.special,
+        "unused": vocabulary.unused,
+        "tokenizer": {
+            "vocabulary": vocabulary.hash,
+            "files": {path.name: shards.sha256(path) for path in files},
+        },
+        "shards": summaries,
+    }
+    if totals["documents"]:
+        write_json(folder / FILE, about)
+    return totals["documents"]
 
 
 def vocabulary_of(tokenizer: str | os.PathLike[str] | Any) -> Vocabulary:
