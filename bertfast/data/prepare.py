@@ -86,6 +86,7 @@ def prepare(
     }
     folder = Path(folder)
     with _locked(folder):
+        _remove_stale(folder)
         _check_settings(folder, settings)
         copy_tokenizer(source, folder / TOKENIZER, loaded, vocabulary.tokens)
         task = _Task(folder, language, sentence_hook, words)
@@ -108,6 +109,14 @@ def _locked(folder: Path) -> Iterator[None]:
         raise StoreError(
             f"{folder}: expected no other run, got one that is preparing this store. Wait for its end."
         ) from error
+
+
+def _remove_stale(folder: Path) -> None:
+    """What a run that was killed had begun."""
+    for shard in (folder / SHARDS).glob("*.tmp"):
+        shutil.rmtree(shard, ignore_errors=True)
+    for file in folder.glob(".bertfast-*.tmp"):
+        file.unlink()
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -133,8 +142,6 @@ def _make_shards(
     if not todo:
         return
     (task.folder / FILE).unlink(missing_ok=True)  # unfinished, from here on
-    for stale in (task.folder / SHARDS).glob("*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
     tqdm = require("tqdm", "The progress bar").tqdm
     bar = tqdm(
         total=sum(part.bytes for part in parts),

@@ -18,7 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -114,12 +114,17 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def open_raw(path: Path) -> IO[bytes]:
+    """A new file whose writes reach the system at once, so that what fails is told where it is written."""
+    return open(path, "wb", buffering=0)
+
+
 class _Writer:
     """A file that is hashed as it is written; errors name it."""
 
     def __init__(self, path: Path):
         self.path, self.size, self.hash = path, 0, hashlib.sha256()
-        self._handle = open(path, "wb", buffering=0)  # noqa: SIM115
+        self._handle = open_raw(path)
 
     def write(self, values: np.ndarray) -> None:
         data = memoryview(values.tobytes())

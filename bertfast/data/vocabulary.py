@@ -62,7 +62,12 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> tuple[Tokenizer, Vocabula
     path = folder / "tokenizer_config.json"
     config = read_json(path, CheckpointError) if path.is_file() else {}
     names = {role: _content(config.get(f"{role}_token")) or SPECIAL[role] for role in SPECIAL}
-    return tokenizer, describe(tokenizer.backend.get_vocab(), names, str(folder))
+    vocabulary = describe(tokenizer.backend.get_vocab(), names, str(folder))
+    if not (folder / "tokenizer.json").is_file():
+        # transformers adds what is missing, past the end of the model's word table
+        listed = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        describe({token: n for n, token in enumerate(listed)}, names, str(folder / "vocab.txt"))
+    return tokenizer, vocabulary
 
 
 def describe(ids: dict[str, int], names: dict[str, str], place: str) -> Vocabulary:

@@ -31,15 +31,15 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small_slices(monkeypatch):
-    """Slices of 4000 bytes, so that a small corpus has several shards."""
-    monkeypatch.setattr(readers, "SLICE", 4000)
+    """Slices of 2000 bytes, so that a small corpus has several shards."""
+    monkeypatch.setattr(readers, "SLICE", 2000)
 
 
 @pytest.fixture(scope="session")
 def store(corpus, tmp_path_factory) -> Store:
     """The corpus in several shards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "SLICE", 4000)
+        patch.setattr(readers, "SLICE", 2000)
         return prepare([corpus], tmp_path_factory.mktemp("store"), tokenizer=MINILM)
 
 

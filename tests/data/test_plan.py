@@ -161,7 +161,7 @@ def test_longer_side_is_cut_at_either_end(large):
 
 
 def test_short_share(large):
-    """A tenth of one-sided examples have a target that is uniform from 3 to 126 tokens: of those that begin documents."""
+    """Of one-sided examples that begin documents, a tenth have a target that is uniform from 3 to 126 tokens."""
     plan = Segments(large, None, 1, 0, length=128, short=0.1)
     borders_of_documents = borders(large)[1][borders(large)[0]]
     long = borders_of_documents[:-1][np.diff(borders_of_documents) > 126]
