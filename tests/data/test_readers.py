@@ -114,7 +114,7 @@ def test_other_inputs(tmp_path):
     [
         ("en", "Dr. Smith is in.\nHe left! Why?  ", ["Dr. Smith is in.", "He left!", "Why?"]),
         ("en", "One line\nand its rest.\n\nA title\n\nText.", 3),
-        ("de", "Das ist z. B. so. Ja.", ["Das ist z. B. so.", "Ja."]),
+        ("de", "Er kam z. B. so. Ja.", ["Er kam z. B. so.", "Ja."]),
         ("zh", "好。“是吗？！”他说；;完", ["好。", "“是吗？！”", "他说；;", "完"]),
         ("zh", "。。\n 。", ["。。", "。"]),
         ("en", " \n\t\n ", []),

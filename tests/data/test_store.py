@@ -112,7 +112,7 @@ def test_damaged_shards(copied):
     with pytest.raises(StoreError, match=r"00000001.tokens.bin: damaged, its hash"):
         Store.open(copied, verify=True)
     path.write_bytes(data[:-2])
-    with pytest.raises(StoreError, match=r"tokens.bin: expected a file of \d+ bytes, got \d+ byt"):
+    with pytest.raises(StoreError, match=r"tokens.bin: expected a file of \d+ bytes, got \d+"):
         Store.open(copied)
     path.unlink()
     with pytest.raises(StoreError, match=r"got nothing there. .* run bertfast prepare again"):
