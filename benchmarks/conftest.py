@@ -85,13 +85,15 @@ def pytest_terminal_summary(terminalreporter):
             _write_gpu_race(write, race)
             continue
         peaks = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in race.peaks.items())
-        write(f"{race.group}: {race.tokens} real tokens, FMA peak of {peaks}")
+        write(f"{race.group}: {race.tokens} real tokens" + f", FMA peak of {peaks}" * bool(peaks))
         for name, samples in race.samples.items():
             figures = race.figures(name)
+            share = ""
+            if race.flops:
+                share = f"{figures['share_of_fma_peak']:7.0%} of {figures['instruction_set']} peak"
             write(
                 f"  {name:<26}{median(samples) * 1e3:10.2f} ms{figures['real_tokens_per_second']:11,} tokens/s"
-                f"{figures[f'speed_over_{race.baseline}']:8.2f}x {race.baseline}"
-                f"{figures['share_of_fma_peak']:7.0%} of {figures['instruction_set']} peak"
+                f"{figures[f'speed_over_{race.baseline}']:8.2f}x {race.baseline}{share}"
             )
         for name, reason in race.skipped.items():
             write(f"  {name:<26}skipped: {reason}")

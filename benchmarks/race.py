@@ -23,7 +23,8 @@ class Race:
     """The samples of the contenders of one group.
 
     Fields:
-        tokens: real tokens of one call. flops: multiply-adds times two of one call, real tokens only.
+        tokens: real tokens of one call.
+        flops: multiply-adds times two of one call, real tokens only; 0: a race of something else than arithmetic.
         narrow: contender -> its instruction set, where that is not the widest.
         peaks: instruction set -> fp32 operations a second, measured beside the race.
         samples: contender -> seconds of each round. skipped: contender -> reason.
@@ -46,7 +47,7 @@ class Race:
             call()
         end = time.perf_counter() + budget
         while time.perf_counter() < end or len(next(iter(self.samples.values()))) < LEAST_ROUNDS:
-            for name in {widest(), *self.narrow.values()}:
+            for name in {widest(), *self.narrow.values()} if self.flops else ():
                 self.peaks[name] = max(self.peaks.get(name, 0.0), fma_peak(name))
             for name, call in contenders.items():
                 self.samples[name].append(_seconds(call))
@@ -55,16 +56,21 @@ class Race:
         """What goes into a row's extra_info. Ratios are medians of the ratios round by round."""
         seconds = median(self.samples[name])
         pairs = zip(self.samples[self.baseline], self.samples[name], strict=True)
-        return {
+        found = {
             "real_tokens": self.tokens,
             "real_tokens_per_second": round(self.tokens / seconds),
             f"speed_over_{self.baseline}": round(median(a / b for a, b in pairs), 3),
+            "threads": torch.get_num_threads(),
+        }
+        if not self.flops:
+            return found
+        return {
+            **found,
             "gflops": round(self.flops / seconds / 1e9, 1),
             "instruction_set": self.instruction_set(name),
             "share_of_fma_peak": round(
                 self.flops / seconds / self.peaks[self.instruction_set(name)], 3
             ),
-            "threads": torch.get_num_threads(),
         }
 
     def instruction_set(self, name: str) -> str:

@@ -66,6 +66,13 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         yield handle
 
 
+def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    """Write a JSON object that replaces `path` when all of it is on the disk."""
+    with atomic_write(path, "w") as handle:
+        json.dump(value, handle, indent=1)
+        handle.write("\n")
+
+
 def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
     """The JSON object that a file holds; raises `error`, naming the file, when there is none."""
     if not path.is_file():

@@ -37,5 +37,9 @@ class InputFileError(BertfastError, ValueError):
     """A text input cannot be read; the message carries the file and the line."""
 
 
+class StoreError(BertfastError, ValueError):
+    """A store of tokens is unfinished, damaged, or made with other settings; the message names the file."""
+
+
 class UnsupportedError(BertfastError, RuntimeError):
     """A feature, or a backend asked for by name, refuses; the message says what to use."""

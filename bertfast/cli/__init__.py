@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import BertfastError
 
 # each is a module here (- as _) with a command of its name
-_COMMANDS = ("encode", "info", "explain", "fill-mask", "demo", "tune", "verify")
+_COMMANDS = ("encode", "info", "explain", "fill-mask", "demo", "tune", "verify", "prepare", "vocab")
 
 
 class Failure(click.ClickException):

@@ -100,9 +100,13 @@ def reading(path: str, kind: str | None = None, field: str = "text") -> Iterator
         yield Texts(READERS[kind](handle, name, field), name, unit)
 
 
-def _lines(handle: IO[bytes], name: str) -> Iterator[str]:
-    """Lines with their ends, which are newlines only."""
-    for number, line in enumerate(handle, 1):
+def lines(handle: Iterable[bytes], name: str, first: int = 1) -> Iterator[str]:
+    """Lines with their ends, which are newlines only; `first` is the number of the first.
+
+    Raises:
+        InputFileError: a line is not UTF-8.
+    """
+    for number, line in enumerate(handle, first):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
         try:
@@ -116,13 +120,17 @@ def _lines(handle: IO[bytes], name: str) -> Iterator[str]:
 
 def _read_txt(handle: IO[bytes], name: str, field: str) -> Numbered:
     """A text a line; an empty line is an empty text, so that rows keep the numbers of lines."""
-    for number, line in enumerate(_lines(handle, name), 1):
+    for number, line in enumerate(lines(handle, name), 1):
         yield number, line.removesuffix("\n").removesuffix("\r")
 
 
-def _read_jsonl(handle: IO[bytes], name: str, field: str) -> Numbered:
-    """The field of an object a line; blank lines are passed over."""
-    for number, line in enumerate(_lines(handle, name), 1):
+def read_jsonl(handle: Iterable[bytes], name: str, field: str, first: int = 1) -> Numbered:
+    """The field of an object a line; blank lines are passed over. `first` is the number of the first line.
+
+    Raises:
+        InputFileError: a line is no JSON object, or its field no string.
+    """
+    for number, line in enumerate(lines(handle, name, first), first):
         if not line.strip():
             continue
         place = f"{name}, line {number}"
@@ -133,7 +141,7 @@ def _read_jsonl(handle: IO[bytes], name: str, field: str) -> Numbered:
         if not isinstance(record, dict):
             raise InputFileError(f"{place}: expected a JSON object, got {_kind(record)}.")
         if field not in record:
-            raise InputFileError(f"{place}: {_no_field(field, record)}")
+            raise InputFileError(f"{place}: {no_field(field, record)}")
         text = record[field]
         if not isinstance(text, str):
             raise InputFileError(f"{place}: {field}: expected a string, got {_kind(text)}.")
@@ -145,7 +153,7 @@ def _read_jsonl(handle: IO[bytes], name: str, field: str) -> Numbered:
 def _read_csv(handle: IO[bytes], name: str, field: str) -> Numbered:
     """A column of a table whose first row names the columns; blank rows are passed over."""
     csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(_lines(handle, name), strict=True)
+    rows = csv.reader(lines(handle, name), strict=True)
     index = None
     while True:
         try:
@@ -158,7 +166,7 @@ def _read_csv(handle: IO[bytes], name: str, field: str) -> Numbered:
             continue
         if index is None:
             if field not in row:
-                raise InputFileError(f"{name}, line {rows.line_num}: {_no_field(field, row)}")
+                raise InputFileError(f"{name}, line {rows.line_num}: {no_field(field, row)}")
             index = row.index(field)
         elif len(row) <= index:
             raise InputFileError(
@@ -170,6 +178,16 @@ def _read_csv(handle: IO[bytes], name: str, field: str) -> Numbered:
 
 
 def _read_parquet(handle: IO[bytes], name: str, field: str) -> Numbered:
+    return parquet_rows(open_parquet(handle, name, field), name, field)
+
+
+def open_parquet(handle: IO[bytes], name: str, field: str) -> Any:
+    """The pyarrow.parquet.ParquetFile of a file that has a column `field` of strings.
+
+    Raises:
+        InputFileError: it is no such file.
+        UnsupportedError: pyarrow is not installed.
+    """
     pyarrow = load_pyarrow("lib")
     parquet, types = load_pyarrow("parquet"), load_pyarrow("types")
     source = handle if handle.seekable() else io.BytesIO(handle.read())
@@ -179,17 +197,25 @@ def _read_parquet(handle: IO[bytes], name: str, field: str) -> Numbered:
     except (pyarrow.ArrowException, OSError) as error:
         raise InputFileError(f"{name}: expected a parquet file ({error}).") from error
     if field not in schema.names:
-        raise InputFileError(f"{name}: {_no_field(field, schema.names)}")
+        raise InputFileError(f"{name}: {no_field(field, schema.names)}")
     kind = schema.field(field).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind)):
         raise InputFileError(f"{name}: {field}: expected a column of strings, got {kind}.")
-    return _parquet_rows(file, pyarrow, name, field)
+    return file
 
 
-def _parquet_rows(file: Any, pyarrow: Any, name: str, field: str) -> Numbered:
-    count = 0
-    batches = file.iter_batches(batch_size=_ROWS, columns=[field])
+def parquet_rows(
+    file: Any, name: str, field: str, row_groups: list[int] | None = None, before: int = 0
+) -> Numbered:
+    """(row, text) of each row of the given row groups, of all without; `before` rows stand before them.
+
+    Raises:
+        InputFileError: a row has no text, or the file is corrupt.
+    """
+    pyarrow = load_pyarrow("lib")
+    count = before
+    batches = file.iter_batches(batch_size=_ROWS, columns=[field], row_groups=row_groups)
     while True:
         try:
             batch = next(batches, None)
@@ -207,7 +233,8 @@ def _parquet_rows(file: Any, pyarrow: Any, name: str, field: str) -> Numbered:
             yield count, text
 
 
-def _no_field(field: str, names: Iterable[str]) -> str:
+def no_field(field: str, names: Iterable[str]) -> str:
+    """What an error says where a file lacks a field."""
     shown = [str(name)[:40] for name in names]
     more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
     return f"no field {field!r}, only {', '.join(shown[:8]) or 'none'}{more}. Say --field NAME."
@@ -219,7 +246,7 @@ def _kind(value: Any) -> str:
 
 READERS: dict[str, Callable[[IO[bytes], str, str], Numbered]] = {
     "txt": _read_txt,
-    "jsonl": _read_jsonl,
+    "jsonl": read_jsonl,
     "csv": _read_csv,
     "parquet": _read_parquet,
 }

@@ -22,10 +22,12 @@ MODULES = {
 
 # Lower layers know nothing of higher ones. The first pattern that a module's name starts with tells its layer.
 LAYERS = {
-    "bertfast.cli": 8,
-    "bertfast.__main__": 8,
-    "bertfast.integrations": 8,
-    "bertfast.training": 7,
+    "bertfast.cli": 9,
+    "bertfast.__main__": 9,
+    "bertfast.integrations": 9,
+    "bertfast.tasks": 8,
+    "bertfast.training": 8,
+    "bertfast.data": 7,
     "bertfast.inference": 7,
     "bertfast.explain": 7,
     "bertfast.text": 6,

@@ -1,0 +1,86 @@
+"""`bertfast prepare`: documents on disk to a store of tokens."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from ..data.prepare import prepare as prepare_store
+from ..data.segments import SEGMENTERS
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  bertfast prepare books.txt -o store --tokenizer MODEL
+  bertfast prepare wiki-*.parquet -o store --tokenizer MODEL --workers 16
+  bertfast prepare news.jsonl -o store --tokenizer MODEL --language zh --words jieba
+
+A run that is stopped is gone on with by the same command.
+"""
+)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", required=True, metavar="STORE", help="Folder to write.")
+@click.option(
+    "--tokenizer", required=True, metavar="FOLDER", help="A checkpoint's, or of bertfast vocab."
+)
+@click.option("--language", default="en", show_default=True, help="ISO 639 code, for sentences.")
+@click.option(
+    "--field", default="text", show_default=True, help="Where jsonl, parquet, datasets have it."
+)
+@click.option(
+    "--sentences",
+    metavar="MODULE:FUNCTION",
+    help="Splits a document into sentences, instead of the language's rules.",
+)
+@click.option(
+    "--words",
+    type=click.Choice(SEGMENTERS),
+    help="Chinese words, for masks of whole ones.  [default: words of ## pieces]",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes.  [default: one for each processor]"
+)
+def prepare(
+    inputs: tuple[str, ...],
+    output: str,
+    tokenizer: str,
+    language: str,
+    field: str,
+    sentences: str | None,
+    words: str | None,
+    workers: int | None,
+) -> None:
+    """Turn documents into a store of tokens for pretraining.
+
+    INPUT is a .txt file with blank lines between documents, a .jsonl or .parquet file with a
+    document in each record, or a folder that datasets.load_from_disk reads.
+    """
+    store = prepare_store(
+        inputs,
+        output,
+        tokenizer=tokenizer,
+        language=language,
+        field=field,
+        sentence_hook=sentences,
+        words=words,
+        workers=workers or processors(),
+    )
+    click.echo(
+        f"{output}: {store.documents} documents, {store.sentences} sentences, {store.tokens} tokens"
+        f" of a vocabulary of {store.vocab_size}",
+        err=True,
+    )
+    if store.documents == 1:
+        click.echo(
+            "One document gives no false next sentence: pretrain with next_sentence: false.",
+            err=True,
+        )

@@ -1,0 +1,1 @@
+"""What a model is trained for: examples, packed batches, losses and metrics."""
