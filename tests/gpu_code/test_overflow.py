@@ -143,7 +143,7 @@ def test_layernorm_backward(backend, operation):
     (dout, few_dout), (x, few) = (_vast(ELEMENTS // n, n) for _ in range(2))
     (mean, few_mean), (rstd, few_rstd) = (_vast(len(x), dtype=torch.float32) for _ in range(2))
     weight, _ = _parameters(n, n)
-    gain, dropout, needs = torch.randn(n).to(DTYPE), (0.0, None, None), [True, False, False]
+    gain, dropout, needs = torch.randn(n).to(DTYPE), (0.0, None, None, None), [True, False, False]
     if operation == "gelu_layernorm":
         dropout = ()
     # x stands for z, or for the pre-activation, too

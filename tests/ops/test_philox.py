@@ -134,7 +134,9 @@ def test_what_is_kept_of_hidden_states(backend):
     forward = torch.ops.bertfast.linear_layernorm_fwd.default
     ids = torch.zeros(sum(LENGTHS), dtype=torch.int64)
     with dispatch.use_backend(backend):
-        _, z, *_ = forward(x, weight, ones, residual, ones, zeros, 1e-3, P, SEED, STARTS, True)
+        _, z, *_ = forward(
+            x, weight, ones, residual, ones, zeros, 1e-3, P, SEED, STARTS, None, True
+        )
         table = torch.randn(2, features)
         out = ops.embedding(
             ids, table, None, ids, table, ids, table, zeros, ones, eps=1e-3, p=P, seed=SEED, cu_seqlens=STARTS
@@ -160,7 +162,7 @@ def test_what_is_kept_of_attention(backend):
 @pytest.fixture(params=("cpu", "cuda", "triton", "reference"))
 def backend(request):
     qkv, starts = torch.zeros(1, 3, 1, 8), torch.tensor([0, 1], dtype=torch.int32)
-    given = (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), False)
+    given = (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), None, False)
     reason = harness.refuses("attention", request.param, *given)
     if reason is not None:
         pytest.skip(reason)

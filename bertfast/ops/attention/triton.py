@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
+from ...extension import contiguous
 from .. import _triton
 from .._philox import keep_scale, threshold
 from .._triton import Config, Table
@@ -111,7 +112,8 @@ def supports(call) -> str | None:
 
 
 def forward(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None, save: bool
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None,
+    example_ids: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.attention`; the second result is None unless `save`."""
     qkv = _with_dense_heads(qkv)
@@ -126,8 +128,8 @@ def forward(
         key += "-short" if short else "-long"
     config = FORWARD.pick(key)
     _attention_fwd_kernel[_grid(qkv, cu_seqlens, config.blocks["BLOCK_M"])](
-        *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, seed if p > 0 else None, tokens, cu_seqlens.numel() - 1,
-        qkv.stride(0), qkv.stride(2), scale * math.log2(math.e), threshold(p), keep_scale(p),
+        *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, *_dropout(p, seed, example_ids), tokens,
+        cu_seqlens.numel() - 1, qkv.stride(0), qkv.stride(2), scale * math.log2(math.e), threshold(p), keep_scale(p),
         **_shape(qkv), **config.options(),
     )  # fmt: skip
     return out, lse
@@ -135,7 +137,7 @@ def forward(
 
 def backward(
     dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float,
-    seed: Tensor | None,
+    seed: Tensor | None, example_ids: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """See `bertfast.ops.attention`: the gradient of qkv."""
     qkv = _with_dense_heads(qkv)
@@ -149,7 +151,7 @@ def backward(
 
     def launch(kernel, config, block, out):
         kernel[_grid(qkv, cu_seqlens, config.blocks[block])](
-            *qkv.unbind(1), cu_seqlens.contiguous(), dout, out, lse, seed if p > 0 else None, delta, dqkv,
+            *qkv.unbind(1), cu_seqlens.contiguous(), dout, out, lse, *_dropout(p, seed, example_ids), delta, dqkv,
             qkv.shape[0], cu_seqlens.numel() - 1, qkv.stride(0), qkv.stride(2), dout.stride(0), scale, threshold(p),
             keep_scale(p), **_shape(qkv), **config.options(),
         )  # fmt: skip
@@ -160,6 +162,11 @@ def backward(
         launch(_attention_bwd_queries_kernel, BACKWARD_QUERIES.pick(_key(qkv)), "BLOCK_M", out)
         launch(_attention_bwd_keys_kernel, BACKWARD_KEYS.pick(_key(qkv)), "BLOCK_N", None)
     return dqkv
+
+
+def _dropout(p: float, seed: Tensor | None, example_ids: Tensor | None):
+    """(seed, ids) as the kernels take them."""
+    return (seed, *contiguous(example_ids)) if p > 0 else (None, None)
 
 
 def _with_dense_heads(qkv: Tensor) -> Tensor:
