@@ -107,20 +107,8 @@ def _layernorm(backward: bool, save: bool, x: Tensor, ln_weight: Tensor, saved: 
 
 
 def _linear_layernorm(
-    backward,
-    save,
-    x,
-    weight,
-    bias,
-    residual,
-    ln_weight,
-    ln_bias,
-    eps,
-    p,
-    seed,
-    cu_seqlens,
-    example_ids,
-):
+    backward, save, x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, example_ids
+):  # fmt: skip
     tensor, element = _size(residual), residual.element_size()
     total = _linear(backward, x, [weight], [bias])
     total += _layernorm(backward, save, x, ln_weight, element)
