@@ -30,8 +30,8 @@ def _with_tf32(entries: dict[str, Config], *left_out: str) -> dict[str, Config]:
     return {**entries, **{key: others[key] for key in others if key not in left_out}}
 
 
-# By head size, and by precision for float32. As large as no architecture spills a register, with dropout or without:
-# sm_90 and sm_100 keep operands of a product out of registers; sm_120 multiplies like sm_80.
+# By head size, and by precision for float32. As large as no architecture spills a register, with dropout or without, by
+# ids or not: sm_90 and sm_100 keep operands of a product out of registers; sm_120 multiplies like sm_80.
 _FORWARD_80 = {
     "32-short": _config(64, 64, 4, 3),
     "32-long": _config(128, 64, 4, 3),
@@ -44,6 +44,7 @@ _FORWARD_80 = {
     "ieee-128": _config(16, 32, 4, 2),
 }
 _FORWARD_90 = {**_FORWARD_80, "64-long": _config(64, 64, 4, 3)}
+_FORWARD_120 = {**_FORWARD_80, "32-short": _config(64, 64, 4, 3)._replace(max_registers=168)}
 _QUERIES_80 = {
     "32": _config(64, 64, 4, 2),
     "64": _config(64, 32, 4, 2),
@@ -77,7 +78,7 @@ _WHOLE_90 = {
 
 FORWARD = Table(
     "attention_fwd",
-    {80: _with_tf32(_FORWARD_80), 90: _with_tf32(_FORWARD_90), 120: _with_tf32(_FORWARD_80)},
+    {80: _with_tf32(_FORWARD_80), 90: _with_tf32(_FORWARD_90), 120: _with_tf32(_FORWARD_120)},
 )
 BACKWARD_QUERIES = Table(
     "attention_bwd_queries",

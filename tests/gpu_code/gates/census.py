@@ -46,8 +46,8 @@ _SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
         for p in (0.0, 0.1)
     }
     | {
-        "head64-tiny-ids": ((61,) * 2, 0, 128, 2, 0.1),
-        "head64-long-ids": ((512,) * 2, 0, 128, 2, 0.1),
+        f"head{size}-{kind}-ids": ((length,) * 2, 0, size * 2, 2, 0.1)
+        for size, kind, length in ((32, "tiny", 61), (64, "tiny", 61), (64, "long", 512))
     },
     "linear_gelu": {
         "few": (_FEW, 768, 3072),
