@@ -18,7 +18,8 @@ def forward(
     tokens, _, heads, d = qkv.shape
     if qkv.stride()[1:] != (heads * d, d, 1):
         qkv = qkv.contiguous()
-    cu_seqlens, example_ids = extension.contiguous(cu_seqlens, example_ids)
+    cu_seqlens = cu_seqlens.contiguous()
+    example_ids = None if example_ids is None else example_ids.contiguous()
     out = qkv.new_empty(tokens, heads * d)
     lse = extension.statistics(qkv, (heads, tokens), save)
     extension.launch(

@@ -22,7 +22,8 @@ def forward(
     position_ids, token_type_ids = position_ids.contiguous(), token_type_ids.contiguous()
     input_ids = None if inputs_embeds is not None else input_ids.contiguous()
     ln_weight, ln_bias = ln_weight.contiguous(), ln_bias.contiguous()
-    cu_seqlens, example_ids = extension.contiguous(cu_seqlens, example_ids)
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    example_ids = None if example_ids is None else example_ids.contiguous()
     rows, n = position_ids.shape[0], word.shape[1]
     out = word.new_empty(rows, n)
     mean, rstd = extension.statistics(word, rows, save), extension.statistics(word, rows, save)

@@ -19,7 +19,8 @@ def forward(
     """See `bertfast.ops.linear_layernorm`; only the first result unless `save`."""
     x, residual = extension.with_dense_rows(x), extension.with_dense_rows(residual)
     bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
-    cu_seqlens, example_ids = extension.contiguous(cu_seqlens, example_ids)
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    example_ids = None if example_ids is None else example_ids.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
     out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
