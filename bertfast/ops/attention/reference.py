@@ -36,7 +36,7 @@ def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed, exampl
 
 
 def _sequences(cu_seqlens):
-    """(batch row, (start, stop)) of each sequence that is not empty."""
+    """(its index, (start, stop)) of each sequence that is not empty."""
     return [
         (row, ends) for row, ends in enumerate(pairwise(cu_seqlens.tolist())) if ends[0] < ends[1]
     ]
