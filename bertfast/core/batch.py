@@ -26,6 +26,8 @@ class PackedBatch(NamedTuple):
         max_seqlen: an upper bound of the lengths that the host knows.
         batch, length: B and S of the padded batch; 1 and T where the caller packed.
         indices: [T] int64, place of each token in the flattened [B*S]; None: every place holds a real token.
+        example_ids: [sequences] int64, by which dropout counts the sequences, so that it drops the same in any batch;
+            None: by their indices.
     """
 
     input_ids: Tensor | None
@@ -37,6 +39,7 @@ class PackedBatch(NamedTuple):
     batch: int
     length: int
     indices: Tensor | None = None
+    example_ids: Tensor | None = None
 
     @property
     def tokens(self) -> int:

@@ -95,7 +95,7 @@ def encode_layers(
     return encoder(
         x, tensors, eps, batch.cu_seqlens, batch.max_seqlen,
         num_heads=alike[0], first_only=first_only, states=states, p=alike[2:], seeds=seeds,
-        recompute=bool(weights.checkpointed),
+        example_ids=batch.example_ids, recompute=bool(weights.checkpointed),
     )  # fmt: skip
 
 
@@ -129,6 +129,7 @@ def embed(weights: EmbeddingWeights, batch: PackedBatch, seed: Tensor | None) ->
         p=weights.dropout,
         seed=seed,
         cu_seqlens=batch.cu_seqlens,
+        example_ids=batch.example_ids,
         padding_idx=weights.padding_idx,
     )
 
@@ -146,21 +147,26 @@ def encode_layer(
         seeds: of dropout on attention, on its output, and on the feed-forward network's output.
     """
     qkv = project_qkv(layer, x)  # [T,3,h,d]
+    cu_seqlens, example_ids = batch.cu_seqlens, batch.example_ids
     context = ops.attention(
-        qkv, batch.cu_seqlens, batch.max_seqlen, p=layer.attention_dropout, seed=seeds[0]
+        qkv,
+        cu_seqlens,
+        batch.max_seqlen,
+        p=layer.attention_dropout,
+        seed=seeds[0],
+        example_ids=example_ids,
     )  # [T,h·d]
     del qkv  # and context below: peak memory is that of the widest step
-    cu_seqlens = batch.cu_seqlens
     if first_only:
         x, context = first_rows(x, cu_seqlens), first_rows(context, cu_seqlens)  # [B,H]
         cu_seqlens = one_row_each(cu_seqlens)
     x = add_and_normalise(
-        layer.out, layer.out_norm, context, x, layer.out_dropout, seeds[1], cu_seqlens
+        layer.out, layer.out_norm, context, x, layer.out_dropout, seeds[1], cu_seqlens, example_ids
     )  # [T,H]
     del context
     inner = activate(layer.inner, layer.activation, x)  # [T,F]
     return add_and_normalise(
-        layer.outer, layer.norm, inner, x, layer.dropout, seeds[2], cu_seqlens
+        layer.outer, layer.norm, inner, x, layer.dropout, seeds[2], cu_seqlens, example_ids
     )  # [T,H]
 
 
@@ -191,6 +197,7 @@ def add_and_normalise(
     p: float,
     seed: Tensor | None,
     cu_seqlens: Tensor,
+    example_ids: Tensor | None,
 ) -> Tensor:
     """LN(residual + dropout(x·Wᵀ + b)), which ends both halves of a layer: [T,K] -> [T,H]."""
     if isinstance(outer, Linear) and isinstance(norm, Norm):
@@ -205,15 +212,20 @@ def add_and_normalise(
             p=p,
             seed=seed,
             cu_seqlens=cu_seqlens,
+            example_ids=example_ids,
         )
-    return called(norm, residual + dropout(called(outer, x), p, seed, cu_seqlens))
+    dropped = dropout(called(outer, x), p, seed, cu_seqlens, example_ids)
+    return called(norm, residual + dropped)
 
 
-def dropout(x: Tensor, p: float, seed: Tensor | None, cu_seqlens: Tensor) -> Tensor:
+def dropout(
+    x: Tensor, p: float, seed: Tensor | None, cu_seqlens: Tensor, example_ids: Tensor | None
+) -> Tensor:
     """Dropout of rows [T,H] with the bits that the fused operations draw."""
     if p == 0:
         return x
-    return _philox.dropout(x, p, _philox.hidden_keep(seed, p, cu_seqlens, *x.shape))
+    keep = _philox.hidden_keep(seed, p, cu_seqlens, *x.shape, example_ids)
+    return _philox.dropout(x, p, keep)
 
 
 def draw_seeds(weights: BertWeights, device: torch.device) -> Tensor | None:

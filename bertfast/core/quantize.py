@@ -84,9 +84,9 @@ def _inputs(layer: LayerWeights, x: Tensor, batch: PackedBatch) -> list[Tensor]:
     """What the products of a layer read, as in `_PRODUCTS`, and its output."""
     starts = batch.cu_seqlens
     context = ops.attention(project_qkv(layer, x), starts, batch.max_seqlen, p=0.0, seed=None)
-    y = add_and_normalise(layer.out, layer.out_norm, context, x, 0.0, None, starts)
+    y = add_and_normalise(layer.out, layer.out_norm, context, x, 0.0, None, starts, None)
     inner = activate(layer.inner, layer.activation, y)
-    out = add_and_normalise(layer.outer, layer.norm, inner, y, 0.0, None, starts)
+    out = add_and_normalise(layer.outer, layer.norm, inner, y, 0.0, None, starts, None)
     return [x, context, y, inner, out]
 
 

@@ -68,6 +68,8 @@ class BertModel(CheckedLoading, Prepackable, modeling_bert.BertModel):
         Args:
             cu_seq_lens_q, max_length_q: the batch is packed by the caller, input_ids [1,total]: int32 [sequences+1],
                 where each sequence starts, and the longest length.
+            example_ids: int64 [batch], or [sequences] of a packed batch: dropout counts a sequence by its id, so that
+                it drops the same in any batch; without, by its index in the batch.
             check_finite: raise, naming the first layer, if an output is not finite.
 
         Raises:

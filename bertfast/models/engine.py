@@ -37,7 +37,7 @@ _CHOOSES_STATES = hasattr(output_capturing, "selected_hidden_states")
 
 logger = logging.getLogger("bertfast")
 
-_OWN = (*STARTS, "check_finite", "output_logits", "num_sequences_in_batch")
+_OWN = (*STARTS, "example_ids", "check_finite", "output_logits", "num_sequences_in_batch")
 # What tokenizers, collators and Trainer pass along, and what only decoders look at; nothing of it changes an encoder.
 _IGNORED = frozenset(
     ("cache_position", "length", "num_items_in_batch", "offset_mapping", "output_cross_attentions")
@@ -223,6 +223,11 @@ def theirs(model: nn.Module, kind: type[nn.Module], reason: str, given: dict[str
         raise UnsupportedError(
             f"cu_seq_lens_q: a batch packed by the caller runs in bertfast's own forward only, and here {reason}. "
             "Give input_ids and attention_mask [batch, length]."
+        )
+    if "example_ids" in given:
+        raise UnsupportedError(
+            "example_ids: dropout counts by them in bertfast's own forward only, and here "
+            f"{reason}. Leave them out, or change that."
         )
     output = kind.forward(model, **{k: v for k, v in given.items() if k not in _OWN})
     if given.get("check_finite"):

@@ -51,6 +51,7 @@ class Head(CheckedLoading, Prepackable):
 
         Args:
             num_items_in_batch: divide the sum of the loss by this, instead of by the number of its terms.
+            example_ids: as in `BertModel.forward`; [batch, choices] for inputs [batch, choices, length].
 
         Raises:
             ArgumentError: an argument is wrong (labels out of range: on the CPU).
@@ -114,7 +115,9 @@ class PooledHead(Head):
         pass
 
     def _dropped(self, encoded: Encoded) -> Tensor:
-        return _drop(self.dropout, encoded.pooled, one_row_each(encoded.batch.cu_seqlens))
+        batch = encoded.batch
+        starts = one_row_each(batch.cu_seqlens)
+        return _drop(self.dropout, encoded.pooled, starts, batch.example_ids)
 
 
 class BertForSequenceClassification(PooledHead, modeling_bert.BertForSequenceClassification):
@@ -198,7 +201,7 @@ class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         batch, loss = encoded.batch, None
-        rows = _drop(self.dropout, encoded.rows, batch.cu_seqlens)
+        rows = _drop(self.dropout, encoded.rows, batch.cu_seqlens, batch.example_ids)
         scores = self._linear(self, "classifier", rows[None])[0]
         if "labels" in given:
             shape = (batch.batch, batch.length)
@@ -334,10 +337,12 @@ def _items(given: dict[str, Any], like: Tensor) -> heads.Items:
     return items(given.get("num_items_in_batch"), like.device)
 
 
-def _drop(module: nn.Module, rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+def _drop(
+    module: nn.Module, rows: Tensor, cu_seqlens: Tensor, example_ids: Tensor | None
+) -> Tensor:
     """Dropout of rows with the bits of the fused operations; an observed or replaced module is called."""
     if type(module) is not nn.Dropout or fusion.reason_of(module, "dropout"):
         return module(rows)
     if module.p == 0 or not module.training:
         return rows
-    return dropout(rows, module.p, draw_seed(rows.device), cu_seqlens)
+    return dropout(rows, module.p, draw_seed(rows.device), cu_seqlens, example_ids)

@@ -46,7 +46,8 @@ def make_batch(weights: BertWeights, given: Mapping[str, Any]) -> PackedBatch:
             raise ArgumentError(name, expected, str(length), _SHORTEN)
         if mask is not None:
             _check_mask(mask, rows, length, weights.device)
-        return pack(mask, rows, length, weights.device, position_ids=positions, **tokens)
+        batch = pack(mask, rows, length, weights.device, position_ids=positions, **tokens)
+        return batch._replace(example_ids=_example_ids(given, rows, weights.device))
     _check_packed_call(weights, mask, rows, starts)
     bound = _check_starts(weights, starts, length, longest, positions)
     _check_keys(starts, key_starts, longest, longest_key)
@@ -54,7 +55,8 @@ def make_batch(weights: BertWeights, given: Mapping[str, Any]) -> PackedBatch:
     if positions is None:
         positions = sequence_positions(starts, length)[None]
     batch = pack(None, 1, length, weights.device, position_ids=positions, **tokens)
-    return batch._replace(cu_seqlens=starts, max_seqlen=bound)
+    ids = _example_ids(given, starts.shape[0] - 1, weights.device)
+    return batch._replace(cu_seqlens=starts, max_seqlen=bound, example_ids=ids)
 
 
 def describe(value: Any) -> str:
@@ -101,6 +103,18 @@ def _check_integers(
     if found not in (shape, other) or value.dtype not in _INTEGERS:
         raise ArgumentError(name, f"an int64 or int32 tensor {list(shape)}", describe(value))
     _check_device(name, value, device)
+
+
+def _example_ids(given: Mapping[str, Any], count: int, device: torch.device) -> Tensor | None:
+    """The ids of a call with `count` sequences."""
+    ids = given.get("example_ids")
+    if ids is None:
+        return None
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (count,):
+        expected = f"an int64 tensor [{count}], an id for each sequence"
+        raise ArgumentError("example_ids", expected, describe(ids))
+    _check_device("example_ids", ids, device)
+    return ids
 
 
 def _check_mask(mask: Tensor, batch: int, length: int, device: torch.device) -> None:
@@ -200,6 +214,12 @@ def flat_choices(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         if value is not None and value.shape[:3] != shape:
             raise ArgumentError(name, f"[batch, choices, length] {list(shape)}", describe(value))
         flat[name] = None if value is None else value.flatten(0, 1)
+    examples = given.get("example_ids")
+    if examples is not None:
+        if not isinstance(examples, Tensor) or examples.shape != shape[:2]:
+            expected = f"[batch, choices] {list(shape[:2])}"
+            raise ArgumentError("example_ids", expected, describe(examples))
+        flat["example_ids"] = examples.flatten()
     return shape[1], flat
 
 

@@ -145,5 +145,20 @@ def check_dropout(
         raise ArgumentError("seed", f"torch.int64 {list(shape)} on {device} where p > 0", got)
 
 
+def check_example_ids(example_ids: Tensor | None, cu_seqlens: Tensor) -> None:
+    """None, or int64 [B] on the device of cu_seqlens [B+1], else ArgumentError."""
+    if example_ids is None:
+        return
+    shape, device = (cu_seqlens.shape[0] - 1,), cu_seqlens.device
+    if (
+        example_ids.dtype is not torch.int64
+        or example_ids.shape != shape
+        or example_ids.device != device
+    ):
+        expected = f"None or torch.int64 {list(shape)} on {device}, an id for each sequence"
+        got = f"{example_ids.dtype} {list(example_ids.shape)} on {example_ids.device}"
+        raise ArgumentError("example_ids", expected, got)
+
+
 def _excerpt(values: list[int]) -> str:
     return str(values) if len(values) <= 8 else f"{values[:4]} ... {values[-4:]}"

@@ -15,15 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..extension import with_dense_rows
+from ..extension import contiguous, with_dense_rows
 from . import _triton
 from ._gelu_triton import gelu, gelu_slope
 from ._philox import keep_scale, threshold
-from ._philox_triton import keep_mask
+from ._philox_triton import counter_row, keep_mask
 from ._triton import Config, Table, cdiv, multiprocessors, power_of_two
 
 MAX_FEATURES = 4096  # wider rows do not fit the registers of a block
-NO_DROPOUT = (None, None, 0, 0, 0, 1.0)  # see `dropout_of`
+NO_DROPOUT = (None, None, None, 0, 0, 0, 1.0)  # see `dropout_of`
 WIDE = 1024  # features from which a row has a block of its own, with more warps
 
 
@@ -55,7 +55,7 @@ class Gradients(NamedTuple):
 
 @triton.jit
 def sequence_of(token, starts_ptr, sequences, steps):
-    """(position inside the sequence, batch row) of each token, int32 like `token`.
+    """(position inside the sequence, its index) of each token, int32 like `token`.
 
     Args:
         starts_ptr: int32 [sequences + 1], where the sequences start, then where the last one ends.
@@ -69,15 +69,18 @@ def sequence_of(token, starts_ptr, sequences, steps):
         not_after = tl.load(starts_ptr + middle, mask=open_, other=0) <= token
         low = tl.where(open_ & not_after, middle + 1, low)
         high = tl.where(open_ & ~not_after, middle, high)
-    row = low - 1
-    return token - tl.load(starts_ptr + row), row
+    sequence = low - 1
+    return token - tl.load(starts_ptr + sequence), sequence
 
 
 @triton.jit
-def drop(x, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS: tl.constexpr):
+def drop(
+    x, token, seed_ptr, examples_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS: tl.constexpr
+):  # fmt: skip
     """dropout(x) of hidden states [ROWS, COLUMNS], `token` [ROWS, 1]; x itself where seed_ptr is None."""
     if seed_ptr is not None:
-        position, row = sequence_of(token, starts_ptr, sequences, steps)
+        position, sequence = sequence_of(token, starts_ptr, sequences, steps)
+        row = counter_row(examples_ptr, sequence, sequences)
         keep = keep_mask(seed_ptr, 0, position, 0, row, threshold, COLUMNS)
         x = tl.where(keep, x * scale, 0.0)
     return x
@@ -127,7 +130,7 @@ def store_sums(partial_ptr, total, which, chunk, chunks, columns, features):
 @triton.jit(do_not_specialize=["tokens", "sequences", "steps", "threshold"])
 def _layernorm_fwd_kernel(
     source_ptr, residual_ptr, residual_stride, gain_ptr, shift_ptr, out_ptr, z_ptr, mean_ptr, rstd_ptr, tokens,
-    features, eps, seed_ptr, starts_ptr, sequences, steps, threshold, scale, GELU: tl.constexpr,
+    features, eps, seed_ptr, examples_ptr, starts_ptr, sequences, steps, threshold, scale, GELU: tl.constexpr,
     COLUMNS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """out = LN(residual + dropout(source)) or LN(gelu(source)); z_ptr and the statistics where they are kept."""
@@ -140,7 +143,9 @@ def _layernorm_fwd_kernel(
     z = tl.load(source_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if GELU:
         z = gelu(z)
-    z = drop(z, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS)
+    z = drop(
+        z, token, seed_ptr, examples_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS
+    )
     if residual_ptr is not None:
         row = residual_ptr + token.to(tl.int64) * residual_stride
         z += tl.load(row + columns, mask=inside, other=0.0).to(tl.float32)
@@ -158,7 +163,7 @@ def _layernorm_fwd_kernel(
 @triton.jit(do_not_specialize=["tokens", "tiles", "chunks", "sequences", "steps", "threshold"])
 def _layernorm_bwd_kernel(
     dout_ptr, dout_stride, source_ptr, mean_ptr, rstd_ptr, gain_ptr, dz_ptr, dproduct_ptr, partial_ptr, tokens, tiles,
-    features, chunks, seed_ptr, starts_ptr, sequences, steps, threshold, scale, GELU: tl.constexpr,
+    features, chunks, seed_ptr, examples_ptr, starts_ptr, sequences, steps, threshold, scale, GELU: tl.constexpr,
     COLUMNS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A run of `tiles` tiles of rows: their gradients, and sums over them into partial [3, chunks, features].
@@ -189,7 +194,9 @@ def _layernorm_bwd_kernel(
             tl.store(dz_ptr + offsets, dz.to(dz_ptr.dtype.element_ty), mask=inside)
         if GELU:
             dz *= gelu_slope(source)
-        dz = drop(dz, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS)
+        dz = drop(
+            dz, token, seed_ptr, examples_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS
+        )  # fmt: skip
         if dproduct_ptr is not None:
             tl.store(dproduct_ptr + offsets, dz.to(dproduct_ptr.dtype.element_ty), mask=inside)
         dgain += dout * normal
@@ -235,13 +242,16 @@ def refuses(features: int) -> str | None:
     return None
 
 
-def dropout_of(p: float, seed: Tensor | None, cu_seqlens: Tensor | None) -> tuple:
-    """Dropout as the kernels take it: (seed, or None for none, starts, sequences, steps, threshold, scale)."""
+def dropout_of(
+    p: float, seed: Tensor | None, cu_seqlens: Tensor | None, example_ids: Tensor | None
+) -> tuple:
+    """Dropout as the kernels take it: (seed, or None for none, ids, starts, sequences, steps, threshold, scale)."""
     if p == 0:
         return NO_DROPOUT
     starts = cu_seqlens.numel()
     limits = threshold(p), keep_scale(p)
-    return seed, cu_seqlens.contiguous(), starts - 1, starts.bit_length(), *limits
+    example_ids, cu_seqlens = contiguous(example_ids, cu_seqlens)
+    return seed, example_ids, cu_seqlens, starts - 1, starts.bit_length(), *limits
 
 
 def pick(table: Table, features: int) -> tuple[Config, int, int]:

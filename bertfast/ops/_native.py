@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import extension
 from ._philox import keep_scale, threshold
 
-_NO_DROPOUT = {"seed": 0, "threshold": 0, "scale": 1.0}
+_NO_DROPOUT = {"seed": 0, "example_ids": 0, "threshold": 0, "scale": 1.0}
 
 
 def supports(call) -> str | None:
@@ -17,11 +17,16 @@ def supports(call) -> str | None:
     return extension.refuses(call.lead)
 
 
-def dropout(p: float, seed: Tensor | None) -> dict[str, Any]:
-    """The fields of csrc/common/dropout.h."""
-    if seed is None:
+def dropout(p: float, seed: Tensor | None, example_ids: Tensor | None) -> dict[str, Any]:
+    """The fields of csrc/common/dropout.h; example_ids contiguous."""
+    if p == 0:  # what was not checked is not read
         return _NO_DROPOUT
-    return {"seed": seed.data_ptr(), "threshold": threshold(p), "scale": keep_scale(p)}
+    return {
+        "seed": seed.data_ptr(),
+        "example_ids": extension.pointer(example_ids),
+        "threshold": threshold(p),
+        "scale": keep_scale(p),
+    }
 
 
 def sequences(cu_seqlens: Tensor | None) -> int:

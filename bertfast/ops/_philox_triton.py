@@ -23,6 +23,20 @@ def _kept(word, next_word, threshold):
 
 
 @triton.jit
+def counter_row(examples_ptr, sequence, sequences):
+    """What tells sequences apart: the low word of the example's id, int32 like `sequence`, or that index without ids.
+
+    What lies behind the last of the `sequences` keeps its index.
+    """
+    if examples_ptr is None:
+        return sequence
+    else:
+        exists = sequence < sequences
+        example = tl.load(examples_ptr + sequence, mask=exists, other=0).to(tl.int32)
+        return tl.where(exists, example, sequence)
+
+
+@triton.jit
 def keep_mask(seed_ptr, i_block, j, head, row, threshold, BLOCK_I: tl.constexpr):
     """Which elements are kept: a bool tile [J, BLOCK_I].
 
@@ -30,7 +44,7 @@ def keep_mask(seed_ptr, i_block, j, head, row, threshold, BLOCK_I: tl.constexpr)
         seed_ptr: int64 [1]. threshold: `_philox.threshold(p)`.
         i_block: the first i of the tile, a multiple of 8; i is the feature, or the key.
         j: [J, 1] int32: the position inside the sequence, or the query.
-        head, row: the head (0 for hidden states) and the batch row: scalars or [J, 1].
+        head, row: the head (0 for hidden states) and the `counter_row`: scalars or [J, 1].
         BLOCK_I: columns of the tile, a multiple of 8.
     """
     seed = tl.load(seed_ptr)

@@ -55,7 +55,8 @@ def embedding(
     rows = [words, position[position_ids], segment[token_type_ids]]
     z, size = sum(rows), sum(row.abs() for row in rows)
     normal, *means = _layer_norm(z, size, eps)
-    keep = hidden_keep(rest["seed"], p, rest["cu_seqlens"], *z.shape) if p else None
+    seed, starts, ids = (rest[name] for name in ("seed", "cu_seqlens", "example_ids"))
+    keep = hidden_keep(seed, p, starts, *z.shape, ids) if p else None
     out = dropout(normal * gain.abs() + rest["ln_bias"].abs(), p, keep)
     dz, gradients = _layer_norm_back(dropout(dout.abs(), p, keep), normal, z, gain, eps)
     for name, indices, table in (
@@ -78,14 +79,15 @@ def qkv_projection(dout, *, x, wq, wk, wv, bq, bk, bv, num_heads) -> Sizes:
     return (torch.stack(parts, dim=1).unflatten(2, (num_heads, -1)),), gradients
 
 
-def attention(dout, *, qkv, cu_seqlens, max_seqlen, scale, p, seed) -> Sizes:
+def attention(dout, *, qkv, cu_seqlens, max_seqlen, scale, p, seed, example_ids) -> Sizes:
     outs, lses, gradients = [], [], []
     for row, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
         query, key, value = qkv[start:stop].permute(1, 2, 0, 3)
         absolute = query.abs() @ key.abs().transpose(1, 2) * scale
         carried = 1 + absolute.amax(-1, keepdim=True) if stop > start else absolute
         logits = query @ key.transpose(1, 2) * scale
-        keep = attention_keep(seed, p, row, qkv.shape[2], stop - start) if p else None
+        counter = row, qkv.shape[2], stop - start
+        keep = attention_keep(seed, p, *counter, example_ids) if p else None
         whole = logits.softmax(-1) * carried
         kept = dropout(whole, p, keep)
         dpiece = dout[start:stop].unflatten(1, (qkv.shape[2], -1)).transpose(0, 1).abs()
@@ -106,9 +108,9 @@ def linear_gelu(dout, *, x, weight, bias) -> Sizes:
 
 
 def linear_layernorm(
-    dout, *, x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens
+    dout, *, x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, example_ids
 ) -> Sizes:
-    keep = hidden_keep(seed, p, cu_seqlens, *residual.shape) if p else None
+    keep = hidden_keep(seed, p, cu_seqlens, *residual.shape, example_ids) if p else None
     z = residual + dropout(F.linear(x, weight, bias), p, keep)
     size = residual.abs() + dropout(_linear(x, weight, bias), p, keep)
     normal, *means = _layer_norm(z, size, eps)

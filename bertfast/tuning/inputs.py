@@ -28,7 +28,8 @@ class Case:
         heads: attention heads; the head size is outer / heads.
         p: dropout. strided: rows are cut from wider tensors, gradients too.
         mixed: LN's parameters, the residual and the result are float32 where the rest is in a half.
-        variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds", "no-bias", "num-items".
+        variant: "", or what is special: "near-constant", "large-mean", "sharp", "embeds", "no-bias", "num-items",
+            "ids" (dropout counts by the examples' ids).
     """
 
     name: str
@@ -89,8 +90,17 @@ class _Source:
     def dropout(self) -> dict:
         dropped = self.case.p > 0
         seed = torch.tensor([0x0123456789ABCDEF + self.case.seed]) if dropped else None
-        cu_seqlens = self.cu_seqlens() if dropped else None
-        return {"p": self.case.p, "seed": seed, "cu_seqlens": cu_seqlens}
+        return {
+            "p": self.case.p,
+            "seed": seed,
+            "cu_seqlens": self.cu_seqlens() if dropped else None,
+            "example_ids": self.example_ids() if self.case.variant == "ids" else None,
+        }
+
+    def example_ids(self) -> Tensor:
+        """Falling; not dense; their low words are 2^31 or more, and all but the last have a high word."""
+        ids = torch.arange(len(self.case.lengths), 0, -1) * 0xF1234567
+        return ids.repeat_interleave(2)[::2]
 
 
 def _layer_norm(source: _Source, features: int) -> dict:

@@ -94,8 +94,8 @@ struct DropoutBits {
 };
 
 __device__ __forceinline__ DropoutBits dropout_bits(const Dropout& d, int head, int sequence) {
-  return {d.seed ? *d.seed : 0, d.threshold, static_cast<std::uint32_t>(head),
-          static_cast<std::uint32_t>(sequence)};
+  if (!d.seed) return {};
+  return {*d.seed, d.threshold, static_cast<std::uint32_t>(head), counter_row(d, sequence)};
 }
 
 // Columns from `end` on never count.

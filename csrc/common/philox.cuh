@@ -1,7 +1,8 @@
 // Dropout bits on the device: Philox-4x32-10 (Salmon et al., SC 2011), the bits of philox.h and of
 // bertfast/ops/_philox.py. Key: the 64-bit seed, read through its pointer. Counter: (i / 8, j, head
-// or 0, batch row); one call serves 8 elements of 16 bits, low half of word 0 first. Element e is
-// dropped if its number is below threshold = round(p * 65536).
+// or 0, row), row = the low word of the example's id or, without ids, the sequence's index in the
+// batch; one call serves 8 elements of 16 bits, low half of word 0 first. Element e is dropped if
+// its number is below threshold = round(p * 65536).
 #pragma once
 #include <cstdint>
 
@@ -55,10 +56,15 @@ __device__ __forceinline__ int sequence_of(const std::int32_t* cu_seqlens, int s
   return low;
 }
 
+// The counter that tells sequences apart.
+__device__ __forceinline__ std::uint32_t counter_row(const Dropout& d, int sequence) {
+  return static_cast<std::uint32_t>(d.example_ids ? d.example_ids[sequence] : sequence);
+}
+
 // Dropout on the hidden states of one token: what is constant along its row.
 struct TokenDropout {
   std::uint64_t seed;
-  std::uint32_t position, row, threshold;  // position inside the sequence, batch row
+  std::uint32_t position, row, threshold;  // position inside the sequence, the counter's row
   float scale;
   bool on;
 
@@ -72,8 +78,9 @@ struct TokenDropout {
         on(d.seed != nullptr) {
     if (!on) return;
     seed = *d.seed;
-    row = static_cast<std::uint32_t>(sequence_of(cu_seqlens, static_cast<int>(sequences), t));
-    position = static_cast<std::uint32_t>(t - cu_seqlens[row]);
+    const int sequence = sequence_of(cu_seqlens, static_cast<int>(sequences), t);
+    row = counter_row(d, sequence);
+    position = static_cast<std::uint32_t>(t - cu_seqlens[sequence]);
   }
 };
 

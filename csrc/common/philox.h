@@ -1,6 +1,7 @@
 // Dropout bits: Philox-4x32-10 (Salmon et al., SC 2011). Key: the 64-bit seed. Counter: (i / 8, j,
-// head or 0, batch row); one call serves 8 elements of 16 bits, low half of word 0 first. Dropped
-// if bits < threshold = round(p * 65536).
+// head or 0, row), row = the low word of the example's id or, without ids, the sequence's index in
+// the batch; one call serves 8 elements of 16 bits, low half of word 0 first. Dropped if bits <
+// threshold = round(p * 65536).
 #pragma once
 #include "common/dropout.h"
 #include "common/simd.h"
@@ -58,16 +59,21 @@ static void philox(std::uint64_t seed, std::uint32_t first_group, std::uint32_t 
   }
 }
 
+// The counter that tells sequences apart.
+inline std::uint32_t counter_row(const Dropout& d, long sequence) {
+  return static_cast<std::uint32_t>(d.example_ids ? d.example_ids[sequence] : sequence);
+}
+
 // row[i] holds element first + i (first a multiple of 8): kept ones are scaled, the others become
 // 0.
 inline void dropout_row(const Dropout& d, float* row, long n, long first, long j, long head,
-                        long batch_row) {
+                        long sequence) {
   constexpr long kBatch = kLanes * kPhiloxGroup;
+  const std::uint32_t c3 = counter_row(d, sequence);
   for (long i = 0; i < n; i += kBatch) {
     std::uint16_t bits[kBatch];
     philox(*d.seed, static_cast<std::uint32_t>((first + i) / kPhiloxGroup),
-           static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(head),
-           static_cast<std::uint32_t>(batch_row), bits);
+           static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(head), c3, bits);
     const long m = n - i < kBatch ? n - i : kBatch;
     for (long e = 0; e < m; ++e) row[i + e] = bits[e] < d.threshold ? 0.0f : row[i + e] * d.scale;
   }

@@ -37,7 +37,7 @@ SITES = [
 ]
 _TYPES = {
     "float": 0.0,
-    "Dropout": {"seed": 0, "threshold": 0, "scale": 1.0},
+    "Dropout": {"seed": 0, "example_ids": 0, "threshold": 0, "scale": 1.0},
     "EmbeddingTable": {"ids": 0, "order": 0, "dtable": 0, "skip": -1},
 }
 

@@ -127,7 +127,7 @@ def test_layernorm(backend, operation):
     weight, bias = _parameters(n, n)
     gain, shift = torch.randn(2, n).to(DTYPE)
     if operation == "linear_layernorm":
-        rest = gain, shift, 1e-3, 0.0, None, None, True
+        rest = gain, shift, 1e-3, 0.0, None, None, None, True
         args, few_args = (weight, bias, x, *rest), (weight, bias, few, *rest)
     else:
         args = few_args = weight, bias, gain, shift, 1e-3, True
@@ -143,7 +143,7 @@ def test_layernorm_backward(backend, operation):
     (dout, few_dout), (x, few) = (_vast(ELEMENTS // n, n) for _ in range(2))
     (mean, few_mean), (rstd, few_rstd) = (_vast(len(x), dtype=torch.float32) for _ in range(2))
     weight, _ = _parameters(n, n)
-    gain, dropout, needs = torch.randn(n).to(DTYPE), (0.0, None, None), [True, False, False]
+    gain, dropout, needs = torch.randn(n).to(DTYPE), (0.0, None, None, None), [True, False, False]
     if operation == "gelu_layernorm":
         dropout = ()
     # x stands for z, or for the pre-activation, too
@@ -170,13 +170,13 @@ def test_embedding(backend):
     def args(embeds, ids):
         return None, None, embeds, ids, tables[0], ids, tables[1]
 
-    rest = gain, shift, 1e-3, 0.0, None, None, -1, True
+    rest = gain, shift, 1e-3, 0.0, None, None, None, -1, True
     out, *_ = _run(backend, "embedding", "forward", *args(embeds, positions), *rest)
     right, *_ = _reference("embedding", "forward", *args(few, few_positions), *rest)
     _near(out[-4:], right.at(slice(-4, None)))
     (dout, few_dout), needs = _vast(rows, n), [False, True, False, False]
     (mean, few_mean), (rstd, few_rstd) = (_vast(rows, dtype=torch.float32) for _ in range(2))
-    rest = 0.0, None, None, -1, needs
+    rest = 0.0, None, None, None, -1, needs
     given = dout, *args(embeds, positions), gain, mean, rstd
     found = _run(backend, "embedding", "backward", *given, *rest)
     given = few_dout, *args(few, few_positions), gain, few_mean, few_rstd
@@ -193,7 +193,7 @@ def test_attention(backend):
     ]  # the blocks that run own none of the long one
     starts = torch.tensor([0, *short], dtype=torch.int32)
     few_starts = torch.tensor([0] * 8 + [LAST], dtype=torch.int32)
-    rest = 512, 0.2, 0.0, None  # max_seqlen: of the blocks that run
+    rest = 512, 0.2, 0.0, None, None  # max_seqlen: of the blocks that run
     out, lse = _run(backend, "attention", "forward", qkv, starts, *rest, True, count=8)
     right, right_lse = _reference("attention", "forward", few, few_starts, *rest, True)
     _near(out[-LAST:], right)

@@ -22,6 +22,7 @@ from .near import near
 __all__ = [
     "CASES",
     "OPERATIONS",
+    "WRONG_IDS",
     "Case",
     "Expected",
     "arguments",
@@ -48,6 +49,11 @@ __all__ = [
 ]
 
 OPERATIONS = tuple(CASES)
+WRONG_IDS = (  # for three sequences, and what the message says
+    (torch.zeros(2).long(), r"expected None or torch.int64 \[3\] on cpu.*got torch.int64 \[2\]"),
+    (torch.zeros(3).int(), r"expected .*got torch.int32 \[3\] on cpu"),
+    (torch.zeros(3, dtype=torch.int64, device="meta"), "expected .*on meta"),
+)
 
 
 def cases(operation: str) -> list[Case]:

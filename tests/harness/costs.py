@@ -73,7 +73,9 @@ def _qkv_projection(backward, save, x, wq, wk, wv, bq, bk, bv, num_heads):
     return _linear(backward, x, [wq, wk, wv], [bq, bk, bv])
 
 
-def _attention(backward, save, qkv, cu_seqlens, max_seqlen, scale=None, p=0.0, seed=None):
+def _attention(
+    backward, save, qkv, cu_seqlens, max_seqlen, scale=None, p=0.0, seed=None, example_ids=None
+):
     lengths = cu_seqlens.diff().double()
     pairs = float(lengths.square().sum()) * qkv.shape[2] * qkv.shape[3]
     once, out = _size(qkv), _size(qkv) // 3
@@ -105,8 +107,8 @@ def _layernorm(backward: bool, save: bool, x: Tensor, ln_weight: Tensor, saved: 
 
 
 def _linear_layernorm(
-    backward, save, x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens
-):
+    backward, save, x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, example_ids
+):  # fmt: skip
     tensor, element = _size(residual), residual.element_size()
     total = _linear(backward, x, [weight], [bias])
     total += _layernorm(backward, save, x, ln_weight, element)

@@ -30,12 +30,13 @@ def embedding(
     p,
     seed,
     cu_seqlens,
+    example_ids,
     padding_idx,
 ):
     rows = inputs_embeds if word is None else F.embedding(input_ids, word, padding_idx=padding_idx)
     z = rows + F.embedding(position_ids, position) + F.embedding(token_type_ids, segment)
     out = F.layer_norm(z, z.shape[-1:], ln_weight, ln_bias, eps)
-    keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p else None
+    keep = hidden_keep(seed, p, cu_seqlens, *z.shape, example_ids) if p else None
     return dropout(out, p, keep), *statistics(z, eps)
 
 
@@ -44,12 +45,13 @@ def qkv_projection(x, wq, wk, wv, bq, bk, bv, num_heads):
     return (torch.stack(parts, dim=1).unflatten(2, (num_heads, -1)),)
 
 
-def attention(qkv, cu_seqlens, max_seqlen, scale, p, seed):
+def attention(qkv, cu_seqlens, max_seqlen, scale, p, seed, example_ids):
     outs, lses = [], []
     for row, (start, stop) in enumerate(pairwise(cu_seqlens.tolist())):
         query, key, value = qkv[start:stop].permute(1, 2, 0, 3)
         logits = query @ key.transpose(1, 2) * scale
-        keep = attention_keep(seed, p, row, qkv.shape[2], stop - start) if p else None
+        counter = row, qkv.shape[2], stop - start
+        keep = attention_keep(seed, p, *counter, example_ids) if p else None
         probabilities = dropout(F.softmax(logits, dim=-1), p, keep)
         outs.append((probabilities @ value).transpose(0, 1).flatten(1))
         lses.append(logits.logsumexp(-1))
@@ -61,8 +63,10 @@ def linear_gelu(x, weight, bias):
     return F.gelu(pre), pre
 
 
-def linear_layernorm(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens):
-    keep = hidden_keep(seed, p, cu_seqlens, *residual.shape) if p else None
+def linear_layernorm(
+    x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, example_ids
+):
+    keep = hidden_keep(seed, p, cu_seqlens, *residual.shape, example_ids) if p else None
     z = residual + dropout(F.linear(x, weight, bias), p, keep)
     return F.layer_norm(z, z.shape[-1:], ln_weight, ln_bias, eps), z, *statistics(z, eps)
 

@@ -64,6 +64,10 @@ def _next_row(inputs: dict) -> Tensor | None:
     return None if starts is None else torch.cat([starts.new_zeros(1), starts])
 
 
+def _cut_ids(inputs: dict) -> Tensor | None:
+    return None if inputs["example_ids"] is None else inputs["example_ids"] & 0x7FFFFFFF
+
+
 def _boundary(inputs: dict) -> Tensor:
     """The first sequence ends one token early."""
     starts = inputs["cu_seqlens"].clone()
@@ -93,6 +97,8 @@ _DROPOUT = {
     "another seed": {"seed": _next_seed},
     "another p": {"p": lambda inputs: inputs["p"] * 0.9},
     "sequences counted from 1": {"cu_seqlens": _next_row},
+    "ids ignored": {"example_ids": lambda inputs: None},
+    "ids cut to 31 bits": {"example_ids": _cut_ids},
     "no dropout": {"p": lambda inputs: 0.0},
 }
 _CHANGES: dict[str, dict[str, dict[str, Callable]]] = {
@@ -122,6 +128,8 @@ _CHANGES: dict[str, dict[str, dict[str, Callable]]] = {
         },
         "another seed": {"seed": _next_seed},
         "another p": {"p": lambda inputs: inputs["p"] * 0.9},
+        "ids ignored": {"example_ids": lambda inputs: None},
+        "ids cut to 31 bits": {"example_ids": _cut_ids},
     },
     "linear_gelu": {"the product forgets a column": {"x": _short("x")}},
     "linear_layernorm": {

@@ -15,7 +15,7 @@ FIELDS = {
     "dtype": 0,
     "threads": 1,
     "gpu": None,
-    "dropout": {"seed": 0, "threshold": 0, "scale": 1.0},
+    "dropout": {"seed": 0, "example_ids": 0, "threshold": 0, "scale": 1.0},
 }
 
 
@@ -43,7 +43,7 @@ def test_whole():
         ({"dtype": 3}, r"linear_layernorm_fwd.dtype: expected 0 \(float32\), 1 \(bfloat16\) or 2"),
         ({"ln_dtype": 1}, "linear_layernorm_fwd.ln_dtype: expected the product's dtype or float32"),
         ({"dropout": 0}, "linear_layernorm_fwd.dropout: expected a dict of fields"),
-        ({"dropout": {"seed": 0}}, "linear_layernorm_fwd.dropout.threshold: missing"),
+        ({"dropout": {"seed": 0}}, "linear_layernorm_fwd.dropout.example_ids: missing"),
         ({"gpu": {"stream": 0, "workspace": 0, "tf32": 1}}, "fwd.gpu.tf32: expected a bool"),
     ],
 )

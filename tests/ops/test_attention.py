@@ -55,6 +55,10 @@ def _inputs():
         ({"max_seqlen": 16}, "max_seqlen: expected at least 17, the longest sequence, got 16"),
         ({"p": -0.1}, r"p: expected a probability in \[0, 1\]"),
         ({"p": 0.1}, "seed: expected"),
+        *(
+            ({"p": 0.1, "seed": torch.tensor([1]), "example_ids": ids}, f"example_ids: {message}")
+            for ids, message in harness.WRONG_IDS
+        ),
     ],
 )
 def test_bad_arguments(change, message):

@@ -28,6 +28,13 @@ def test_op(check_op, direction):
     check_op(OPERATION, direction)
 
 
+DROPS = {
+    "p": 0.1,
+    "seed": torch.tensor([1]),
+    "cu_seqlens": torch.tensor([0, 17, 17, 22], dtype=torch.int32),
+}
+
+
 def _ids(*values):
     return torch.tensor([*values, *[0] * (22 - len(values))])
 
@@ -66,6 +73,7 @@ def _ids(*values):
             "segment: expected torch.float32 as position",
         ),
         ({"p": 0.1, "seed": torch.tensor([1])}, "cu_seqlens: expected the starts"),
+        *(({**DROPS, "example_ids": ids}, f"example_ids: {m}") for ids, m in harness.WRONG_IDS),
     ],
 )
 @pytest.mark.parametrize("grad", [False, True])

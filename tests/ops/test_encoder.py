@@ -49,7 +49,9 @@ def _narrowed(layer, dtype):
 def stream(lengths, dtype=torch.float32):
     """(hidden states [T,96], the batch)."""
     batch = pack_rows([[1] * length for length in lengths], "cpu")
-    return torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(dtype), batch
+    ids = torch.arange(2 * len(lengths), 0, -1) * 0xF1234567  # of the examples
+    x = torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(dtype)
+    return x, batch._replace(example_ids=ids[::2])
 
 
 def together(weights, x, batch, first_only=False, states=False, seeds=None):
@@ -225,8 +227,9 @@ def test_accuracy(dtype, first_only):
         weights = trained(layers_of(dtype), run, p)
         start = stream(BATCHES["empty sequences"], dtype)[0].requires_grad_()
         call = Call(
-            *call_of(weights, start, batch), 2, first_only, not first_only, p=p, seeds=seeds
-        )
+            *call_of(weights, start, batch), 2, first_only, not first_only, p=p, seeds=seeds,
+            example_ids=batch.example_ids,
+        )  # fmt: skip
         out, states = reference.forward(call)
         return [out, states, *gradients_of(out, weights, start)]
 
@@ -346,6 +349,9 @@ def test_wrong_arguments():
         encoder(x, tensors, eps, starts, 3, num_heads=2)
     with pytest.raises(ArgumentError, match=r"seed: expected torch.int64 \[3, 3\] on cpu"):
         encoder(x, tensors, eps, starts, longest, num_heads=2, p=(0.0, 0.5, 0.0))
+    drops = {"p": (0.0, 0.5, 0.0), "seeds": torch.zeros(3, 3).long()}
+    with pytest.raises(ArgumentError, match=r"example_ids: .*torch.int64 \[2\] on cpu"):
+        encoder(x, tensors, eps, starts, longest, num_heads=2, **drops, example_ids=starts.long())
     with torch.no_grad(), pytest.raises(ValueError, match="eps: expected 2 of each layer"):
         encoder(x, tensors, eps[1:], starts, longest, num_heads=2)
 
@@ -391,7 +397,7 @@ starts = torch.tensor([0, tokens], dtype=torch.int32)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
 with torch.no_grad():
-    encode_layers(weights, x, SimpleNamespace(cu_seqlens=starts, max_seqlen=tokens))
+    encode_layers(weights, x, SimpleNamespace(cu_seqlens=starts, max_seqlen=tokens, example_ids=None))
 """
 
 

@@ -30,6 +30,13 @@ def test_op(check_op, direction):
     check_op(OPERATION, direction)
 
 
+DROPS = {
+    "p": 0.1,
+    "seed": torch.tensor([1]),
+    "cu_seqlens": torch.tensor([0, 17, 17, 22], dtype=torch.int32),
+}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -56,6 +63,7 @@ def test_op(check_op, direction):
             {"p": 0.1, "seed": torch.tensor([3]), "cu_seqlens": torch.tensor([0, 22])},
             "cu_seqlens: expected torch.int32",
         ),
+        *(({**DROPS, "example_ids": ids}, f"example_ids: {m}") for ids, m in harness.WRONG_IDS),
     ],
 )
 def test_bad_arguments(change, message):

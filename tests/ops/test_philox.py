@@ -55,21 +55,26 @@ def expected_keep(seed, p, i, j, head, row):
 
 
 @pytest.mark.parametrize("seed", [0, 5, -1, 0x0123456789ABCDEF, -(2**63)])
-def test_hidden_mask_is_the_definition(seed):
+@pytest.mark.parametrize("ids", [None, (2**31 + 5, 1, -(2**40) - 7)])
+def test_hidden_mask_is_the_definition(seed, ids):
     starts = [0, 3, 3, 8]
     cu_seqlens = torch.tensor(starts, dtype=torch.int32)
-    keep = _philox.hidden_keep(torch.tensor([seed]), 0.5, cu_seqlens, 8, 11)
+    given = None if ids is None else torch.tensor(ids)
+    keep = _philox.hidden_keep(torch.tensor([seed]), 0.5, cu_seqlens, 8, 11, given)
     rows = [0, 0, 0, 2, 2, 2, 2, 2]
     for token, feature in itertools.product(range(8), range(11)):
-        position = token - starts[rows[token]]
-        assert keep[token, feature] == expected_keep(seed, 0.5, feature, position, 0, rows[token])
+        position, row = token - starts[rows[token]], rows[token]
+        row = row if ids is None else ids[row] & MASK
+        assert keep[token, feature] == expected_keep(seed, 0.5, feature, position, 0, row)
 
 
-def test_attention_mask_is_the_definition():
-    keep = _philox.attention_keep(torch.tensor([77]), 0.3, 5, 2, 9)
+@pytest.mark.parametrize(("ids", "row"), [(None, 5), ([0] * 5 + [2**33 + 2**31 + 9], 2**31 + 9)])
+def test_attention_mask_is_the_definition(ids, row):
+    given = None if ids is None else torch.tensor(ids)
+    keep = _philox.attention_keep(torch.tensor([77]), 0.3, 5, 2, 9, given)
     assert keep.shape == (2, 9, 9)
     for head, query, key in itertools.product(range(2), range(9), range(9)):
-        assert keep[head, query, key] == expected_keep(77, 0.3, key, query, head, 5)
+        assert keep[head, query, key] == expected_keep(77, 0.3, key, query, head, row)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-6, 0.1, 0.37, 0.5, 0.9, 1.0])
@@ -121,38 +126,64 @@ def test_mask_is_the_same_with_other_layouts(backend):
     assert torch.equal(packed[:7], first)
 
 
+@pytest.mark.parametrize("operation", ["embedding", "attention", "linear_layernorm"])
+def test_ids_that_are_indices_change_no_bit(backend, operation):
+    """Result and gradients, also where tokens lie behind the last sequence."""
+    case = harness.Case("few", (5, 0, 4), 16, 16, heads=2, p=0.3)
+    function = harness.public(operation)
+    for starts in ([0, 5, 5, 9], [0, 5, 5]):
+        found = []
+        for ids in (None, torch.arange(len(starts) - 1)):
+            given = {"cu_seqlens": torch.tensor(starts, dtype=torch.int32), "example_ids": ids}
+            with dispatch.use_backend(backend):
+                found.append(
+                    harness.differentiate(
+                        operation,
+                        case,
+                        torch.float32,
+                        lambda given=given, **x: function(**x | given),
+                    )
+                )
+        assert not harness.other_bits(*found)
+
+
 LENGTHS, STARTS = (20, 0, 9), torch.tensor([0, 20, 20, 29], dtype=torch.int32)
 SEED, P = torch.tensor([-1234567890123456789]), 0.3
+IDS = [None, torch.tensor([2**31 + 5, 1, -(2**40) - 7])]
 
 
-def test_what_is_kept_of_hidden_states(backend):
+@pytest.mark.parametrize("ids", IDS)
+def test_what_is_kept_of_hidden_states(backend, ids):
     """Ones go through dropout: what is not 0 behind it was kept, bit for bit the reference's mask."""
     features = 40
-    keep = _philox.hidden_keep(SEED, P, STARTS, sum(LENGTHS), features)
+    keep = _philox.hidden_keep(SEED, P, STARTS, sum(LENGTHS), features, ids)
     zeros, ones, x = torch.zeros(features), torch.ones(features), torch.zeros(sum(LENGTHS), 8)
     residual, weight = torch.zeros(sum(LENGTHS), features), torch.zeros(features, 8)
     forward = torch.ops.bertfast.linear_layernorm_fwd.default
-    ids = torch.zeros(sum(LENGTHS), dtype=torch.int64)
+    rows = torch.zeros(sum(LENGTHS), dtype=torch.int64)
     with dispatch.use_backend(backend):
-        _, z, *_ = forward(x, weight, ones, residual, ones, zeros, 1e-3, P, SEED, STARTS, True)
+        _, z, *_ = forward(x, weight, ones, residual, ones, zeros, 1e-3, P, SEED, STARTS, ids, True)
         table = torch.randn(2, features)
         out = ops.embedding(
-            ids, table, None, ids, table, ids, table, zeros, ones, eps=1e-3, p=P, seed=SEED, cu_seqlens=STARTS
+            rows, table, None, rows, table, rows, table, zeros, ones, eps=1e-3, p=P, seed=SEED, cu_seqlens=STARTS,
+            example_ids=ids,
         )  # fmt: skip
     assert torch.equal(z != 0, keep)
     assert torch.equal(out != 0, keep)
 
 
-def test_what_is_kept_of_attention(backend):
+@pytest.mark.parametrize("ids", IDS)
+def test_what_is_kept_of_attention(backend, ids):
     """Equal logits, and each key's value a feature of its own: what is not 0 was kept."""
     heads, size = 2, 32
     qkv = torch.zeros(sum(LENGTHS), 3, heads, size)
     for start, length in zip(STARTS.tolist(), LENGTHS, strict=False):
         qkv[start : start + length, 2] = torch.eye(length, size)[:, None]
     with dispatch.use_backend(backend), torch.no_grad():
-        out = ops.attention(qkv, STARTS, max(LENGTHS), p=P, seed=SEED).unflatten(1, (heads, size))
+        out = ops.attention(qkv, STARTS, max(LENGTHS), p=P, seed=SEED, example_ids=ids)
+    out = out.unflatten(1, (heads, size))
     for row, (start, length) in enumerate(zip(STARTS.tolist(), LENGTHS, strict=False)):
-        keep = _philox.attention_keep(SEED, P, row, heads, length)
+        keep = _philox.attention_keep(SEED, P, row, heads, length, ids)
         found = out[start : start + length, :, :length].transpose(0, 1)
         assert torch.equal(found != 0, keep)
 
@@ -160,7 +191,7 @@ def test_what_is_kept_of_attention(backend):
 @pytest.fixture(params=("cpu", "cuda", "triton", "reference"))
 def backend(request):
     qkv, starts = torch.zeros(1, 3, 1, 8), torch.tensor([0, 1], dtype=torch.int32)
-    given = (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), False)
+    given = (qkv, starts, 1, 1.0, 0.1, torch.tensor([1]), None, False)
     reason = harness.refuses("attention", request.param, *given)
     if reason is not None:
         pytest.skip(reason)

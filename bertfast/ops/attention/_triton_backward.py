@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .._dot_triton import dot
-from .._philox_triton import keep_mask
+from .._philox_triton import counter_row, keep_mask
 from ._triton_forward import LOG2_E, find_block, load_tile, store_tile
 
 
@@ -26,8 +26,8 @@ def _delta(dout, out):
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
 def _attention_bwd_queries_kernel(
-    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, dout_ptr, out_ptr, lse_ptr, seed_ptr, delta_ptr, dqkv_ptr, tokens, sequences,
-    stride_token, stride_head, stride_dout, scale, threshold, keep_scale,
+    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, dout_ptr, out_ptr, lse_ptr, seed_ptr, examples_ptr, delta_ptr, dqkv_ptr,
+    tokens, sequences, stride_token, stride_head, stride_dout, scale, threshold, keep_scale,
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq into dqkv, and delta."""
@@ -43,6 +43,7 @@ def _attention_bwd_queries_kernel(
         return
 
     query = first + tl.arange(0, BLOCK_M)
+    counter = counter_row(examples_ptr, sequence, sequences)
     statistics = head.to(tl.int64) * tokens + start + query
     lse = tl.load(lse_ptr + statistics, mask=query < length, other=0.0) * LOG2_E
     dout_ptr += head * SIZE
@@ -63,7 +64,7 @@ def _attention_bwd_queries_kernel(
         probability = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, probability, 0.0)
         slope = dot(dout, tl.trans(v), None, PRECISION)
         if seed_ptr is not None:
-            keep = keep_mask(seed_ptr, key, query[:, None], head, sequence, threshold, BLOCK_N)
+            keep = keep_mask(seed_ptr, key, query[:, None], head, counter, threshold, BLOCK_N)
             slope = tl.where(keep, slope, 0.0) * keep_scale
         slope = probability * (slope - delta[:, None])
         dq = dot(slope.to(k.dtype), k, dq, PRECISION)
@@ -72,8 +73,8 @@ def _attention_bwd_queries_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
 def _attention_bwd_keys_kernel(
-    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, dout_ptr, out_ptr, lse_ptr, seed_ptr, delta_ptr, dqkv_ptr, tokens, sequences,
-    stride_token, stride_head, stride_dout, scale, threshold, keep_scale,
+    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, dout_ptr, out_ptr, lse_ptr, seed_ptr, examples_ptr, delta_ptr, dqkv_ptr,
+    tokens, sequences, stride_token, stride_head, stride_dout, scale, threshold, keep_scale,
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv into dqkv; where delta is None, as a block of keys is a whole sequence, dq too, from out."""
@@ -96,6 +97,7 @@ def _attention_bwd_keys_kernel(
     offset = head.to(tl.int64) * stride_head
     k = load_tile(k_ptr + offset, row, stride_token, rows, BLOCK_N, SIZE, BLOCK_D)
     v = load_tile(v_ptr + offset, row, stride_token, rows, BLOCK_N, SIZE, BLOCK_D)
+    counter = counter_row(examples_ptr, sequence, sequences)
     for at in range(0, length, BLOCK_M):
         left = length - at
         exists = tl.arange(0, BLOCK_M) < left
@@ -120,7 +122,7 @@ def _attention_bwd_keys_kernel(
         kept = probability
         if seed_ptr is not None:
             keep = tl.trans(
-                keep_mask(seed_ptr, first, query[:, None], head, sequence, threshold, BLOCK_N)
+                keep_mask(seed_ptr, first, query[:, None], head, counter, threshold, BLOCK_N)
             )
             kept = tl.where(keep, probability, 0.0)
             slope = tl.where(keep, slope, 0.0) * keep_scale

@@ -10,7 +10,7 @@ capacity) count as one more, whose results are 0. Programs left over between two
 
 Arguments, of the backward too: q, k and v [T,heads,SIZE] with the strides of their tokens and heads; cu_seqlens int32
 [sequences + 1]; out and dout [T,heads * SIZE]; lse and delta, D of the backward, fp32 [heads,T]; seed int64 [1], or
-None: no dropout; dqkv [T,3,heads,SIZE]. BLOCK_M queries, BLOCK_N keys.
+None: no dropout; examples int64 [sequences] or None; dqkv [T,3,heads,SIZE]. BLOCK_M queries, BLOCK_N keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .._dot_triton import dot
-from .._philox_triton import keep_mask
+from .._philox_triton import counter_row, keep_mask
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -79,8 +79,8 @@ def store_tile(
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
 def _attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, out_ptr, lse_ptr, seed_ptr, tokens, sequences, stride_token, stride_head,
-    scale_log2, threshold, keep_scale,
+    q_ptr, k_ptr, v_ptr, cu_seqlens_ptr, out_ptr, lse_ptr, seed_ptr, examples_ptr, tokens, sequences, stride_token,
+    stride_head, scale_log2, threshold, keep_scale,
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out, and lse where it is not None; scale_log2 = scale / ln 2, as exponentials are of base 2."""
@@ -107,6 +107,7 @@ def _attention_fwd_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     query = first + tl.arange(0, BLOCK_M)
+    counter = counter_row(examples_ptr, sequence, sequences)
     for key in range(0, length, BLOCK_N):
         left = length - key
         k = load_tile(k_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
@@ -120,7 +121,7 @@ def _attention_fwd_kernel(
         total = total * rescale + tl.sum(probability, 1)
         largest = new_largest
         if seed_ptr is not None:
-            keep = keep_mask(seed_ptr, key, query[:, None], head, sequence, threshold, BLOCK_N)
+            keep = keep_mask(seed_ptr, key, query[:, None], head, counter, threshold, BLOCK_N)
             probability = tl.where(keep, probability, 0.0)
         v = load_tile(v_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
         out = dot(probability.to(v.dtype), v, out * rescale[:, None], PRECISION)

@@ -27,18 +27,20 @@ def supports(call) -> str | None:
     return None
 
 
-def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save):
+def forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, example_ids, save):
     if p == 0:
         return _padded_forward(qkv, cu_seqlens, max_seqlen, scale, save)
     with in_own_dtype():  # masks of a whole padded batch would take the memory of many
-        return reference.forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, save)
+        return reference.forward(qkv, cu_seqlens, max_seqlen, scale, p, seed, example_ids, save)
 
 
-def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed):
+def backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed, example_ids):
     if p == 0:
         return _padded_backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale)
     with in_own_dtype():
-        return reference.backward(dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed)
+        return reference.backward(
+            dout, qkv, out, lse, cu_seqlens, max_seqlen, scale, p, seed, example_ids
+        )
 
 
 class _Layout:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
+from ...extension import contiguous
 from .. import _triton
 from .._philox import keep_scale, threshold
 from .._triton import Config, Table
@@ -29,8 +30,8 @@ def _with_tf32(entries: dict[str, Config], *left_out: str) -> dict[str, Config]:
     return {**entries, **{key: others[key] for key in others if key not in left_out}}
 
 
-# By head size, and by precision for float32. As large as no architecture spills a register, with dropout or without:
-# sm_90 and sm_100 keep operands of a product out of registers; sm_120 multiplies like sm_80.
+# By head size, and by precision for float32. As large as no architecture spills a register, with dropout or without, by
+# ids or not: sm_90 and sm_100 keep operands of a product out of registers; sm_120 multiplies like sm_80.
 _FORWARD_80 = {
     "32-short": _config(64, 64, 4, 3),
     "32-long": _config(128, 64, 4, 3),
@@ -43,6 +44,7 @@ _FORWARD_80 = {
     "ieee-128": _config(16, 32, 4, 2),
 }
 _FORWARD_90 = {**_FORWARD_80, "64-long": _config(64, 64, 4, 3)}
+_FORWARD_120 = {**_FORWARD_80, "32-short": _config(64, 64, 4, 3)._replace(max_registers=168)}
 _QUERIES_80 = {
     "32": _config(64, 64, 4, 2),
     "64": _config(64, 32, 4, 2),
@@ -76,7 +78,7 @@ _WHOLE_90 = {
 
 FORWARD = Table(
     "attention_fwd",
-    {80: _with_tf32(_FORWARD_80), 90: _with_tf32(_FORWARD_90), 120: _with_tf32(_FORWARD_80)},
+    {80: _with_tf32(_FORWARD_80), 90: _with_tf32(_FORWARD_90), 120: _with_tf32(_FORWARD_120)},
 )
 BACKWARD_QUERIES = Table(
     "attention_bwd_queries",
@@ -111,7 +113,8 @@ def supports(call) -> str | None:
 
 
 def forward(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None, save: bool
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None,
+    example_ids: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.attention`; the second result is None unless `save`."""
     qkv = _with_dense_heads(qkv)
@@ -126,8 +129,8 @@ def forward(
         key += "-short" if short else "-long"
     config = FORWARD.pick(key)
     _attention_fwd_kernel[_grid(qkv, cu_seqlens, config.blocks["BLOCK_M"])](
-        *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, seed if p > 0 else None, tokens, cu_seqlens.numel() - 1,
-        qkv.stride(0), qkv.stride(2), scale * math.log2(math.e), threshold(p), keep_scale(p),
+        *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, *_dropout(p, seed, example_ids), tokens,
+        cu_seqlens.numel() - 1, qkv.stride(0), qkv.stride(2), scale * math.log2(math.e), threshold(p), keep_scale(p),
         **_shape(qkv), **config.options(),
     )  # fmt: skip
     return out, lse
@@ -135,7 +138,7 @@ def forward(
 
 def backward(
     dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float,
-    seed: Tensor | None,
+    seed: Tensor | None, example_ids: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """See `bertfast.ops.attention`: the gradient of qkv."""
     qkv = _with_dense_heads(qkv)
@@ -149,7 +152,7 @@ def backward(
 
     def launch(kernel, config, block, out):
         kernel[_grid(qkv, cu_seqlens, config.blocks[block])](
-            *qkv.unbind(1), cu_seqlens.contiguous(), dout, out, lse, seed if p > 0 else None, delta, dqkv,
+            *qkv.unbind(1), cu_seqlens.contiguous(), dout, out, lse, *_dropout(p, seed, example_ids), delta, dqkv,
             qkv.shape[0], cu_seqlens.numel() - 1, qkv.stride(0), qkv.stride(2), dout.stride(0), scale, threshold(p),
             keep_scale(p), **_shape(qkv), **config.options(),
         )  # fmt: skip
@@ -160,6 +163,11 @@ def backward(
         launch(_attention_bwd_queries_kernel, BACKWARD_QUERIES.pick(_key(qkv)), "BLOCK_M", out)
         launch(_attention_bwd_keys_kernel, BACKWARD_KEYS.pick(_key(qkv)), "BLOCK_N", None)
     return dqkv
+
+
+def _dropout(p: float, seed: Tensor | None, example_ids: Tensor | None):
+    """(seed, ids) as the kernels take them."""
+    return (seed, *contiguous(example_ids)) if p > 0 else (None, None)
 
 
 def _with_dense_heads(qkv: Tensor) -> Tensor:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...errors import ArgumentError
-from .._checks import check_dropout, check_indices, check_like, check_matrix, check_sequences
+from .._checks import (
+    check_dropout,
+    check_example_ids,
+    check_indices,
+    check_like,
+    check_matrix,
+    check_sequences,
+)
 from .._contract import Contract
 from .._formulas import statistics_dtype
 
@@ -25,6 +32,7 @@ def embedding(
     p: float = 0.0,
     seed: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    example_ids: Tensor | None = None,
     padding_idx: int = -1,
 ) -> Tensor:
     """z = word[input_ids] (or inputs_embeds) + position[position_ids] + segment[token_type_ids];
@@ -37,6 +45,8 @@ def embedding(
         position: [P,H]; segment: [G,H]; ln_weight, ln_bias: [H]. All floating-point tensors have one dtype.
         eps: added to the variance (the biased one).
         p: probability of dropping; where it is not 0 `seed` (int64 [1]) and `cu_seqlens` (int32 [B+1]) are needed.
+        example_ids: [B] int64, read where p is not 0: dropout counts a sequence by its id's low 32 bits, so that it
+            drops the same in any batch; None: by the sequence's index.
         padding_idx: the row of `word` that gets gradient 0; negative for none.
 
     Returns: [T,H], the dtype of `position`. Differentiable once; backward keeps mean and rstd (fp32) and gathers again.
@@ -45,7 +55,7 @@ def embedding(
     """
     return _CONTRACT(
         input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, ln_weight, ln_bias, eps, p,
-        seed, cu_seqlens, padding_idx,
+        seed, cu_seqlens, example_ids, padding_idx,
     )  # fmt: skip
 
 
@@ -73,6 +83,7 @@ def _check(a):
     check_dropout(a.p, a.seed, device)
     if a.p > 0:
         check_sequences(a.cu_seqlens, tokens, device)
+        check_example_ids(a.example_ids, a.cu_seqlens)
 
 
 def _check_source(input_ids, word, inputs_embeds):
@@ -93,14 +104,15 @@ _CONTRACT = Contract(
     "embedding",
     "Tensor? input_ids, Tensor? word, Tensor? inputs_embeds, Tensor position_ids, Tensor position, "
     "Tensor token_type_ids, Tensor segment, Tensor ln_weight, Tensor ln_bias, float eps, float p, Tensor? seed, "
-    "Tensor? cu_seqlens, SymInt padding_idx",
+    "Tensor? cu_seqlens, Tensor? example_ids, SymInt padding_idx",
     lead="position",
     check=_check,
     results=("out", "mean", "rstd"),
     shapes=_shapes,
     saved=(
         *("input_ids", "word", "inputs_embeds", "position_ids", "position", "token_type_ids"),
-        *("segment", "ln_weight", "mean", "rstd", "p", "seed", "cu_seqlens", "padding_idx"),
+        *("segment", "ln_weight", "mean", "rstd", "p", "seed", "cu_seqlens"),
+        *("example_ids", "padding_idx"),
     ),
     gradients={
         **dict.fromkeys(("word", "inputs_embeds", "position", "segment", "ln_weight")),

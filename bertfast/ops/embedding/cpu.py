@@ -14,7 +14,7 @@ from .._native import supports as supports
 def forward(
     input_ids: Tensor | None, word: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor, position: Tensor,
     token_type_ids: Tensor, segment: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, p: float,
-    seed: Tensor | None, cu_seqlens: Tensor | None, padding_idx: int, save: bool,
+    seed: Tensor | None, cu_seqlens: Tensor | None, example_ids: Tensor | None, padding_idx: int, save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.embedding`; only the first result unless `save`."""
     word = extension.with_dense_rows(word if inputs_embeds is None else inputs_embeds)
@@ -23,6 +23,7 @@ def forward(
     input_ids = None if inputs_embeds is not None else input_ids.contiguous()
     ln_weight, ln_bias = ln_weight.contiguous(), ln_bias.contiguous()
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    example_ids = None if example_ids is None else example_ids.contiguous()
     rows, n = position_ids.shape[0], word.shape[1]
     out = word.new_empty(rows, n)
     mean, rstd = extension.statistics(word, rows, save), extension.statistics(word, rows, save)
@@ -32,7 +33,7 @@ def forward(
         segment=segment.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
         mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, word_stride=word.stride(0), eps=eps,
         table_rows=[word.shape[0], position.shape[0], segment.shape[0]], cu_seqlens=pointer(cu_seqlens),
-        sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
+        sequences=sequences(cu_seqlens), dropout=dropout(p, seed, example_ids),
     )  # fmt: skip
     return out, mean, rstd
 
@@ -40,13 +41,14 @@ def forward(
 def backward(
     dout: Tensor, input_ids: Tensor | None, word: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor,
     position: Tensor, token_type_ids: Tensor, segment: Tensor, ln_weight: Tensor, mean: Tensor, rstd: Tensor, p: float,
-    seed: Tensor | None, cu_seqlens: Tensor | None, padding_idx: int, needs: list[bool],
+    seed: Tensor | None, cu_seqlens: Tensor | None, example_ids: Tensor | None, padding_idx: int, needs: list[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.embedding`: gradients of the three tables (or of inputs_embeds), ln_weight, ln_bias."""
     rows_given = inputs_embeds is not None
     source = extension.with_dense_rows(inputs_embeds if rows_given else word)
     dout, position, segment, ln_weight = extension.contiguous(dout, position, segment, ln_weight)
-    *ids, cu_seqlens = extension.contiguous(input_ids, position_ids, token_type_ids, cu_seqlens)
+    ids = extension.contiguous(input_ids, position_ids, token_type_ids)
+    cu_seqlens, example_ids = extension.contiguous(cu_seqlens, example_ids)
     wanted = [needs[0] and not rows_given, needs[2], needs[3]]
     tables = [
         torch.zeros_like(t) if w else None
@@ -69,6 +71,6 @@ def backward(
         ],
         dinputs=pointer(dinputs), dln_weight=dln_weight.data_ptr(), dln_bias=dln_bias.data_ptr(), rows=rows, n=n,
         word_stride=source.stride(0), table_rows=[source.shape[0], position.shape[0], segment.shape[0]],
-        cu_seqlens=pointer(cu_seqlens), sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
+        cu_seqlens=pointer(cu_seqlens), sequences=sequences(cu_seqlens), dropout=dropout(p, seed, example_ids),
     )  # fmt: skip
     return tables[0], dinputs, tables[1], tables[2], dln_weight, dln_bias

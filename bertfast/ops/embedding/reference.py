@@ -7,20 +7,20 @@ from .._philox import dropout, hidden_keep
 
 def forward(
     input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, ln_weight, ln_bias, eps, p, seed,
-    cu_seqlens, padding_idx, save,
+    cu_seqlens, example_ids, padding_idx, save,
 ):  # fmt: skip
     z = _sum(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment)
-    keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p > 0 else None
+    keep = hidden_keep(seed, p, cu_seqlens, *z.shape, example_ids) if p > 0 else None
     out, mean, rstd = layer_norm(z, *upcast(ln_weight, ln_bias), eps)
     return dropout(out, p, keep).to(position.dtype), mean, rstd
 
 
 def backward(
     dout, input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment, ln_weight, mean, rstd, p,
-    seed, cu_seqlens, padding_idx, needs,
+    seed, cu_seqlens, example_ids, padding_idx, needs,
 ):  # fmt: skip
     z = _sum(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment)
-    keep = hidden_keep(seed, p, cu_seqlens, *z.shape) if p > 0 else None
+    keep = hidden_keep(seed, p, cu_seqlens, *z.shape, example_ids) if p > 0 else None
     dout, ln_weight_fp32 = upcast(dout, ln_weight)
     dz, dln_weight, dln_bias = layer_norm_gradients(
         dropout(dout, p, keep), z, mean, rstd, ln_weight_fp32

@@ -81,7 +81,7 @@ def _sum_of_rows(
 def _embedding_fwd_kernel(
     ids_ptr, source_ptr, source_stride, source_rows, position_ids_ptr, position_ptr, position_rows, segment_ids_ptr,
     segment_ptr, segment_rows, gain_ptr, shift_ptr, out_ptr, mean_ptr, rstd_ptr, tokens, features, eps, seed_ptr,
-    starts_ptr, sequences, steps, threshold, scale, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    examples_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """out = dropout(LN(sum of rows)), and the statistics where they are kept."""
     ROWS: tl.constexpr = (TILE + COLUMNS - 1) // COLUMNS
@@ -99,7 +99,9 @@ def _embedding_fwd_kernel(
         tl.store(rstd_ptr + token, rstd, mask=live)
     gain, shift = load_row(gain_ptr, columns, features), load_row(shift_ptr, columns, features)
     out = normal * gain + shift
-    out = drop(out, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS)
+    out = drop(
+        out, token, seed_ptr, examples_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS
+    )
     offsets = token.to(tl.int64) * features + columns
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -119,8 +121,8 @@ def _store_key(key_ptr, ids_ptr, token, live, rows, first, skipped, dead):
 def _embedding_bwd_kernel(
     dout_ptr, dout_stride, ids_ptr, source_ptr, source_stride, source_rows, position_ids_ptr, position_ptr,
     position_rows, segment_ids_ptr, segment_ptr, segment_rows, gain_ptr, mean_ptr, rstd_ptr, dz_ptr, partial_ptr,
-    source_key_ptr, position_key_ptr, segment_key_ptr, padding, tokens, tiles, features, chunks, seed_ptr, starts_ptr,
-    sequences, steps, threshold, scale, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    source_key_ptr, position_key_ptr, segment_key_ptr, padding, tokens, tiles, features, chunks, seed_ptr,
+    examples_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A run of `tiles` tiles of tokens: the gradient of their sum of rows, their keys for the sort, and the sums of
     dout · normal (gain) and dout (shift) into partial [2, chunks, features].
@@ -144,7 +146,9 @@ def _embedding_bwd_kernel(
         _store_key(segment_key_ptr, segment_ids_ptr, token, live, segment_rows, segments, -1, dead)
         row = dout_ptr + token.to(tl.int64) * dout_stride
         dout = tl.load(row + columns, mask=inside, other=0.0).to(tl.float32)
-        dout = drop(dout, token, seed_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS)
+        dout = drop(
+            dout, token, seed_ptr, examples_ptr, starts_ptr, sequences, steps, threshold, scale, COLUMNS
+        )  # fmt: skip
         z = _sum_of_rows(
             ids_ptr, source_ptr, source_stride, source_rows, position_ids_ptr, position_ptr, position_rows,
             segment_ids_ptr, segment_ptr, segment_rows, token, live, columns, features,
@@ -272,7 +276,7 @@ def supports(call) -> str | None:
 def forward(
     input_ids: Tensor | None, word: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor, position: Tensor,
     token_type_ids: Tensor, segment: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, p: float,
-    seed: Tensor | None, cu_seqlens: Tensor | None, padding_idx: int, save: bool,
+    seed: Tensor | None, cu_seqlens: Tensor | None, example_ids: Tensor | None, padding_idx: int, save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.embedding`; only the first result unless `save`. An index outside its table gives a NaN row."""
     tokens, features = position_ids.shape[0], position.shape[1]
@@ -284,7 +288,7 @@ def forward(
         _embedding_fwd_kernel[(cdiv(tokens, rows),)](
             *_sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
             ln_weight.contiguous(), ln_bias.contiguous(), out, mean, rstd, tokens, features, eps,
-            *dropout_of(p, seed, cu_seqlens), COLUMNS=columns, **config.options(),
+            *dropout_of(p, seed, cu_seqlens, example_ids), COLUMNS=columns, **config.options(),
         )  # fmt: skip
     return out, mean, rstd
 
@@ -292,7 +296,7 @@ def forward(
 def backward(
     dout: Tensor, input_ids: Tensor | None, word: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor,
     position: Tensor, token_type_ids: Tensor, segment: Tensor, ln_weight: Tensor, mean: Tensor, rstd: Tensor, p: float,
-    seed: Tensor | None, cu_seqlens: Tensor | None, padding_idx: int, needs: list[bool],
+    seed: Tensor | None, cu_seqlens: Tensor | None, example_ids: Tensor | None, padding_idx: int, needs: list[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.embedding`: gradients of the three tables (or of inputs_embeds), ln_weight, ln_bias."""
     tables = (word, position, segment)
@@ -316,7 +320,7 @@ def backward(
         dout, dout.stride(0),
         *_sources(input_ids, word, inputs_embeds, position_ids, position, token_type_ids, segment),
         ln_weight.contiguous(), mean, rstd, dz, partial, *(next(rows_of_keys) if want else None for want in wanted),
-        padding_idx, tokens, tiles, features, chunks, *dropout_of(p, seed, cu_seqlens),
+        padding_idx, tokens, tiles, features, chunks, *dropout_of(p, seed, cu_seqlens, example_ids),
         COLUMNS=columns, **registers(_REGISTERS), **config.options(),
     )  # fmt: skip
     if any(wanted):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ... import dispatch
-from .._checks import check_dropout, check_matrix, check_sequences
+from ...extension import contiguous
+from .._checks import check_dropout, check_example_ids, check_matrix, check_sequences
 from .._contract import through_library
 from .._loading import Backends
 from ._training import differentiable
@@ -35,6 +36,7 @@ class Call(NamedTuple):
     states: bool = False
     p: tuple[float, float, float] = (0.0, 0.0, 0.0)
     seeds: Tensor | None = None
+    example_ids: Tensor | None = None
     recompute: bool = False
 
     @property
@@ -69,6 +71,7 @@ def encoder(
     states: bool = False,
     p: tuple[float, float, float] = (0.0, 0.0, 0.0),
     seeds: Tensor | None = None,
+    example_ids: Tensor | None = None,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor | None] | None:
     """The last layer's output; bits are those of the five operations one by one, and so are those of gradients.
@@ -85,6 +88,7 @@ def encoder(
         states: each layer's output is wanted too, without a gradient.
         p: of dropping attention's probabilities, the output of `out`, and that of `outer`.
         seeds: [L,3] int64 for them, needed where any p is not 0.
+        example_ids: [B] int64 or None, by which dropout counts the sequences; as in `attention`.
         recompute: keep each layer's output alone for backward, which computes the rest again (gradient checkpointing;
             Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). Bits stay the same.
 
@@ -93,8 +97,8 @@ def encoder(
     Raises ArgumentError (shape, dtype, sequences), UnsupportedError (a prepacked weight of another instruction set).
     """
     call = Call(
-        x, weights, eps, cu_seqlens, max_seqlen, num_heads, first_only, states, p, seeds, recompute
-    )
+        x, weights, eps, cu_seqlens, max_seqlen, num_heads, first_only, states, p, seeds, example_ids, recompute,
+    )  # fmt: skip
     if torch.compiler.is_compiling():
         return None
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in chain((x,), weights))
@@ -106,8 +110,10 @@ def encoder(
     check_sequences(cu_seqlens, x.shape[0], x.device, max_seqlen)
     for probability in p:
         check_dropout(probability, seeds, x.device, (call.layers, 3))
-    seeds = None if seeds is None else seeds.contiguous()
-    call = call._replace(x=x.contiguous(), cu_seqlens=cu_seqlens.contiguous(), seeds=seeds)
+    if any(p):
+        check_example_ids(example_ids, cu_seqlens)
+    x, cu_seqlens, seeds, example_ids = contiguous(x, cu_seqlens, seeds, example_ids)
+    call = call._replace(x=x, cu_seqlens=cu_seqlens, seeds=seeds, example_ids=example_ids)
     dispatch.note("encoder", "forward", "cpu", {})
     if not grad:
         return _BACKENDS["cpu"].forward(call)

@@ -12,6 +12,7 @@ from ... import dispatch
 from ...errors import UnsupportedError
 
 _READ = (*range(6), 12, 14)  # of a layer's sixteen tensors those that backward reads
+_KEPT = ("cu_seqlens", "seeds", "example_ids")  # of a call's tensors, besides x and weights
 
 
 def differentiable(call: Any, backend: Any) -> Tensor:
@@ -37,10 +38,14 @@ class _Layers(torch.autograd.Function):
         out, kept = backend.forward_saving(call)
         read = range(len(weights)) if call.recompute else _places(call.layers)
         ctx.save_for_backward(
-            call.x, call.cu_seqlens, call.seeds, *(weights[i] for i in read), *kept
+            call.x,
+            *(getattr(call, name) for name in _KEPT),
+            *(weights[i] for i in read),
+            *kept,
         )
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.read = call._replace(x=None, weights=(), cu_seqlens=None, seeds=None), read
+        ctx.call = call._replace(x=None, weights=(), **dict.fromkeys(_KEPT))
+        ctx.read = read
         ctx.backend, ctx.scope, ctx.count = backend, dispatch.scope(), len(weights)
         return out
 
@@ -48,11 +53,12 @@ class _Layers(torch.autograd.Function):
     def backward(ctx, dout):
         if dout is None:
             return (None,) * (ctx.count + 3)
-        x, starts, seeds, *rest = ctx.saved_tensors
+        x, *rest = ctx.saved_tensors
+        kept, rest = rest[: len(_KEPT)], rest[len(_KEPT) :]
         weights: list[Tensor | None] = [None] * ctx.count
         for place, weight in zip(ctx.read, rest, strict=False):
             weights[place] = weight
-        call = ctx.call._replace(x=x, weights=weights, cu_seqlens=starts, seeds=seeds)
+        call = ctx.call._replace(x=x, weights=weights, **dict(zip(_KEPT, kept, strict=True)))
         needs = ctx.needs_input_grad[2:]
         with dispatch.inside(ctx.scope):  # this may be autograd's own thread
             dispatch.note("encoder", "backward", "cpu", {})

@@ -135,7 +135,7 @@ def _fields(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
         products = PRODUCTS * call.layers
         weights = [*map(kind.operand, weights[:products]), *weights[products:]]
     seeds = (None,) * 3 if call.seeds is None else call.seeds.view(-1)[:3].split(1)
-    drops = [dropout(p, seed if p else None) for p, seed in zip(call.p, seeds, strict=True)]
+    drops = [dropout(p, seed, call.example_ids) for p, seed in zip(call.p, seeds, strict=True)]
     return {
         **sizes, "x": x.data_ptr(), "weights": extension.pointers(weights), "eps": list(call.eps),
         "cu_seqlens": call.cu_seqlens.data_ptr(), "scale": sizes["head_size"] ** -0.5,

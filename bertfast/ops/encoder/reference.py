@@ -21,12 +21,13 @@ def forward(call):
         w, b, norms = tensors[:6], tensors[6:12], (tensors[12:14], tensors[14:])
         qkv = qkv_projection.forward(x, *w[:3], *b[:3], call.num_heads)
         scale, longest = qkv.shape[-1] ** -0.5, call.max_seqlen
-        context, _ = attention.forward(qkv, starts, longest, scale, call.p[0], seeds[0], False)
+        ids = call.example_ids
+        context, _ = attention.forward(qkv, starts, longest, scale, call.p[0], seeds[0], ids, False)
         if call.first_only and layer == call.layers - 1:
             x, context = (_first(rows, starts) for rows in (x, context))
             starts = torch.arange(len(starts), dtype=torch.int32)
         ends = [
-            (eps, p, seed, starts, False)
+            (eps, p, seed, starts, ids, False)
             for eps, p, seed in zip(call.eps[2 * layer :], call.p[1:], seeds[1:], strict=False)
         ]
         y = linear_layernorm.forward(context, w[3], b[3], x, *norms[0], *ends[0])[0]

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from .._autocast import autocast, autocast_beside
-from .._checks import check_beside, check_dropout, check_like, check_matrix, check_sequences
+from .._checks import (
+    check_beside,
+    check_dropout,
+    check_example_ids,
+    check_like,
+    check_matrix,
+    check_sequences,
+)
 from .._contract import Contract
 from .._formulas import statistics_dtype
 
@@ -23,6 +30,7 @@ def linear_layernorm(
     p: float = 0.0,
     seed: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    example_ids: Tensor | None = None,
 ) -> Tensor:
     """z = residual + dropout(x · weightᵀ + bias); (z - mean(z)) / √(var(z) + eps) · ln_weight + ln_bias, per row.
 
@@ -36,6 +44,8 @@ def linear_layernorm(
         ln_weight, ln_bias: [N], dtype of residual.
         eps: added to the variance (the biased one).
         p: probability of dropping; where it is not 0 `seed` (int64 [1]) and `cu_seqlens` (int32 [B+1]) are needed.
+        example_ids: [B] int64, read where p is not 0: dropout counts a sequence by its id's low 32 bits, so that it
+            drops the same in any batch; None: by the sequence's index.
 
     Under torch.autocast x, weight and bias are cast, the others are not: residual, ln_weight and
     ln_bias take the widest dtype among them, so that a float32 residual stream stays float32.
@@ -47,7 +57,9 @@ def linear_layernorm(
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = autocast(x, weight, bias)
         residual, ln_weight, ln_bias = autocast_beside(x, residual, ln_weight, ln_bias)
-    return _CONTRACT(x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens)
+    return _CONTRACT(
+        x, weight, bias, residual, ln_weight, ln_bias, eps, p, seed, cu_seqlens, example_ids
+    )
 
 
 def _check(a):
@@ -65,6 +77,7 @@ def _check(a):
     check_dropout(a.p, a.seed, a.x.device)
     if a.p > 0:
         check_sequences(a.cu_seqlens, tokens, a.x.device)
+        check_example_ids(a.example_ids, a.cu_seqlens)
 
 
 def _shapes(a):
@@ -76,12 +89,15 @@ def _shapes(a):
 _CONTRACT = Contract(
     "linear_layernorm",
     "Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor ln_weight, Tensor ln_bias, float eps, float p, "
-    "Tensor? seed, Tensor? cu_seqlens",
+    "Tensor? seed, Tensor? cu_seqlens, Tensor? example_ids",
     lead="x",
     check=_check,
     results=("out", "z", "mean", "rstd"),
     shapes=_shapes,
-    saved=("x", "weight", "z", "mean", "rstd", "ln_weight", "p", "seed", "cu_seqlens"),
+    saved=(
+        *("x", "weight", "z", "mean", "rstd", "ln_weight", "p", "seed", "cu_seqlens"),
+        "example_ids",
+    ),
     gradients={
         "x": None,
         "weight": None,

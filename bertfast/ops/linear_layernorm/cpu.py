@@ -14,12 +14,13 @@ from .._weights import operands, unpacked
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float,
-    p: float, seed: Tensor | None, cu_seqlens: Tensor | None, save: bool,
+    p: float, seed: Tensor | None, cu_seqlens: Tensor | None, example_ids: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """See `bertfast.ops.linear_layernorm`; only the first result unless `save`."""
     x, residual = extension.with_dense_rows(x), extension.with_dense_rows(residual)
     bias, ln_weight, ln_bias = bias.contiguous(), ln_weight.contiguous(), ln_bias.contiguous()
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+    example_ids = None if example_ids is None else example_ids.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
     out = residual.new_empty(rows, n)
     z = torch.empty_like(out) if save else None
@@ -31,17 +32,18 @@ def forward(
         residual=residual.data_ptr(), ln_weight=ln_weight.data_ptr(), ln_bias=ln_bias.data_ptr(), out=out.data_ptr(),
         z=pointer(z), mean=pointer(mean), rstd=pointer(rstd), rows=rows, n=n, k=k, x_stride=x.stride(0),
         residual_stride=residual.stride(0), eps=eps, ln_dtype=extension.DTYPE_CODES[residual.dtype],
-        cu_seqlens=pointer(cu_seqlens), sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
+        cu_seqlens=pointer(cu_seqlens), sequences=sequences(cu_seqlens), dropout=dropout(p, seed, example_ids),
     )  # fmt: skip
     return out, z, mean, rstd
 
 
 def backward(
     dout: Tensor, x: Tensor, weight: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, ln_weight: Tensor, p: float,
-    seed: Tensor | None, cu_seqlens: Tensor | None, needs: list[bool],
+    seed: Tensor | None, cu_seqlens: Tensor | None, example_ids: Tensor | None, needs: list[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """See `bertfast.ops.linear_layernorm`: gradients of x, weight, bias, residual, ln_weight, ln_bias."""
-    dout, z, ln_weight, cu_seqlens = extension.contiguous(dout, z, ln_weight, cu_seqlens)
+    dout, z, ln_weight = extension.contiguous(dout, z, ln_weight)
+    cu_seqlens, example_ids = extension.contiguous(cu_seqlens, example_ids)
     x, weight = extension.with_dense_rows(x), extension.with_dense_rows(unpacked(weight))
     (rows, k), n = x.shape, weight.shape[0]
     dx, dweight, dbias = extension.gradients(x, ((rows, k), (n, k), (n,)), needs[:3])
@@ -53,6 +55,6 @@ def backward(
         dweight=pointer(dweight), dbias=pointer(dbias), dresidual=dresidual.data_ptr(),
         dln_weight=dln_weight.data_ptr(), dln_bias=dln_bias.data_ptr(), rows=rows, n=n, k=k, x_stride=x.stride(0),
         weight_stride=weight.stride(0), ln_dtype=extension.DTYPE_CODES[z.dtype], cu_seqlens=pointer(cu_seqlens),
-        sequences=sequences(cu_seqlens), dropout=dropout(p, seed),
+        sequences=sequences(cu_seqlens), dropout=dropout(p, seed, example_ids),
     )  # fmt: skip
     return dx, dweight, dbias, dresidual, dln_weight, dln_bias

@@ -28,11 +28,13 @@ _WORDS = "beside the rows a few words are read once: "
 # (kernel's name, or the start of it, and of the census's case) -> Budget; the longest that fits counts.
 BUDGETS: dict[tuple[str, str], Budget] = {
     ("_attention_fwd", "head32"): Budget(2, 0.88, _WORDS + "cu_seqlens, seed; lse is written"),
+    ("_attention_fwd", "head32-tiny-ids"): Budget(2, 0.86, _WORDS + "the example's id, too"),
     ("_attention_fwd", "head64"): Budget(2, 0.9, "two blocks hide the exponentials' latency"),
     ("_attention_bwd", ""): Budget(1, 0.84, _WORDS + "cu_seqlens, seed, lse and delta"),
     ("_attention_bwd_keys", "head32-tiny"): Budget(
         1, 0.72, "short tiles: the same words weigh more"
     ),
+    ("_attention_bwd_keys", "head32-tiny-ids"): Budget(1, 0.7, "and the example's id"),
     ("_layernorm_fwd", ""): Budget(1, 0.79, _WORDS + "cu_seqlens, seed, statistics"),
     ("_layernorm_bwd", ""): Budget(1, 0.77, _WORDS + "cu_seqlens, seed, statistics"),
     ("_layernorm_fwd", "minilm"): Budget(

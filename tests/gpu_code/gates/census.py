@@ -28,7 +28,8 @@ DTYPES = {
 }
 MULTIPROCESSORS = 108  # an A100's; tiles are chosen so that all have work
 _FEW, _SOME, _MANY = (16,), (128,) * 2, (128,) * 16
-_SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]; "mixed": LN in float32
+_SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]
+    # "mixed": LN in float32; "ids": dropout counts by the examples' ids
     "embedding": {
         "base": (_MANY, 768, 512, 1, 0.1),
         "wide": (_MANY, 2048, 512),
@@ -43,6 +44,10 @@ _SIZES: dict[str, dict[str, tuple]] = {  # lengths, inner, outer[, heads, p]; "m
         for size in (32, 64, 128)
         for kind, length in (("tiny", 61), ("short", 125), ("long", 512))  # + 3: max_seqlen
         for p in (0.0, 0.1)
+    }
+    | {
+        f"head{size}-{kind}-ids": ((length,) * 2, 0, size * 2, 2, 0.1)
+        for size, kind, length in ((32, "tiny", 61), (64, "tiny", 61), (64, "long", 512))
     },
     "linear_gelu": {
         "few": (_FEW, 768, 3072),
@@ -147,8 +152,8 @@ def keys(arch: int) -> set[tuple[str, str]]:
 def _case(name: str, sizes: tuple) -> Case:
     lengths, inner, outer, *rest = sizes
     heads, p = (*rest, 1, 0.0)[:2] if len(rest) < 2 else rest
-    mixed = name.endswith("mixed")
-    return Case(name, lengths, inner, outer, heads, p, mixed=mixed, eps=1e-12)
+    mixed, variant = name.endswith("mixed"), "ids" if name.endswith("ids") else ""
+    return Case(name, lengths, inner, outer, heads, p, mixed=mixed, variant=variant, eps=1e-12)
 
 
 def _distinct(shipped: list[Shipped]) -> list[Shipped]:
