@@ -54,7 +54,8 @@ class Pretraining:
             if not 0 <= value <= 1:
                 raise ArgumentError(name, "a share from 0 to 1", repr(value))
         if not SHORTEST <= length <= LONGEST:
-            raise ArgumentError("length", f"{SHORTEST} to {LONGEST} tokens", repr(length))
+            advice = f"[CLS] a [SEP] b [SEP] has {SHORTEST}."
+            raise ArgumentError("length", f"{SHORTEST} to {LONGEST} tokens", repr(length), advice)
         if part not in PARTS:
             raise ArgumentError("part", " or ".join(PARTS), repr(part))
         self.store, self.seed, self.length = store, check_seed(seed), length
