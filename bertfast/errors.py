@@ -41,5 +41,13 @@ class StoreError(BertfastError, ValueError):
     """A store of tokens is unfinished, damaged, or made with other settings; the message names the file."""
 
 
+class RecipeError(BertfastError, ValueError):
+    """A training recipe cannot be read, or says something that is wrong."""
+
+
+class RunError(BertfastError, RuntimeError):
+    """A training run cannot go on: its folder is in use or another run's, or its loss is not finite."""
+
+
 class UnsupportedError(BertfastError, RuntimeError):
     """A feature, or a backend asked for by name, refuses; the message says what to use."""

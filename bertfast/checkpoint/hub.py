@@ -29,8 +29,8 @@ _TEXT_FILES = (
 )
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Import a package that only some functions need.
+def require(module: str, purpose: str, package: str | None = None) -> ModuleType:
+    """Import a package that only some functions need; `package` is its name for pip, where that is another.
 
     Raises:
         UnsupportedError: it is not installed; the message has the line that installs it.
@@ -38,7 +38,7 @@ def require(module: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
+        package = package or module.partition(".")[0]
         raise UnsupportedError(
             f"{purpose} needs the package {package}: pip install {package}"
         ) from error

@@ -15,7 +15,18 @@ from .. import __version__
 from ..errors import BertfastError
 
 # each is a module here (- as _) with a command of its name
-_COMMANDS = ("encode", "info", "explain", "fill-mask", "demo", "tune", "verify", "prepare", "vocab")
+_COMMANDS = (
+    "encode",
+    "info",
+    "explain",
+    "fill-mask",
+    "demo",
+    "tune",
+    "verify",
+    "prepare",
+    "vocab",
+    "pretrain",
+)
 
 
 class Failure(click.ClickException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,39 @@ class Batch(NamedTuple):
     labels: Tensor
     next_sentence_label: Tensor | None
     example_ids: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; to a GPU while the host goes on."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            *(
+                item.pin_memory().to(device, non_blocking=True)
+                if isinstance(item, Tensor)
+                else item
+                for item in self
+            )
+        )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches one after the other as one."""
+    if len(batches) == 1:
+        return batches[0]
+    ends = [0]
+    for item in batches:
+        ends.append(ends[-1] + int(item.cu_seqlens[-1]))
+    starts = [item.cu_seqlens[:-1] + end for item, end in zip(batches, ends, strict=False)]
+    pairs = batches[0].next_sentence_label is not None
+    return Batch(
+        torch.cat([item.input_ids for item in batches], 1),
+        torch.cat([item.token_type_ids for item in batches], 1),
+        torch.cat([*starts, torch.tensor(ends[-1:], dtype=torch.int32)]),
+        max(item.max_seqlen for item in batches),
+        torch.cat([item.labels for item in batches], 1),
+        torch.cat([item.next_sentence_label for item in batches]) if pairs else None,
+        torch.cat([item.example_ids for item in batches]),
+    )
 
 
 class Sequences(NamedTuple):

@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     ORDER = 5
     REPLACEMENT = 6
     NGRAM = 7
+    SHUFFLE = 8
+    DROPOUT = 9
 
 
 def draw(

@@ -18,6 +18,7 @@ from ..core.batch import one_row_each, row_a_sequence, take, unpack
 from ..core.encode import dropout
 from ..core.linear import linear
 from ..core.weights import MaskedLMWeights
+from ..errors import ArgumentError
 from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
@@ -240,7 +241,8 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
 class MaskedLMHead(Head):
     """What the two heads share that tell the words behind [MASK]: labelled rows only where no logits are wanted.
 
-    With labels logits are made unless the model is in train mode, or as `output_logits` says.
+    With labels logits are made unless the model is in train mode, or as `output_logits` says: True, False, or
+    "labelled", which makes those of labelled tokens alone, [labels, vocab_size], without a gradient.
     """
 
     def _masked_lm(self) -> MaskedLMWeights:
@@ -262,7 +264,25 @@ class MaskedLMHead(Head):
         self._masked_lm()
 
     def _wants_scores(self, given: dict[str, Any], learns: bool) -> bool:
-        return given.get("output_logits", not (learns and self.training))
+        wanted = given.get("output_logits", not (learns and self.training))
+        if wanted not in (True, False) and not (wanted == "labelled" and learns):
+            expected = 'True or False, or "labelled" where there are labels'
+            raise ArgumentError("output_logits", expected, repr(wanted))
+        return wanted is True
+
+    def _logits(
+        self, encoded: Encoded, scores: Tensor | None, given: dict[str, Any]
+    ) -> Tensor | None:
+        """What the output holds: scores of every token, of labelled ones, or None."""
+        if scores is not None:
+            return unpack(scores, encoded.batch)
+        if given.get("output_logits") != "labelled":
+            return None
+        labels = take(given["labels"], encoded.batch)
+        with torch.no_grad():
+            return heads.masked_lm_scores(
+                self._masked_lm(), *heads.labelled(encoded.rows, labels)[:1]
+            )
 
     def _masked_lm_loss(
         self, encoded: Encoded, scores: Tensor | None, given: dict[str, Any]
@@ -288,7 +308,7 @@ class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):
         scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
         if learns:
             loss, _ = self._masked_lm_loss(encoded, scores, given)
-        logits = unpack(scores, encoded.batch) if wanted else None
+        logits = self._logits(encoded, scores, given)
         return self._finish(outputs.MaskedLMOutput, encoded, given, loss=loss, logits=logits)
 
 
@@ -318,7 +338,7 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
             encoded,
             given,
             loss=loss,
-            prediction_logits=unpack(scores, encoded.batch) if wanted else None,
+            prediction_logits=self._logits(encoded, scores, given),
             seq_relationship_logits=related,
         )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..data import plan
 from ..data.batches import Batch, assemble, batch
-from ..data.masking import LONGEST, Masking, Words, mask
+from ..data.masking import LONGEST, NO_LABEL, Masking, Words, mask
+from ..data.order import Piece
 from ..data.parts import PARTS, documents_of
 from ..data.philox import check_seed
 from ..data.store import Store
@@ -105,6 +108,63 @@ class Pretraining:
             indices=indices,
         )
         return batch(sequences, inputs, labels, spans.follows, epoch * len(found) + indices)
+
+    def totals(self, pieces: Sequence[Piece]) -> dict[str, int]:
+        """What the losses of a step are divided by, whoever computes which part: labels, and sequences."""
+        labels = sum(int(self.labels(piece.epoch)[piece.indices].sum()) for piece in pieces)
+        return {"labels": labels, "sequences": sum(len(piece.indices) for piece in pieces)}
+
+    def loss(
+        self, model: torch.nn.Module, batch: Batch, totals: Mapping[str, int], measured: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The part of a step's loss that a batch has, and what is counted, whose sums over batches `metrics` reads.
+
+        Args:
+            model: `BertForPreTraining`, or `BertForMaskedLM` without next sentences; may be wrapped.
+            totals: of the whole step.
+            measured: count which masked words are right, too, for which their scores are made once more.
+        """
+        pairs = batch.next_sentence_label is not None
+        items = {"num_items_in_batch": totals["labels"]}
+        if pairs:
+            items["num_sequences_in_batch"] = totals["sequences"]
+            items["next_sentence_label"] = batch.next_sentence_label
+        output = model(
+            input_ids=batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            cu_seq_lens_q=batch.cu_seqlens,
+            max_length_q=batch.max_seqlen,
+            labels=batch.labels,
+            example_ids=batch.example_ids,
+            output_logits="labelled" if measured else False,
+            **items,
+        )
+        with torch.no_grad():
+            counted = {"loss": output.loss.detach()}
+            if pairs:
+                scores = output.seq_relationship_logits.float()
+                follows = batch.next_sentence_label
+                lost = torch.nn.functional.cross_entropy(scores, follows, reduction="sum")
+                counted["next_sentence_loss"] = lost / totals["sequences"]
+                counted["next_sentence_right"] = (scores.argmax(1) == follows).sum()
+            if measured:
+                scores = output.prediction_logits if pairs else output.logits
+                words = batch.labels[batch.labels != NO_LABEL]
+                counted["words"] = torch.tensor(len(words))
+                counted["words_right"] = (scores.argmax(1) == words).sum()
+        return output.loss, counted
+
+    def metrics(self, counted: Mapping[str, float], totals: Mapping[str, int]) -> dict[str, float]:
+        """What a step's counts say: losses in nats, accuracies from 0 to 1."""
+        found = {"loss": counted["loss"]}
+        found["masked_lm_loss"] = counted["loss"] - counted.get("next_sentence_loss", 0.0)
+        if "words" in counted:
+            found["masked_lm_accuracy"] = counted["words_right"] / max(counted["words"], 1)
+        if "next_sentence_right" in counted:
+            found["next_sentence_loss"] = counted["next_sentence_loss"]
+            right = counted["next_sentence_right"]
+            found["next_sentence_accuracy"] = right / totals["sequences"]
+        return found
 
     def _epoch(self, epoch: int) -> tuple[plan.Plan, np.ndarray]:
         """The plan of an epoch and the lengths of its examples; those of the last two that were asked for are kept."""

@@ -1,0 +1,1 @@
+"""The training loop, and what it stands on: recipes, ranks, optimizers, schedules, checkpoints."""

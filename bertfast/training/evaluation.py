@@ -1,0 +1,39 @@
+"""Held-out examples through a model, with masks that are always the same."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.order import Piece
+from . import ranks
+from .loop import Task
+from .processes import Processes
+
+_TOKENS = 8192  # of a batch
+
+
+@torch.no_grad()
+def evaluate(task: Task, model: nn.Module, count: int, processes: Processes) -> dict[str, float]:
+    """The task's metrics over the first `count` examples of its epoch 0, or all if there are fewer; shared out to
+    processes. The model is left in eval mode."""
+    model.eval()
+    indices = np.arange(min(count, task.examples(0)))
+    totals = task.totals([Piece(0, indices)])
+    lengths = task.lengths(0)[indices]
+    processes_count = min(processes.count, len(indices))
+    parts = ranks.parts_of_step(lengths, lengths.astype(float), processes_count, _TOKENS)
+    mine = parts[processes.rank] if processes.rank < processes_count else []
+    counted: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    for places in mine:
+        batch = task.collate(indices[places], 0).to(processes.device)
+        _, counts = task.loss(model, batch, totals, True)
+        for name, value in counts.items():
+            counted[name] = counted[name] + value.double().cpu()
+    names = sorted(counted)
+    values = processes.sum(torch.stack([counted[name] for name in names]).to(processes.device))
+    return task.metrics(dict(zip(names, values.tolist(), strict=True)), totals)

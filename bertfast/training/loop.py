@@ -1,0 +1,237 @@
+"""The loop: steps of a task's examples through a model, on one process or many, resumed at any step bit for bit.
+
+A step is N sequences, whatever the number of processes and of micro-batches: every draw is a function of the seed, the
+step and the example, losses are divided by the totals of the whole step, and dropout counts by the examples' ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import join
+from ..data.order import Order, Piece
+from ..data.philox import Purpose, draw
+from ..errors import RunError
+from . import flops, ranks
+from .processes import Processes
+from .recipe import Phase, Recipe
+from .schedules import learning_rate, sequences
+
+
+class Task(Protocol):
+    """What is trained for; `tasks.pretraining.Pretraining` is one."""
+
+    def examples(self, epoch: int) -> int: ...
+    def lengths(self, epoch: int) -> np.ndarray: ...
+    def totals(self, pieces: Sequence[Piece]) -> dict[str, int]: ...
+    def collate(self, indices: np.ndarray, epoch: int) -> Any: ...
+    def loss(
+        self, model: nn.Module, batch: Any, totals: Mapping[str, int], measured: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def metrics(
+        self, counted: Mapping[str, float], totals: Mapping[str, int]
+    ) -> dict[str, float]: ...
+
+
+class Done(NamedTuple):
+    """What a step did.
+
+    Fields:
+        step: its number in the run, from 1. metrics: those of the task. norm: of the gradient.
+        tokens: real ones of all processes. flops: of all processes. seconds: it took. rate: learning rate.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    norm: float
+    tokens: int
+    flops: float
+    seconds: float
+    rate: float
+
+
+class Plan(NamedTuple):
+    """What a step is made of.
+
+    Fields:
+        pieces: its examples. mine: this process's micro-batches, (epoch, indices) each.
+        lengths: of all its sequences. totals: of the task.
+    """
+
+    pieces: list[Piece]
+    mine: list[list[Piece]]
+    lengths: np.ndarray
+    totals: dict[str, int]
+
+
+class Loop:
+    """Steps of a recipe's phases.
+
+    Args:
+        recipe: what to do. tasks: of each phase. model: BERT with its heads, not wrapped.
+        optimizer: of the model that `processes.wrap` gave. wrapped: that model.
+        starts: of each phase's epochs, as far as known (`Order.starts`).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tasks: Sequence[Task],
+        model: nn.Module,
+        wrapped: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        processes: Processes,
+        starts: Sequence[list[int]] | None = None,
+    ):
+        self.recipe, self.tasks, self.model, self.wrapped = recipe, tasks, model, wrapped
+        self.optimizer, self.processes = optimizer, processes
+        self.orders = [
+            Order(
+                task.examples,
+                recipe.seed,
+                sequences(recipe, phase),
+                None if starts is None else starts[i],
+            )
+            for i, (task, phase) in enumerate(zip(tasks, recipe.phases, strict=True))
+        ]
+        self.seconds = 0.0  # that training took
+        self._ends = np.cumsum([phase.steps for phase in recipe.phases])
+
+    def run(self, first: int = 0) -> Iterator[Done]:
+        """The steps from `first` on, each when it is done; what `Done.step` says is the number of steps done then.
+
+        Raises:
+            RunError: a loss or gradient is not finite; the weights are those before the step.
+        """
+        step = first
+        self.wrapped.train()
+        while self.done(step) < 1:
+            began = time.perf_counter()
+            found = self._step(step)
+            seconds = self.processes.of_first(time.perf_counter() - began)
+            self.seconds += seconds
+            step += 1
+            yield found._replace(seconds=seconds)
+
+    def done(self, step: int) -> float:
+        """Share of the run that lies before a step: of its steps, or of its time."""
+        budget = self.recipe.seconds()
+        return step / self.recipe.steps if budget is None else self.seconds / budget
+
+    def phase_of(self, step: int) -> tuple[int, int]:
+        """The phase of a step, and the step's number in it; a budget goes on in the last phase."""
+        phase = min(int(np.searchsorted(self._ends, step, side="right")), len(self._ends) - 1)
+        return phase, step - (int(self._ends[phase - 1]) if phase else 0)
+
+    def plan(self, step: int, rank: int | None = None) -> Plan:
+        """What a step is made of, for a process; a function of the recipe and the number of processes."""
+        phase, inner = self.phase_of(step)
+        return plan_step(
+            self.tasks[phase],
+            self.orders[phase].step(inner),
+            self.recipe.phases[phase],
+            self.model.config,
+            self.processes.rank if rank is None else rank,
+            self.processes.count,
+        )
+
+    def _step(self, step: int) -> Done:
+        recipe, (phase, _) = self.recipe, self.phase_of(step)
+        task, plan = self.tasks[phase], self.plan(step)
+        rate = learning_rate(recipe, self.done(step))
+        measured = bool(recipe.log_every) and (step + 1) % recipe.log_every == 0
+        self.optimizer.zero_grad(set_to_none=True)
+        counted: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        for batch, last in _ahead(task, plan.mine, self.processes.device):
+            with self.processes.accumulating(self.wrapped, last), self._precision():
+                torch.manual_seed(dropout_seed(recipe.seed, step))
+                loss, counts = task.loss(self.wrapped, batch, plan.totals, measured and last)
+            with self.processes.accumulating(self.wrapped, last):
+                # torch's wrappers take the mean over processes, and this loss is a part of the sum
+                (loss * self.processes.count if self.processes.count > 1 else loss).backward()
+            for name, value in counts.items():
+                counted[name] = counted[name].to(value.device) + value
+        counts = self._sum(counted)
+        norm = self._clip()
+        metrics = task.metrics(counts, plan.totals)
+        if not all(map(math.isfinite, (*metrics.values(), norm))):
+            raise RunError(
+                f"step {step + 1}: the loss is {metrics['loss']:g} and the gradient's norm {norm:g}. The weights are "
+                "still those of the step before; try a lower learning_rate, a longer warmup, or float32."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        work = flops.training_flops(self.model.config, plan.lengths, plan.totals.get("labels", 0))
+        return Done(step + 1, metrics, norm, int(plan.lengths.sum()), work, 0.0, rate)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.recipe.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.processes.device.type, torch.bfloat16)
+
+    def _sum(self, counted: Mapping[str, Tensor]) -> dict[str, float]:
+        names = sorted(counted)
+        values = torch.stack([counted[name].double() for name in names])
+        return dict(zip(names, self.processes.sum(values).tolist(), strict=True))
+
+    def _clip(self) -> float:
+        most = self.recipe.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def plan_step(
+    task: Task, pieces: list[Piece], phase: Phase, config: Any, rank: int, count: int
+) -> Plan:
+    """How the examples of a step are shared out.
+
+    Args:
+        config: a BertConfig, whose sizes say what a sequence costs.
+        rank, count: the process, and how many there are.
+    """
+    lengths = np.concatenate([task.lengths(piece.epoch)[piece.indices] for piece in pieces])
+    epochs = np.concatenate([np.full(len(piece.indices), piece.epoch) for piece in pieces])
+    indices = np.concatenate([piece.indices for piece in pieces])
+    cost = ranks.work(
+        lengths, config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    )
+    mine = ranks.parts_of_step(lengths, cost, count, phase.micro_tokens)[rank]
+    parts = [
+        [Piece(int(e), indices[places[epochs[places] == e]]) for e in np.unique(epochs[places])]
+        for places in mine
+    ]
+    return Plan(pieces, parts, lengths, task.totals(pieces))
+
+
+def dropout_seed(seed: int, step: int) -> int:
+    """The seed of torch's generator for every micro-batch of a step; examples differ by their ids."""
+    high, low, *_ = draw(seed, Purpose.DROPOUT, 0, np.array([step]))
+    return int(high[0]) << 31 | int(low[0]) >> 1
+
+
+def _ahead(
+    task: Task, parts: Sequence[Sequence[Piece]], device: torch.device
+) -> Iterator[tuple[Any, bool]]:
+    """The batches of a step, each made while the one before is computed; and whether it is the last."""
+
+    def make(part: Sequence[Piece]) -> Any:
+        return join([task.collate(piece.indices, piece.epoch) for piece in part])
+
+    with ThreadPoolExecutor(1) as worker:
+        made = worker.submit(make, parts[0])
+        for i in range(len(parts)):
+            batch = made.result()
+            if i + 1 < len(parts):
+                made = worker.submit(make, parts[i + 1])
+            yield batch.to(device), i + 1 == len(parts)
