@@ -245,7 +245,10 @@ def make_model(recipe: Recipe, store: Store, folder: Path | None = None) -> nn.M
     config = make_config(recipe, store)
     torch.manual_seed(recipe.seed)  # for what is new
     if folder is None and recipe.model is None:
-        model = kind(config)
+        try:
+            model = kind(config)
+        except ValueError as error:
+            raise ArgumentError("config", "what makes a model", str(error)) from error
     else:
         if folder is None:
             store.check_vocabulary(recipe.model)
