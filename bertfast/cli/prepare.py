@@ -25,7 +25,7 @@ def processors() -> int:
 Examples:
   bertfast prepare books.txt -o store --tokenizer MODEL
   bertfast prepare wiki-*.parquet -o store --tokenizer MODEL --workers 16
-  bertfast prepare news.jsonl -o store --tokenizer MODEL --language zh --words jieba
+  bertfast prepare n.jsonl -o s --tokenizer MODEL --language zh --words jieba
 
 A run that is stopped is gone on with by the same command.
 """
