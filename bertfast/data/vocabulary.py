@@ -96,7 +96,7 @@ def copy_tokenizer(source: Path, target: Path, tokenizer: Tokenizer, tokens: lis
     """The files of a tokenizer, into the folder `target`, which is made; what `source` lacks of them is written."""
     target.mkdir(parents=True, exist_ok=True)
     for file in TOKENIZER_FILES:
-        if (source / file).is_file():
+        if (source / file).is_file() and source.resolve() != target.resolve():
             shutil.copyfile(source / file, target / file)
     if not (target / "tokenizer.json").is_file():
         _write(target / "tokenizer.json", tokenizer.backend.to_str(pretty=True))
