@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import click
 
+from ..checkpoint.hub import resolve
 from ..data.prepare import prepare as prepare_store
 from ..data.segments import SEGMENTERS
+from ..data.vocabulary import TOKENIZER_FILES
 
 
 def processors() -> int:
@@ -22,7 +25,7 @@ def processors() -> int:
 Examples:
   bertfast prepare books.txt -o store --tokenizer MODEL
   bertfast prepare wiki-*.parquet -o store --tokenizer MODEL --workers 16
-  bertfast prepare news.jsonl -o store --tokenizer MODEL --language zh --words jieba
+  bertfast prepare n.jsonl -o s --tokenizer MODEL --language zh --words jieba
 
 A run that is stopped is gone on with by the same command.
 """
@@ -30,7 +33,10 @@ A run that is stopped is gone on with by the same command.
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, metavar="STORE", help="Folder to write.")
 @click.option(
-    "--tokenizer", required=True, metavar="FOLDER", help="A checkpoint's, or of bertfast vocab."
+    "--tokenizer",
+    required=True,
+    metavar="MODEL",
+    help="A checkpoint, on the hub too, or the folder of bertfast vocab.",
 )
 @click.option("--language", default="en", show_default=True, help="ISO 639 code, for sentences.")
 @click.option(
@@ -64,10 +70,12 @@ def prepare(
     INPUT is a .txt file with blank lines between documents, a .jsonl or .parquet file with a
     document in each record, or a folder that datasets.load_from_disk reads.
     """
+    if sentences is not None:
+        sys.path.insert(0, os.getcwd())  # where a user's module lies
     store = prepare_store(
         inputs,
         output,
-        tokenizer=tokenizer,
+        tokenizer=resolve(tokenizer, allow_patterns=TOKENIZER_FILES),
         language=language,
         field=field,
         sentence_hook=sentences,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from .._files import read_json, write_json
 from ..checkpoint.hub import require
-from ..errors import BertfastError, InputFileError, StoreError
+from ..errors import ArgumentError, BertfastError, InputFileError, StoreError
 from . import readers, sentences, shards
 from .segments import Segmenter, check_words
 from .store import FILE, SHARDS, TOKENIZER, VERSION, Store, shard_folder, token_dtype, write_summary
@@ -66,12 +66,15 @@ def prepare(
         progress: show a bar; None: on a terminal.
 
     Raises:
+        ArgumentError: an argument is out of its range, or the name of an input says no known format.
         InputFileError: an input cannot be read, or there is no word in all of them.
         StoreError: the folder holds a store of other settings, or another run is at work on it.
         CheckpointError: no tokenizer, or one without [MASK].
         OSError: the disk is full. What is finished stays, and the next run goes on.
     """
     check_words(words)
+    if workers < 1:
+        raise ArgumentError("workers", "one process or more", repr(workers))
     sentences.splitter(language, sentence_hook)  # raises what is wrong before anything is written
     source = Path(tokenizer)
     loaded, vocabulary = read_vocabulary(source)

@@ -20,8 +20,10 @@ from ..text.tokenizer import Tokenizer
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 PIECE = "##"  # what the tokens that go on with a word begin with
-_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-_MORE_FILES = ("special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 _ALPHABET = 1000  # characters that a vocabulary of an alphabetic language keeps, as BERT's own
 _LENGTH = 512
 
@@ -93,8 +95,8 @@ def describe(ids: dict[str, int], names: dict[str, str], place: str) -> Vocabula
 def copy_tokenizer(source: Path, target: Path, tokenizer: Tokenizer, tokens: list[str]) -> None:
     """The files of a tokenizer, into the folder `target`, which is made; what `source` lacks of them is written."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in (*_FILES, *_MORE_FILES):
-        if (source / file).is_file():
+    for file in TOKENIZER_FILES:
+        if (source / file).is_file() and source.resolve() != target.resolve():
             shutil.copyfile(source / file, target / file)
     if not (target / "tokenizer.json").is_file():
         _write(target / "tokenizer.json", tokenizer.backend.to_str(pretty=True))

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,12 +68,12 @@ def test_workers_starts_and_batches_change_nothing(store):
 
 
 def test_another_process_makes_the_same(store):
+    path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     program = f"""
 import sys
-from bertfast.data.masking import Masking
 from bertfast.data.store import Store
 from bertfast.tasks.pretraining import Pretraining
-sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
+sys.path[:0] = {path!r}
 from test_batches import OPTIONS, digest
 print(digest([Pretraining(Store.open({str(store.folder)!r}), **OPTIONS).collate(range(40), 1)]))
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from click.testing import CliRunner
 
 from bertfast.cli import main
@@ -22,6 +24,17 @@ def test_from_documents_to_a_store(corpus, tmp_path):
     found = Store.open(store, verify=True)
     assert found.vocab_size == 120
     assert f"60 documents, {found.sentences} sentences, {found.tokens} tokens" in made.output
+
+
+def test_a_hook_of_the_working_folder(tmp_path, minilm, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "own_splitter.py").write_text("def split(text):\n    return text.split('|')\n")
+    (tmp_path / "a.txt").write_text("one|two|three\n\nfour")
+    options = ("--tokenizer", minilm, "--sentences", "own_splitter:split")
+    made = run("prepare", "a.txt", "-o", "store", *options)
+    assert made.exit_code == 0, made.output
+    assert "2 documents, 4 sentences, 4 tokens" in made.output
 
 
 def test_one_document_is_said(tmp_path, minilm):

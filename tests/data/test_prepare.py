@@ -309,7 +309,10 @@ def test_two_runs_on_one_folder(store, corpus, minilm, small_slices):
         pytest.raises(StoreError, match="got one that is preparing this store"),
     ):
         prepare([corpus], store.folder, tokenizer=minilm)
-    prepare([corpus], store.folder, tokenizer=minilm)
+    again = prepare([corpus], store.folder, tokenizer=store.tokenizer_folder)  # its own serves too
+    assert again.fingerprint == store.fingerprint
+    with pytest.raises(ArgumentError, match="workers: expected one process or more, got 0"):
+        prepare([corpus], store.folder, tokenizer=minilm, workers=0)
 
 
 def test_empty_corpus(tmp_path, minilm):
