@@ -34,7 +34,9 @@ def test_rows_of_no_sequence():
         assert (values[9:] == 0).all()
         assert values[:9].ne(0).any(-1).all()
     exact, plain = (
-        harness.formulas.attention(qkv.detach()[:9].to(dtype), starts, 6, 8**-0.5, 0.0, None)[0]
+        harness.formulas.attention(qkv.detach()[:9].to(dtype), starts, 6, 8**-0.5, 0.0, None, None)[
+            0
+        ]
         for dtype in (torch.float64, torch.float32)
     )
     for result in (out, inference):
@@ -71,12 +73,12 @@ def test_nothing_is_read_on_the_host():
     qkv, backend = qkv.detach(), dispatch.backends_of("attention")["eager"]
     with Reads():
         for save in (False, True):
-            out, lse = backend.forward(qkv, starts, 5, 0.3, 0.0, None, save)
-        backend.backward(torch.ones_like(out), qkv, out, lse, starts, 5, 0.3, 0.0, None)
+            out, lse = backend.forward(qkv, starts, 5, 0.3, 0.0, None, None, save)
+        backend.backward(torch.ones_like(out), qkv, out, lse, starts, 5, 0.3, 0.0, None, None)
 
 
 def test_too_much_padding_is_refused():
     qkv, starts = _stream(*[1] * 40, 200)
-    call = CONTRACTS["attention"].forward(qkv, starts, 200, 0.3, 0.0, None, False)
+    call = CONTRACTS["attention"].forward(qkv, starts, 200, 0.3, 0.0, None, None, False)
     assert dispatch.reasons(call)["eager"] == f"{41 * 200} padded tokens for 240 real ones"
     assert PADDING * 240 < 41 * 200
