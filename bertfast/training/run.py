@@ -215,17 +215,10 @@ def make_config(recipe: Recipe, store: Store) -> Any:
     Raises:
         ArgumentError: it is none, or has too few positions for a phase.
     """
-    from transformers import BertConfig
+    from ..models import pretraining
 
-    try:
-        if recipe.model is not None:
-            config = BertConfig.from_pretrained(recipe.model)
-        else:
-            fields = {"vocab_size": store.vocab_size, "pad_token_id": store.pad}
-            config = BertConfig(**{**recipe.config, **fields})
-    except (TypeError, ValueError, OSError) as error:
-        name = "config" if recipe.model is None else "model"
-        raise ArgumentError(name, "what makes a BertConfig", str(error)) from error
+    fields = {"vocab_size": store.vocab_size, "pad_token_id": store.pad}
+    config = pretraining.make_config(recipe.model, {**(recipe.config or {}), **fields})
     longest, positions = max(p.length for p in recipe.phases), config.max_position_embeddings
     if longest > positions:
         raise ArgumentError("phases: length", f"at most {positions}, the positions", str(longest))
@@ -239,21 +232,13 @@ def make_model(recipe: Recipe, store: Store, folder: Path | None = None) -> nn.M
         StoreError: the recipe's model has another vocabulary than the store.
         ArgumentError: see `make_config`.
     """
-    from ..models import heads
+    from ..models import pretraining
 
-    kind = heads.BertForPreTraining if recipe.next_sentence else heads.BertForMaskedLM
     config = make_config(recipe, store)
-    torch.manual_seed(recipe.seed)  # for what is new
-    if folder is None and recipe.model is None:
-        try:
-            model = kind(config)
-        except ValueError as error:
-            raise ArgumentError("config", "what makes a model", str(error)) from error
-    else:
-        if folder is None:
-            store.check_vocabulary(recipe.model)
-        with _quiet():
-            model = kind.from_pretrained(folder or recipe.model, dtype=torch.float32)
+    if folder is None and recipe.model is not None:
+        store.check_vocabulary(recipe.model)
+    source = folder or recipe.model
+    model = pretraining.make_model(config, source, recipe.seed, recipe.next_sentence)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
@@ -261,26 +246,9 @@ def make_model(recipe: Recipe, store: Store, folder: Path | None = None) -> nn.M
 
 def save_model(model: nn.Module, weights: dict[str, Any], store: Store, folder: Path) -> None:
     """As transformers saves it, with the store's tokenizer."""
-    with _quiet():
-        model.save_pretrained(folder, state_dict=weights)
-    for path in store.tokenizer_folder.iterdir():
-        shutil.copy(path, folder / path.name)
+    from ..models import pretraining
 
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers reports weights that are new as a table, which a recipe's heads are, and draws bars for seconds."""
-    from transformers.utils import logging as theirs
-
-    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(level)
-        if bars:
-            theirs.enable_progress_bar()
+    pretraining.save_model(model, weights, store.tokenizer_folder, folder)
 
 
 def _resume_settings(saved: state.Saved, store: Store, processes: Processes, say: Any) -> None:

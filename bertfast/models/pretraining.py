@@ -1,0 +1,73 @@
+"""The model that is pretrained: its configuration, made or loaded, and saved as transformers does it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.utils import logging as theirs
+
+from ..errors import ArgumentError
+from . import heads
+
+
+def make_config(model: str | os.PathLike[str] | None, fields: Mapping[str, Any]) -> BertConfig:
+    """That of a checkpoint, or with `model` None one of these fields. Raises ArgumentError where there is none."""
+    try:
+        return BertConfig(**fields) if model is None else BertConfig.from_pretrained(model)
+    except (TypeError, ValueError, OSError) as error:
+        name = "config" if model is None else "model"
+        raise ArgumentError(name, "what makes a BertConfig", str(error)) from error
+
+
+def make_model(
+    config: BertConfig, folder: str | os.PathLike[str] | None, seed: int, next_sentence: bool
+) -> nn.Module:
+    """`BertForPreTraining`, or `BertForMaskedLM` without next sentences, in float32.
+
+    Args:
+        folder: of a checkpoint; weights that it lacks, and with None all, are new. seed: of what is new.
+
+    Raises:
+        ArgumentError: the config makes no model.
+    """
+    kind = heads.BertForPreTraining if next_sentence else heads.BertForMaskedLM
+    torch.manual_seed(seed)
+    if folder is not None:
+        with _quiet():
+            return kind.from_pretrained(folder, dtype=torch.float32)
+    try:
+        return kind(config)
+    except ValueError as error:
+        raise ArgumentError("config", "what makes a model", str(error)) from error
+
+
+def save_model(
+    model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Path, folder: Path
+) -> None:
+    """As transformers saves it, with the files of a tokenizer's folder."""
+    with _quiet():
+        model.save_pretrained(folder, state_dict=dict(weights))
+    for path in tokenizer.iterdir():
+        shutil.copy(path, folder / path.name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers reports weights that are new as a table, which a recipe's heads are, and draws bars for seconds."""
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
