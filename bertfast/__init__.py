@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         BertForTokenClassification,
     )
     from .models.optimize import optimize, restore
+    from .training.run import pretrain
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOMES = {  # of what is imported when first asked for, as it imports transforme
     "BertConfig": "transformers",
     "BertModel": "bertfast.models.bert",
     "optimize": "bertfast.models.optimize",
+    "pretrain": "bertfast.training.run",
     "restore": "bertfast.models.optimize",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "explain",
     "fill_mask",
     "optimize",
+    "pretrain",
     "restore",
     "use_backend",
 ]

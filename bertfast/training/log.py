@@ -26,12 +26,21 @@ class Log:
     A run that goes on writes after what is there, without the lines of steps that are done again.
 
     Args:
-        folder: of the run. step: done so far. peak: FLOP/s that all processes could do, or None.
+        folder: of the run. step: done so far.
+        peak: gives the FLOP/s that all processes could do now, or None. What it gave most counts: on a shared machine
+            it is less at times.
         say: takes a line for the terminal.
     """
 
-    def __init__(self, folder: Path, step: int, peak: float | None, say: Callable[[str], None]):
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        peak: Callable[[], float | None],
+        say: Callable[[str], None],
+    ):
         self._path, self._peak, self._say = folder / FILE, peak, say
+        self._best = 0.0
         _cut(self._path, step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
         self._tokens = self._flops = self._seconds = 0.0
@@ -50,14 +59,15 @@ class Log:
             "tokens_per_second": self._tokens / seconds,
             "tflops": self._flops / seconds / 1e12,
         }
-        if self._peak:
-            speed["utilisation"] = self._flops / seconds / self._peak
+        self._best = max(self._best, self._peak() or 0.0)
+        if self._best:
+            speed["utilisation"] = self._flops / seconds / self._best
         rest = {"learning_rate": done.rate, "gradient_norm": done.norm, "seconds": self._seconds}
         self._tokens = self._flops = self._seconds = 0.0
         self._write({"step": done.step, **done.metrics, **speed, **rest})
         shown = [text.format(done.metrics[name]) for name, text in _SHOWN if name in done.metrics]
         rate = f"{speed['tokens_per_second']:,.0f} tok/s"
-        used = f" ({speed['utilisation']:.0%} of peak)" if self._peak else ""
+        used = f" ({speed['utilisation']:.0%} of peak)" if self._best else ""
         shown += [f"lr {done.rate:.2e}", f"{rate}, {speed['tflops']:.3f} TFLOP/s{used}"]
         self._say(f"step {done.step}{steps}: {', '.join(shown)}")
 

@@ -61,13 +61,13 @@ class AdamW(torch.optim.AdamW):
         held = [{name: group[name] for name in _CHANGED} for group in self.param_groups]
         try:
             for group in self.param_groups:
-                self._uncorrect(group)
+                self._without_correction(group)
             return super().step()
         finally:
             for group, values in zip(self.param_groups, held, strict=True):
                 group.update(values)
 
-    def _uncorrect(self, group: dict[str, Any]) -> None:
+    def _without_correction(self, group: dict[str, Any]) -> None:
         state = self.state.get(group["params"][0])
         time = 1 + (int(state["step"]) if state else 0)
         c1, c2 = (1 - beta**time for beta in group["betas"])

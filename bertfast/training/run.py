@@ -29,7 +29,7 @@ from .log import Log, draw_curves
 from .loop import Loop, Steps
 from .optimizers import make_optimizer
 from .processes import Processes
-from .recipe import Recipe
+from .recipe import Recipe, read_recipe
 
 RECIPE = "recipe.json"
 FINAL = "model"
@@ -48,7 +48,7 @@ class Stopped(Exception):
 
 
 def pretrain(
-    recipe: Recipe,
+    recipe: Recipe | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     device: str | torch.device | None = None,
@@ -59,6 +59,7 @@ def pretrain(
     Started by torchrun, all processes train together; each calls this.
 
     Args:
+        recipe: `training.recipe.Recipe`, or the name of a YAML file (see `read_recipe`).
         folder: of the run: checkpoints/, log.jsonl, tensorboard/, curves.svg, and in the end model/.
         say: takes lines for the terminal, in the first process.
 
@@ -70,6 +71,7 @@ def pretrain(
         StoreError, CheckpointError: what is to be read is damaged, or does not fit.
         OSError: the disk is full; the checkpoint before is as it was.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     folder, processes = Path(folder), Processes(device)
     try:
         with _locked(folder, processes), _signals() as came:
@@ -332,8 +334,12 @@ def _logging(folder: Path, step: int, processes: Processes, say: Any) -> Iterato
     if not processes.first:
         yield None
         return
-    peak = flops.peak(processes.device)
-    log = Log(folder, step, None if peak is None else peak * processes.count, say)
+
+    def peak() -> float | None:
+        found = flops.peak(processes.device)
+        return None if found is None else found * processes.count
+
+    log = Log(folder, step, peak, say)
     try:
         yield log
     finally:

