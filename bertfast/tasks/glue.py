@@ -144,8 +144,8 @@ TASKS = {
 
 
 class Examples(NamedTuple):
-    """texts: one or two lists of texts. labels: class numbers int64, or scores float64; None of a test file. index: what
-    numbers the examples of a test file; None of others. dropped: the lines that were left out."""
+    """texts: one or two lists of texts. labels: class numbers int64, or scores float64; None of a test file. index:
+    what numbers the examples of a test file; None of others. dropped: the lines that were left out."""
 
     texts: list[list[str]]
     labels: np.ndarray | None
@@ -214,8 +214,8 @@ def average(results: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def paper_average(results: Mapping[str, Mapping[str, float]]) -> float:
-    """The average of BERT's paper: one figure a task (F1 of QQP and MRPC, Spearman's correlation of STS-B), MNLI's matched
-    and mismatched each for itself, no WNLI. results: as in `average`."""
+    """The average of BERT's paper: one figure a task (F1 of QQP and MRPC, Spearman's correlation of STS-B), MNLI's
+    matched and mismatched each for itself, no WNLI. results: as in `average`."""
     _check_results(results)
     figures = list(results["mnli"].values())
     figures += [results[n][t.paper] for n, t in TASKS.items() if n not in ("mnli", "wnli")]

@@ -1,8 +1,8 @@
 """Windows over a context that is too long for a model, for questions about it, and answers back from their logits.
 
-A window reads [CLS] question [SEP] part of the context [SEP]. A window starts `stride` tokens of the context after the one
-before. A token is in several; it counts where it has the most context on its poorer side. All functions are pure; context
-tokens are numbered from 0, and offsets are the character offsets that `tokenizers` gives.
+A window reads [CLS] question [SEP] part of the context [SEP]. A window starts `stride` tokens of the context after the
+one before. A token is in several; it counts where it has the most context on its poorer side. All functions are pure;
+context tokens are numbered from 0, and offsets are the character offsets that `tokenizers` gives.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def best_spans(
 
 
 def null_score(start_logits: Sequence[ArrayLike], end_logits: Sequence[ArrayLike]) -> float:
-    """The score of no answer: the least over the windows of [CLS]'s start logit + end logit. Less the best span's score it
-    is what a threshold is tuned on.
+    """The score of no answer: the least over the windows of [CLS]'s start logit + end logit. Less the best span's score
+    it is what a threshold is tuned on.
 
     Args:
         start_logits, end_logits: as in `best_spans`.

@@ -1,4 +1,5 @@
-"""Columns of a table as texts, labels and numbers; what is none is an `InputFileError` that names file, line and column."""
+"""Columns of a table as texts, labels and numbers. A value that is none is an `InputFileError` with file, line and
+column."""
 
 from __future__ import annotations
 
@@ -146,7 +147,7 @@ def _labels(table: Table, column: str) -> list[str]:
 
 
 def _label(table: Table, index: int, column: str, value: Any) -> str:
-    """A label is a string that is not empty; true, false and whole numbers are read as strings, as a csv file has them."""
+    """A label is a string that is not empty; true, false and whole numbers become strings, as a csv file has them."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

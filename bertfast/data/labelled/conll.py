@@ -38,8 +38,8 @@ def read_conll(path: str | os.PathLike[str], word: int = 0, tag: int = -1) -> Se
     """The sentences of a file. Lines that begin with -DOCSTART- are passed over.
 
     Args:
-        word, tag: the columns, counted from 0, or from the end below 0. Columns are parted by a tab where the first line
-            has one, else by blanks.
+        word, tag: the columns, counted from 0, or from the end below 0. Columns are parted by a tab where the first
+            line has one, else by blanks.
 
     Raises:
         InputFileError: the file cannot be read or has no sentence; a line has another number of columns than the first

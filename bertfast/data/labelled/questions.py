@@ -46,8 +46,8 @@ class Mismatch(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """questions: in the order of the file. mismatched: answers whose place is wrong, kept or not. dropped: the ids of the
-    questions that lost all their answers by it, and were left out."""
+    """questions: in the order of the file. mismatched: answers whose place is wrong, kept or not. dropped: the ids of
+    the questions that lost all their answers by it, and were left out."""
 
     questions: list[Question]
     mismatched: list[Mismatch]

@@ -21,8 +21,8 @@ LANGUAGES = ("en", "zh")
 
 
 class AnswerScores(NamedTuple):
-    """exact, f1: from 0 to 1. count: questions. answered, null: the same of those with and without an answer, (exact, f1,
-    count), None where there is none."""
+    """exact, f1: from 0 to 1. count: questions. answered, null: the same of those with and without an answer,
+    (exact, f1, count), None where there is none."""
 
     exact: float
     f1: float
