@@ -79,15 +79,13 @@ def input_ids(
 def owners(found: Windows) -> np.ndarray:
     """The window in which each context token has the most context: int64 [context tokens].
 
-    As BERT's code: min(tokens before it, tokens after it) + 0.01 * the window's length; the first of equal windows.
+    The most of min(tokens before it, tokens after it); the first of equal windows. BERT's code adds 0.01 * the window's
+    length, which changes nothing: only the last window may be shorter, and the ones before it win already.
     """
     count = int((found.starts + found.lengths).max())
     tokens = np.arange(count)[:, None]
     before, after = tokens - found.starts, found.starts + found.lengths - 1 - tokens
-    # whole numbers: a hundredth of a length in floats would break ties by rounding
-    score = 100 * np.minimum(before, after) + found.lengths
-    score[(before < 0) | (after < 0)] = -1
-    return np.argmax(score, axis=1)
+    return np.argmax(np.minimum(before, after), axis=1)  # below 0 outside a window
 
 
 def answer_tokens(offsets: ArrayLike, start: int, stop: int) -> tuple[int, int] | None:
