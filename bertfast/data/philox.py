@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     NGRAM = 7
     SHUFFLE = 8
     DROPOUT = 9
+    SPLIT = 10
 
 
 def draw(

@@ -236,7 +236,13 @@ def _rows(part: Slice) -> Iterator[str]:
             yield text
 
 
-def _dataset(path: str, field: str) -> Any:
+def open_dataset(path: str) -> Any:
+    """The `datasets.Dataset` of a folder.
+
+    Raises:
+        InputFileError: it is no such folder, or has several parts.
+        UnsupportedError: the library is not installed.
+    """
     library = require("datasets", f"The folder {path}")
     try:
         data = library.load_from_disk(path)
@@ -249,6 +255,11 @@ def _dataset(path: str, field: str) -> Any:
             f"{path}: expected one data set, got {', '.join(data)}. Give the folder of one, such as "
             f"{os.path.join(path, next(iter(data), 'train'))}."
         )
+    return data
+
+
+def _dataset(path: str, field: str) -> Any:
+    data = open_dataset(path)
     if field not in data.column_names:
         raise InputFileError(f"{path}: {text_readers.no_field(field, data.column_names)}")
     return data

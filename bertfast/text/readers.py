@@ -124,11 +124,13 @@ def _read_txt(handle: IO[bytes], name: str, field: str) -> Numbered:
         yield number, line.removesuffix("\n").removesuffix("\r")
 
 
-def read_jsonl(handle: Iterable[bytes], name: str, field: str, first: int = 1) -> Numbered:
-    """The field of an object a line; blank lines are passed over. `first` is the number of the first line.
+def jsonl_records(
+    handle: Iterable[bytes], name: str, first: int = 1
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of each line; blank lines are passed over. `first` is the number of the first line.
 
     Raises:
-        InputFileError: a line is no JSON object, or its field no string.
+        InputFileError: a line is no JSON object.
     """
     for number, line in enumerate(lines(handle, name, first), first):
         if not line.strip():
@@ -139,22 +141,36 @@ def read_jsonl(handle: Iterable[bytes], name: str, field: str, first: int = 1) -
         except (ValueError, RecursionError) as error:
             raise InputFileError(f"{place}: expected a JSON object ({error}).") from error
         if not isinstance(record, dict):
-            raise InputFileError(f"{place}: expected a JSON object, got {_kind(record)}.")
+            raise InputFileError(f"{place}: expected a JSON object, got {kind_of(record)}.")
+        yield number, record
+
+
+def read_jsonl(handle: Iterable[bytes], name: str, field: str, first: int = 1) -> Numbered:
+    """The field of an object a line; blank lines are passed over. `first` is the number of the first line.
+
+    Raises:
+        InputFileError: a line is no JSON object, or its field no string.
+    """
+    for number, record in jsonl_records(handle, name, first):
+        place = f"{name}, line {number}"
         if field not in record:
             raise InputFileError(f"{place}: {no_field(field, record)}")
         text = record[field]
         if not isinstance(text, str):
-            raise InputFileError(f"{place}: {field}: expected a string, got {_kind(text)}.")
+            raise InputFileError(f"{place}: {field}: expected a string, got {kind_of(text)}.")
         if not is_unicode(text):
             raise InputFileError(f"{place}: {field}: expected text, got half a surrogate pair.")
         yield number, text
 
 
-def _read_csv(handle: IO[bytes], name: str, field: str) -> Numbered:
-    """A column of a table whose first row names the columns; blank rows are passed over."""
+def csv_rows(handle: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+    """(last line, fields) of each row of a table with commas and quotes; blank rows are passed over.
+
+    Raises:
+        InputFileError: a quote is not closed, or closed inside a field.
+    """
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader(lines(handle, name), strict=True)
-    index = None
     while True:
         try:
             row = next(rows, None)
@@ -162,19 +178,25 @@ def _read_csv(handle: IO[bytes], name: str, field: str) -> Numbered:
             raise InputFileError(f"{name}, line {rows.line_num}: {error}.") from error
         if row is None:
             return
-        if not row:
-            continue
+        if row:
+            yield rows.line_num, row
+
+
+def _read_csv(handle: IO[bytes], name: str, field: str) -> Numbered:
+    """A column of a table whose first row names the columns."""
+    index = None
+    for line, row in csv_rows(handle, name):
         if index is None:
             if field not in row:
-                raise InputFileError(f"{name}, line {rows.line_num}: {no_field(field, row)}")
+                raise InputFileError(f"{name}, line {line}: {no_field(field, row)}")
             index = row.index(field)
         elif len(row) <= index:
             raise InputFileError(
-                f"{name}, line {rows.line_num}: expected at least {index + 1} columns, as {field} "
+                f"{name}, line {line}: expected at least {index + 1} columns, as {field} "
                 f"is number {index + 1}, got {len(row)}."
             )
         else:
-            yield rows.line_num, row[index]
+            yield line, row[index]
 
 
 def _read_parquet(handle: IO[bytes], name: str, field: str) -> Numbered:
@@ -233,14 +255,15 @@ def parquet_rows(
             yield count, text
 
 
-def no_field(field: str, names: Iterable[str]) -> str:
+def no_field(field: str, names: Iterable[str], advice: str = "Say --field NAME.") -> str:
     """What an error says where a file lacks a field."""
     shown = [str(name)[:40] for name in names]
     more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    return f"no field {field!r}, only {', '.join(shown[:8]) or 'none'}{more}. Say --field NAME."
+    return f"no field {field!r}, only {', '.join(shown[:8]) or 'none'}{more}. {advice}"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What an error calls a JSON value's type."""
     return "null" if value is None else type(value).__name__
 
 

@@ -216,6 +216,19 @@ print(*sorted(after - before - set(sys.stdlib_module_names) - {"bertfast"}))
     assert run.stdout.split() == []
 
 
+def test_metrics_and_readers_need_no_torch():
+    """What counts figures and reads labels is numpy's alone."""
+    parts = ("bertfast.tasks.metrics", "bertfast.data.labelled")
+    files = ("bertfast.tasks.intervals", "bertfast.tasks.glue", "bertfast.tasks.windows")
+    found = [name for name in MODULES if name.startswith(parts) or name in files]
+    assert len(found) > 12
+    for name in found:
+        for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+            names = [alias.name for alias in getattr(node, "names", ()) if hasattr(alias, "name")]
+            named = [*names, getattr(node, "module", None) or ""]
+            assert not any(n.partition(".")[0] == "torch" for n in named), f"{name} imports torch"
+
+
 def test_one_file_includes_pybind11():
     suffixes = ("h", "cpp", "cu", "cuh")
     sources = [path for suffix in suffixes for path in ROOT.glob(f"csrc/**/*.{suffix}")]
