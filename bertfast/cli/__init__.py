@@ -26,6 +26,7 @@ _COMMANDS = (
     "prepare",
     "vocab",
     "pretrain",
+    "evaluate",
 )
 
 
