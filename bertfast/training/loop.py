@@ -24,7 +24,7 @@ from ..data.philox import Purpose, draw
 from ..errors import RunError
 from . import flops, ranks
 from .processes import Processes
-from .recipe import Phase, Recipe
+from .recipe import Recipe
 from .schedules import learning_rate, sequences
 
 
@@ -64,22 +64,21 @@ class Plan(NamedTuple):
     """What a step is made of.
 
     Fields:
-        pieces: its examples. mine: this process's micro-batches, (epoch, indices) each.
-        lengths: of all its sequences. totals: of the task.
+        phase: its number. mine: the micro-batches of a process, each of one epoch's examples or, at a border, of two.
+        lengths: of all sequences of the step. totals: of the task.
     """
 
-    pieces: list[Piece]
+    phase: int
     mine: list[list[Piece]]
     lengths: np.ndarray
     totals: dict[str, int]
 
 
-class Loop:
-    """Steps of a recipe's phases.
+class Steps:
+    """What each step of a run is made of: a function of the recipe and the number of processes.
 
     Args:
-        recipe: what to do. tasks: of each phase. model: BERT with its heads, not wrapped.
-        optimizer: of the model that `processes.wrap` gave. wrapped: that model.
+        recipe: what to do. tasks: of each phase. config: a BertConfig, whose sizes say what a sequence costs.
         starts: of each phase's epochs, as far as known (`Order.starts`).
     """
 
@@ -87,25 +86,58 @@ class Loop:
         self,
         recipe: Recipe,
         tasks: Sequence[Task],
+        config: Any,
+        starts: Sequence[list[int]] | None = None,
+    ):
+        self.recipe, self.tasks, self.config = recipe, tasks, config
+        known = starts or [None] * len(tasks)
+        self.orders = [
+            Order(task.examples, recipe.seed, sequences(recipe, phase), start)
+            for task, phase, start in zip(tasks, recipe.phases, known, strict=True)
+        ]
+        self._ends = np.cumsum([phase.steps for phase in recipe.phases])
+
+    def phase_of(self, step: int) -> tuple[int, int]:
+        """The phase of a step, from 0, and the step's number in it; a budget goes on in the last phase."""
+        phase = min(int(np.searchsorted(self._ends, step, side="right")), len(self._ends) - 1)
+        return phase, step - (int(self._ends[phase - 1]) if phase else 0)
+
+    def plan(self, step: int, rank: int, count: int) -> Plan:
+        """A step, from 0, as process `rank` of `count` has it."""
+        phase, inner = self.phase_of(step)
+        task, pieces = self.tasks[phase], self.orders[phase].step(inner)
+        lengths = np.concatenate([task.lengths(piece.epoch)[piece.indices] for piece in pieces])
+        epochs = np.concatenate([np.full(len(piece.indices), piece.epoch) for piece in pieces])
+        indices = np.concatenate([piece.indices for piece in pieces])
+        cost = ranks.work(lengths, self.config)
+        most = self.recipe.phases[phase].micro_tokens
+        mine = ranks.parts_of_step(lengths, cost, count, most)[rank]
+        parts = [
+            [Piece(int(e), indices[places[epochs[places] == e]]) for e in np.unique(epochs[places])]
+            for places in mine
+        ]
+        return Plan(phase, parts, lengths, task.totals(pieces))
+
+
+class Loop:
+    """Steps through a model.
+
+    Args:
+        steps: what they are made of. model: BERT with its heads, not wrapped.
+        wrapped: what `processes.wrap` gave. optimizer: of its parameters.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
         model: nn.Module,
         wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
         processes: Processes,
-        starts: Sequence[list[int]] | None = None,
     ):
-        self.recipe, self.tasks, self.model, self.wrapped = recipe, tasks, model, wrapped
+        self.steps, self.recipe, self.model, self.wrapped = steps, steps.recipe, model, wrapped
         self.optimizer, self.processes = optimizer, processes
-        self.orders = [
-            Order(
-                task.examples,
-                recipe.seed,
-                sequences(recipe, phase),
-                None if starts is None else starts[i],
-            )
-            for i, (task, phase) in enumerate(zip(tasks, recipe.phases, strict=True))
-        ]
         self.seconds = 0.0  # that training took
-        self._ends = np.cumsum([phase.steps for phase in recipe.phases])
 
     def run(self, first: int = 0) -> Iterator[Done]:
         """The steps from `first` on, each when it is done; what `Done.step` says is the number of steps done then.
@@ -128,26 +160,10 @@ class Loop:
         budget = self.recipe.seconds()
         return step / self.recipe.steps if budget is None else self.seconds / budget
 
-    def phase_of(self, step: int) -> tuple[int, int]:
-        """The phase of a step, and the step's number in it; a budget goes on in the last phase."""
-        phase = min(int(np.searchsorted(self._ends, step, side="right")), len(self._ends) - 1)
-        return phase, step - (int(self._ends[phase - 1]) if phase else 0)
-
-    def plan(self, step: int, rank: int | None = None) -> Plan:
-        """What a step is made of, for a process; a function of the recipe and the number of processes."""
-        phase, inner = self.phase_of(step)
-        return plan_step(
-            self.tasks[phase],
-            self.orders[phase].step(inner),
-            self.recipe.phases[phase],
-            self.model.config,
-            self.processes.rank if rank is None else rank,
-            self.processes.count,
-        )
-
     def _step(self, step: int) -> Done:
-        recipe, (phase, _) = self.recipe, self.phase_of(step)
-        task, plan = self.tasks[phase], self.plan(step)
+        recipe, processes = self.recipe, self.processes
+        plan = self.steps.plan(step, processes.rank, processes.count)
+        task = self.steps.tasks[plan.phase]
         rate = learning_rate(recipe, self.done(step))
         measured = bool(recipe.log_every) and (step + 1) % recipe.log_every == 0
         self.optimizer.zero_grad(set_to_none=True)
@@ -189,29 +205,6 @@ class Loop:
         most = self.recipe.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
-def plan_step(
-    task: Task, pieces: list[Piece], phase: Phase, config: Any, rank: int, count: int
-) -> Plan:
-    """How the examples of a step are shared out.
-
-    Args:
-        config: a BertConfig, whose sizes say what a sequence costs.
-        rank, count: the process, and how many there are.
-    """
-    lengths = np.concatenate([task.lengths(piece.epoch)[piece.indices] for piece in pieces])
-    epochs = np.concatenate([np.full(len(piece.indices), piece.epoch) for piece in pieces])
-    indices = np.concatenate([piece.indices for piece in pieces])
-    cost = ranks.work(
-        lengths, config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    )
-    mine = ranks.parts_of_step(lengths, cost, count, phase.micro_tokens)[rank]
-    parts = [
-        [Piece(int(e), indices[places[epochs[places] == e]]) for e in np.unique(epochs[places])]
-        for places in mine
-    ]
-    return Plan(pieces, parts, lengths, task.totals(pieces))
 
 
 def dropout_seed(seed: int, step: int) -> int:

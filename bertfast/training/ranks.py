@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import heapq
 import math
+from typing import Any
 
 import numpy as np
 
 
-def work(lengths: np.ndarray, hidden: int, inner: int, layers: int) -> np.ndarray:
-    """Multiply-adds of each sequence in the layers, float64: a * length + b * length²."""
-    lengths = lengths.astype(np.float64)
-    return layers * (lengths * (4 * hidden**2 + 2 * hidden * inner) + 2 * hidden * lengths**2)
+def work(lengths: np.ndarray, config: Any) -> np.ndarray:
+    """Multiply-adds of each sequence in a layer of a BertConfig, float64: a * length + b * length²."""
+    lengths, hidden, inner = lengths.astype(float), config.hidden_size, config.intermediate_size
+    return lengths * (4 * hidden**2 + 2 * hidden * inner) + 2 * hidden * lengths**2
 
 
 def share(cost: np.ndarray, parts: int) -> list[np.ndarray]:

@@ -71,7 +71,7 @@ class Recipe:
     store: str
     model: str | None = None
     config: Mapping[str, Any] | None = None
-    phases: tuple[Phase, ...] = (Phase(),)
+    phases: tuple[Phase, ...] = field(default_factory=lambda: (Phase(),))
     seed: int = 0
     next_sentence: bool = True
     hard: float = 0.0

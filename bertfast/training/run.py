@@ -26,7 +26,7 @@ from ..tuning.table import lines_of, share
 from . import flops, state
 from .evaluation import evaluate
 from .log import Log, draw_curves
-from .loop import Loop
+from .loop import Loop, Steps
 from .optimizers import make_optimizer
 from .processes import Processes
 from .recipe import Recipe
@@ -98,7 +98,8 @@ def _run(
     wrapped = processes.wrap(model, recipe.sharding)
     optimizer = make_optimizer(recipe, model)
     held = {} if saved is None else saved.state
-    loop = Loop(recipe, tasks, model, wrapped, optimizer, processes, held.get("starts"))
+    steps = Steps(recipe, tasks, model.config, held.get("starts"))
+    loop = Loop(steps, model, wrapped, optimizer, processes)
     if saved is not None:
         state.load_optimizer(saved.folder / state.OPTIMIZER, model, optimizer)
         loop.seconds = held["seconds"]
@@ -140,7 +141,7 @@ class _Run:
         return bool(every) and step % every == 0
 
     def _evaluate(self, step: int) -> None:
-        phase, _ = self.loop.phase_of(step - 1)
+        phase, _ = self.loop.steps.phase_of(step - 1)
         task = make_task(self.recipe, self.store, phase, "held-out")
         found = evaluate(task, self.loop.wrapped, self.recipe.evaluate_examples, self.processes)
         self.loop.wrapped.train()
@@ -168,7 +169,7 @@ class _Run:
         return {
             "step": step,
             "seconds": self.loop.seconds,
-            "starts": [order.starts for order in self.loop.orders],
+            "starts": [order.starts for order in self.loop.steps.orders],
             "store": self.store.fingerprint,
             "processes": self.processes.count,
             "threads": torch.get_num_threads(),
@@ -208,34 +209,51 @@ def make_task(recipe: Recipe, store: Store, phase: int, part: str) -> Pretrainin
     return Pretraining(store, length=recipe.phases[phase].length, part=part, **options)
 
 
+def make_config(recipe: Recipe, store: Store) -> Any:
+    """The BertConfig of the recipe's model.
+
+    Raises:
+        ArgumentError: it is none, or has too few positions for a phase.
+    """
+    from transformers import BertConfig
+
+    try:
+        if recipe.model is not None:
+            config = BertConfig.from_pretrained(recipe.model)
+        else:
+            fields = {"vocab_size": store.vocab_size, "pad_token_id": store.pad}
+            config = BertConfig(**{**recipe.config, **fields})
+    except (TypeError, ValueError, OSError) as error:
+        name = "config" if recipe.model is None else "model"
+        raise ArgumentError(name, "what makes a BertConfig", str(error)) from error
+    longest, positions = max(p.length for p in recipe.phases), config.max_position_embeddings
+    if longest > positions:
+        raise ArgumentError("phases: length", f"at most {positions}, the positions", str(longest))
+    return config
+
+
 def make_model(recipe: Recipe, store: Store, folder: Path | None = None) -> nn.Module:
     """BERT with the heads of pretraining: of a checkpoint's folder, of the recipe's model, or new by its config.
 
     Raises:
         StoreError: the recipe's model has another vocabulary than the store.
-        ArgumentError: the config is none, or the model has too few positions.
+        ArgumentError: see `make_config`.
     """
-    require("transformers", "Training")
-    from transformers import BertConfig
+    from ..models import heads
 
-    from .. import models
-
-    kind = models.BertForPreTraining if recipe.next_sentence else models.BertForMaskedLM
+    kind = heads.BertForPreTraining if recipe.next_sentence else heads.BertForMaskedLM
+    config = make_config(recipe, store)
     torch.manual_seed(recipe.seed)  # for what is new
-    if folder is not None or recipe.model is not None:
+    if folder is None and recipe.model is None:
+        try:
+            model = kind(config)
+        except ValueError as error:
+            raise ArgumentError("config", "what makes a model", str(error)) from error
+    else:
         if folder is None:
             store.check_vocabulary(recipe.model)
         with _quiet():
             model = kind.from_pretrained(folder or recipe.model, dtype=torch.float32)
-    else:
-        try:
-            fields = {**recipe.config, "vocab_size": store.vocab_size, "pad_token_id": store.pad}
-            model = kind(BertConfig(**fields))
-        except (TypeError, ValueError) as error:
-            raise ArgumentError("config", "fields of a BertConfig", str(error)) from error
-    longest, positions = max(p.length for p in recipe.phases), model.config.max_position_embeddings
-    if longest > positions:
-        raise ArgumentError("phases: length", f"at most {positions}, the positions", str(longest))
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
@@ -243,22 +261,26 @@ def make_model(recipe: Recipe, store: Store, folder: Path | None = None) -> nn.M
 
 def save_model(model: nn.Module, weights: dict[str, Any], store: Store, folder: Path) -> None:
     """As transformers saves it, with the store's tokenizer."""
-    model.save_pretrained(folder, state_dict=weights)
+    with _quiet():
+        model.save_pretrained(folder, state_dict=weights)
     for path in store.tokenizer_folder.iterdir():
         shutil.copy(path, folder / path.name)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers reports weights that are new as a table; a recipe's heads are."""
+    """transformers reports weights that are new as a table, which a recipe's heads are, and draws bars for seconds."""
     from transformers.utils import logging as theirs
 
-    level = theirs.get_verbosity()
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
     theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
         theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
 
 
 def _resume_settings(saved: state.Saved, store: Store, processes: Processes, say: Any) -> None:
