@@ -25,10 +25,8 @@ from .pretraining import Pretraining
 
 # of examples and masks: the same for every model, and not a seed that a recipe is likely to have
 SEED, _FIT_SEED = 0x6576616C00000000, 0x6576616C00000001
-HARD = {
-    "easy": 0.0,
-    "hard": 1.0,
-}  # the share of false second sides that come from the same document
+# the share of false second sides that come from the same document
+HARD = {"easy": 0.0, "hard": 1.0}
 _SIGMAS = NormalDist().inv_cdf(0.975)
 _COLLATED = 1024  # examples at a time
 
@@ -85,13 +83,14 @@ def evaluate(
     """Masked words, and next sentences where the model has that head, on documents that training did not see.
 
     Examples and masks depend on the store, `held_out` and `length` alone. Beside the model: unigram frequencies; and
-    for pairs how alike their sides are by idf-weighted words and by `embedder`, with a threshold that was fitted on as
-    many pairs of the training part. A model without the head for pairs gets examples of one side.
+    for pairs how alike their sides are by idf-weighted words and by `embedder`, unmasked, with a threshold that was
+    fitted on `examples` pairs of the training part. A model without the head for pairs gets examples of one side.
 
     Args:
         model: bertfast's `BertForPreTraining` or `BertForMaskedLM`; it is left in eval mode.
         held_out: as training held out; 0: all documents.
         length: the most tokens of an example. examples: the most that are looked at, from all over the documents.
+        embedder: of sentences.
 
     Raises:
         ArgumentError: another model, or an argument is out of its range.
@@ -109,21 +108,21 @@ def evaluate(
     }
     found = {kind: measure(task, model, examples, processes) for kind, task in tasks.items()}
     counts = baselines.count(store, documents_of(store, held_out, "train"))
-    easy, pairs = tasks["easy"], None
-    labels = np.concatenate([_labels(batch) for batch in _batches(easy, examples)])
-    words = _masked_lm(found["easy"], labels, counts, store)
-    sequences = len(some(easy, examples).indices)
+    labels = np.concatenate([_labels(batch) for batch in _batches(tasks["easy"], examples)])
+    words, pairs = _masked_lm(found["easy"], labels, counts, store), None
     if paired:
         scores = {"bag of words": baselines.bag_of_words(counts.idf())}
         if embedder is not None:
             scores["embedder"] = baselines.embedded(embedder, store)
-        pairs = {}
-        for kind, task in tasks.items():
-            fit = Pretraining(store, seed=_FIT_SEED, hard=HARD[kind], **options)
-            right = {"model": found[kind]["next_sentence_accuracy"]}
-            right |= _told_apart(scores, _pairs(fit, examples), _pairs(task, examples))
-            pairs[kind] = {name: wilson(share, sequences) for name, share in right.items()}
-    return Evaluation(held_out, documents, length, sequences, len(labels), words, pairs)
+        fits = {
+            kind: Pretraining(store, seed=_FIT_SEED, hard=HARD[kind], **options) for kind in tasks
+        }
+        pairs = {
+            kind: _next_sentence(found[kind], scores, fits[kind], task, examples)
+            for kind, task in tasks.items()
+        }
+    count = len(some(tasks["easy"], examples).indices)
+    return Evaluation(held_out, documents, length, count, len(labels), words, pairs)
 
 
 def wilson(share: float, trials: int) -> Share:
@@ -175,6 +174,20 @@ def _masked_lm(
         name: Words(loss, math.exp(loss), wilson(right, len(labels)))
         for name, (loss, right) in figures.items()
     }
+
+
+def _next_sentence(
+    found: dict[str, float],
+    scores: dict[str, Score],
+    fit: Pretraining,
+    task: Pretraining,
+    examples: int,
+) -> dict[str, Share]:
+    """The model, and the scores with thresholds fitted on examples of `fit`, on those of `task`."""
+    count = len(some(task, examples).indices)
+    right = {"model": found["next_sentence_accuracy"]}
+    right |= _told_apart(scores, _pairs(fit, examples), _pairs(task, examples))
+    return {name: wilson(share, count) for name, share in right.items()}
 
 
 def _batches(task: Pretraining, examples: int) -> Iterator[Batch]:
