@@ -17,7 +17,7 @@ from ..errors import BertfastError
 # each is a module here (- as _) with a command of its name
 _COMMANDS = (
     *("encode", "info", "explain", "fill-mask", "demo", "tune", "verify"),
-    *("prepare", "vocab", "show", "pretrain"),
+    *("prepare", "vocab", "show", "pretrain", "evaluate"),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.order import Piece
+from ..data.order import Order, Piece
 from . import ranks
 from .loop import Task
 from .processes import Processes
@@ -17,13 +17,21 @@ from .processes import Processes
 _TOKENS = 8192  # of a batch
 
 
+def some(task: Task, count: int) -> Piece:
+    """`count` examples of the task's epoch 0, or all if there are fewer: always the same, from all over its documents;
+    sorted."""
+    count = min(count, task.examples(0))
+    (piece,) = Order(task.examples, 0, np.array([count])).step(0)
+    return Piece(0, np.sort(piece.indices))
+
+
 @torch.no_grad()
 def evaluate(task: Task, model: nn.Module, count: int, processes: Processes) -> dict[str, float]:
-    """The task's metrics over the first `count` examples of its epoch 0, or all if there are fewer; shared out to
-    processes. The model is left in eval mode."""
+    """The task's metrics over `some` examples, shared out to processes. The model is left in eval mode."""
     model.eval()
-    indices = np.arange(min(count, task.examples(0)))
-    totals = task.totals([Piece(0, indices)])
+    piece = some(task, count)
+    indices = piece.indices
+    totals = task.totals([piece])
     lengths = task.lengths(0)[indices]
     processes_count = min(processes.count, len(indices))
     parts = ranks.parts_of_step(lengths, lengths.astype(float), processes_count, _TOKENS)

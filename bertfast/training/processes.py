@@ -27,7 +27,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0))
         self.device = torch.device(device or default_device())
         self._began = False
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and (self.count > 1 or self.device.index is None):
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
         if self.count > 1 and not dist.is_initialized():
