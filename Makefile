@@ -32,17 +32,14 @@ ecosystem: $(VENV)/.dev $(VENV)/.model $(VENV)/.transformers
 gates: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu_code/gates --all-architectures -s
 
-# bench: every benchmark that the machine can run. gpu: with a GPU, parity, compute-sanitizer, benchmarks, one report.
+# bench: every benchmark that the machine can run. gpu: with a GPU, parity, compute-sanitizer, benchmarks, one report. results: benchmarks/README.md.
 RUN_bench := -m pytest benchmarks/ --benchmark-only
 RUN_gpu := scripts/gpu.py
-bench gpu: $(VENV)/.dev $(VENV)/.model
+RUN_results := -m benchmarks.results $(RESULTS)
+bench gpu results: $(VENV)/.dev $(VENV)/.model
 	@! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
 	  BERTFAST_BUILD=cuda $(BIN)/python setup.py -q build_ext --inplace  # where torch sees a GPU, its kernels too
 	$(BIN)/python $(RUN_$@)
-
-# Models trained on real text, and what they can do: hours; RESULTS="build/results --only minilm".
-results: $(VENV)/.dev $(VENV)/.model
-	$(BIN)/python -m benchmarks.results $(RESULTS)
 
 # bertfast beside other engines for BERT, which are installed for it, in an hour; PEERS="--models minilm-l6 --rounds 3".
 bench-peers: $(VENV)/.dev $(VENV)/.model

@@ -17,7 +17,7 @@ Examples:
   bertfast pretrain recipe.yaml -o run
   bertfast pretrain bert-base --store books -o run
   bertfast pretrain budget-24h --store books --budget 6h -o run
-  torchrun --nproc-per-node 8 -m bertfast pretrain bert-large --store books -o run
+  torchrun --nproc-per-node 8 -m bertfast pretrain bert-large -o run
 
 The same command goes on with a run that was stopped, at the very step.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shlex
@@ -19,7 +20,9 @@ from click.testing import CliRunner
 import bertfast
 from bertfast import BertConfig
 from bertfast.cli import main
+from bertfast.data.prepare import prepare
 from harness import seeds
+from harness.stores import documents
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,6 +66,12 @@ def place(tmp_path_factory, minilm):
         (folder / name).symlink_to(folder / "MODEL")
     (folder / "sentences.txt").write_text("Call me Ishmael.\n明月\n")
     (folder / "reviews.csv").write_text("id,body\n1,good\n2,bad\n")
+    books = [json.dumps({"text": text}) + "\n" for text in documents(20)]
+    (folder / "books.jsonl").write_text("".join(books))
+    prepare([folder / "books.jsonl"], folder / "store", tokenizer=folder / "MODEL")
+    phase = {"length": 32, "steps": 2, "batch": 4}
+    recipe = {"store": "store", "model": "MODEL", "phases": [phase]}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
     (folder / "pages.jsonl").write_text('{"title": "a page"}\n')
     with gzip.open(folder / "big.txt.gz", "wt") as file:
         file.write("one\ntwo\n")
