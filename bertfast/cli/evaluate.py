@@ -62,7 +62,7 @@ def evaluate(
     dtype: str | None,
 ) -> None:
     """Measure MODEL on held-out documents of STORE: masked words and next sentences."""
-    from ..models.pretrained import load_pretrained
+    from ..models.pretraining import load_pretrained
 
     opened, folder = Store.open(store), resolve(model)
     opened.check_vocabulary(folder)

@@ -1,4 +1,4 @@
-"""The model that is pretrained: its configuration, made or loaded, and saved as transformers does it."""
+"""Models with the heads of pretraining: made, loaded, and saved as transformers does it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.utils import logging as theirs
 
-from ..errors import ArgumentError
-from . import heads
+from ..checkpoint.load import read_config
+from ..errors import ArgumentError, CheckpointError
+from .heads import BertForMaskedLM, BertForPreTraining
+
+_WORDS, _PAIRS = "cls.predictions.transform.dense.weight", "cls.seq_relationship.weight"
 
 
 def make_config(model: str | os.PathLike[str] | None, fields: Mapping[str, Any]) -> BertConfig:
@@ -38,7 +41,7 @@ def make_model(
     Raises:
         ArgumentError: the config makes no model.
     """
-    kind = heads.BertForPreTraining if next_sentence else heads.BertForMaskedLM
+    kind = BertForPreTraining if next_sentence else BertForMaskedLM
     torch.manual_seed(seed)
     if folder is not None:
         with _quiet():
@@ -57,6 +60,33 @@ def save_model(
         model.save_pretrained(folder, state_dict=dict(weights))
     for path in tokenizer.iterdir():
         shutil.copy(path, folder / path.name)
+
+
+def load_pretrained(
+    folder: str | os.PathLike[str], dtype: torch.dtype | str | None = None
+) -> BertForPreTraining | BertForMaskedLM:
+    """The model of a checkpoint folder in eval mode: `BertForPreTraining` where its weights have both heads, whatever
+    its config says, else `BertForMaskedLM`.
+
+    Args:
+        dtype: default: the checkpoint's.
+
+    Raises:
+        ConfigError, CheckpointError: it is no BERT, its files are damaged, or it has no masked-LM head.
+    """
+    read_config(folder)
+    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype or "auto"
+    with _quiet():
+        model, found = BertForPreTraining.from_pretrained(
+            folder, dtype=kind, output_loading_info=True
+        )
+        if _WORDS in found["missing_keys"]:
+            raise CheckpointError(
+                f"{folder}: expected a checkpoint with a masked-language-model head."
+            )
+        if _PAIRS in found["missing_keys"]:
+            model = BertForMaskedLM.from_pretrained(folder, dtype=kind)
+    return model.eval()
 
 
 @contextlib.contextmanager

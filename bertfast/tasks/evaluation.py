@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from torch import nn
@@ -21,13 +20,13 @@ from ..training.evaluation import some
 from ..training.processes import Processes
 from . import baselines
 from .baselines import Counts, Pairs, Score
+from .intervals import wilson
 from .pretraining import Pretraining
 
 # of examples and masks: the same for every model, and not a seed that a recipe is likely to have
 SEED, _FIT_SEED = 0x6576616C00000000, 0x6576616C00000001
 # the share of false second sides that come from the same document
 HARD = {"easy": 0.0, "hard": 1.0}
-_SIGMAS = NormalDist().inv_cdf(0.975)
 _COLLATED = 1024  # examples at a time
 
 
@@ -125,12 +124,8 @@ def evaluate(
     return Evaluation(held_out, documents, length, count, len(labels), words, pairs)
 
 
-def wilson(share: float, trials: int) -> Share:
-    """The share of trials that were right, with its 95 % interval (Wilson, 1927)."""
-    z = _SIGMAS**2 / trials
-    middle = (share + z / 2) / (1 + z)
-    width = math.sqrt(z * share * (1 - share) + z * z / 4) / (1 + z)
-    return Share(share, max(middle - width, 0.0), min(middle + width, 1.0))
+def _share(value: float, trials: int) -> Share:
+    return Share(value, *wilson(round(value * trials), trials))
 
 
 def _check(model: nn.Module, store: Store, length: int) -> bool:
@@ -171,7 +166,7 @@ def _masked_lm(
         "unigram": (counts.unigram_loss(labels), always),
     }
     return {
-        name: Words(loss, math.exp(loss), wilson(right, len(labels)))
+        name: Words(loss, math.exp(loss), _share(right, len(labels)))
         for name, (loss, right) in figures.items()
     }
 
@@ -187,7 +182,7 @@ def _next_sentence(
     count = len(some(task, examples).indices)
     right = {"model": found["next_sentence_accuracy"]}
     right |= _told_apart(scores, _pairs(fit, examples), _pairs(task, examples))
-    return {name: wilson(share, count) for name, share in right.items()}
+    return {name: _share(share, count) for name, share in right.items()}
 
 
 def _batches(task: Pretraining, examples: int) -> Iterator[Batch]:

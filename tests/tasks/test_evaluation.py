@@ -11,16 +11,15 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
-from scipy import stats
 
 import bertfast
 from bertfast.cli import main
 from bertfast.data.parts import documents_of
 from bertfast.errors import ArgumentError, CheckpointError, StoreError
-from bertfast.models.pretrained import load_pretrained
+from bertfast.models.pretraining import load_pretrained
 from bertfast.tasks import evaluation
 from bertfast.tasks.baselines import count, pairs_of
-from bertfast.tasks.evaluation import evaluate, wilson
+from bertfast.tasks.evaluation import evaluate
 from bertfast.tasks.pretraining import Pretraining
 from bertfast.training.evaluation import evaluate as measure
 from bertfast.training.evaluation import some
@@ -34,14 +33,6 @@ SMALL = {"length": 32, "held_out": 0.3}
 
 def run(*arguments: object):
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
-
-
-@pytest.mark.parametrize(("right", "trials"), [(0, 7), (7, 7), (1, 2), (733, 1095), (1, 100_000)])
-def test_wilson(right, trials):
-    expected = stats.binomtest(right, trials).proportion_ci(method="wilson")
-    found = wilson(right / trials, trials)
-    assert found.value == right / trials
-    assert abs(found.low - expected.low) + abs(found.high - expected.high) <= ROUNDINGS
 
 
 @pytest.fixture
