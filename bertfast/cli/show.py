@@ -54,7 +54,7 @@ def lines(
     """The lines to print, and whether each is an example."""
     from ..data.batches import join
     from ..training.loop import Steps
-    from ..training.run import make_config, make_tasks
+    from ..training.pretraining import make_config, make_tasks
 
     source = Store.open(store)
     found = read_recipe(recipe, store=store)

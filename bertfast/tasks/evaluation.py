@@ -28,6 +28,7 @@ SEED, _FIT_SEED = 0x6576616C00000000, 0x6576616C00000001
 # the share of false second sides that come from the same document
 HARD = {"easy": 0.0, "hard": 1.0}
 _COLLATED = 1024  # examples at a time
+_LARGE = 700.0  # exp of more is no float
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _masked_lm(
         "unigram": (counts.unigram_loss(labels), always),
     }
     return {
-        name: Words(loss, math.exp(loss), _share(right, len(labels)))
+        name: Words(loss, math.exp(min(loss, _LARGE)), _share(right, len(labels)))
         for name, (loss, right) in figures.items()
     }
 

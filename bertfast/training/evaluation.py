@@ -33,15 +33,17 @@ def evaluate(task: Task, model: nn.Module, count: int, processes: Processes) -> 
     indices = piece.indices
     totals = task.totals([piece])
     lengths = task.lengths(0)[indices]
-    processes_count = min(processes.count, len(indices))
-    parts = ranks.parts_of_step(lengths, lengths.astype(float), processes_count, _TOKENS)
-    mine = parts[processes.rank] if processes.rank < processes_count else []
+    shares = min(processes.count, len(indices))
+    parts = ranks.parts_of_step(lengths, lengths.astype(float), shares, _TOKENS)
+    mine = parts[
+        processes.rank % shares
+    ]  # all call the model equally often; extra ones do not count
     counted: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     for places in mine:
         batch = task.collate(indices[places], 0).to(processes.device)
         _, counts = task.loss(model, batch, totals, True)
         for name, value in counts.items():
-            counted[name] = counted[name] + value.double().cpu()
+            counted[name] = counted[name] + value.double().cpu() * (processes.rank < shares)
     names = sorted(counted)
     values = processes.sum(torch.stack([counted[name] for name in names]).to(processes.device))
     return task.metrics(dict(zip(names, values.tolist(), strict=True)), totals)

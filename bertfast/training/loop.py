@@ -24,7 +24,7 @@ from ..data.philox import Purpose, draw
 from ..errors import RunError
 from . import flops, ranks
 from .processes import Processes
-from .recipe import Recipe
+from .recipe import Settings
 from .schedules import learning_rate, sequences
 
 
@@ -84,7 +84,7 @@ class Steps:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Settings,
         tasks: Sequence[Task],
         config: Any,
         starts: Sequence[list[int]] | None = None,

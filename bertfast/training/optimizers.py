@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recipe import Recipe
+from .recipe import Settings
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer, with a learning rate that the loop sets."""
     groups = parameter_groups(model, recipe.weight_decay)
     kind = AdamW if recipe.optimizer == "adamw" else Lamb

@@ -68,7 +68,7 @@ class Processes:
         if self.count == 1:
             return model
         if sharding == "ddp":
-            return nn.parallel.DistributedDataParallel(model)
+            return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
         from torch.distributed.fsdp import fully_shard
 
         for layer in model.bert.encoder.layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -41,17 +42,13 @@ class Phase:
             _positive(f"phases: {name}", getattr(self, name))
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A pretraining run. Every field is a key of a recipe's YAML file.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run trains, whatever it trains for.
 
     Args:
-        store: folder of `bertfast prepare`.
-        model: a checkpoint to go on with; or None, and
-        config: fields of transformers' BertConfig for a new model; vocab_size is the store's.
         phases: one after the other.
         seed: of weights, examples, masks and dropout.
-        next_sentence, hard, short, held_out: see `tasks.pretraining.Pretraining`; masking: `data.masking.Masking`.
         optimizer: "adamw" or "lamb". bias_correction: of the moments; the paper's Adam has none.
         learning_rate: the highest. betas, eps, weight_decay: weights alone decay, biases and LayerNorm do not.
         schedule: "linear" (to 0 at the last step), "warmup-stable-decay" (falls in the last `decay` share of the
@@ -68,16 +65,8 @@ class Recipe:
         ArgumentError: a field is out of its range, or two do not go together.
     """
 
-    store: str
-    model: str | None = None
-    config: Mapping[str, Any] | None = None
     phases: tuple[Phase, ...] = field(default_factory=lambda: (Phase(),))
     seed: int = 0
-    next_sentence: bool = True
-    hard: float = 0.0
-    short: float = 0.0
-    held_out: float = 0.0
-    masking: Masking = field(default_factory=Masking)
     optimizer: str = "adamw"
     bias_correction: bool = True
     learning_rate: float = 1e-4
@@ -104,10 +93,7 @@ class Recipe:
         for name, known in (*choices, ("sharding", SHARDINGS)):
             if getattr(self, name) not in known:
                 raise ArgumentError(name, "one of " + ", ".join(known), repr(getattr(self, name)))
-        for name in ("warmup", "decay", "ramp", "held_out", "hard", "short"):
-            value = getattr(self, name)
-            if not _number(value) or not 0 <= value <= 1:
-                raise ArgumentError(name, "a share from 0 to 1", repr(value))
+        _check_shares(self, "warmup", "decay", "ramp")
         for name in ("learning_rate", "eps"):
             value = getattr(self, name)
             if not _number(value) or value <= 0:
@@ -122,13 +108,8 @@ class Recipe:
             _positive(name, getattr(self, name))
         if not self.phases:
             raise ArgumentError("phases", "at least one", "none")
-        if (self.model is None) == (self.config is None):
-            got = "neither" if self.model is None else "both"
-            raise ArgumentError("model, config", "one of the two", got)
         if (self.schedule == "budget") != (self.budget is not None):
             raise ArgumentError("budget", 'a time with schedule "budget" alone', repr(self.budget))
-        if self.evaluate_every and not self.held_out:
-            raise ArgumentError("held_out", "a share above 0 with evaluate_every", "0")
         self.seconds()
 
     @property
@@ -146,12 +127,41 @@ class Recipe:
         return float(found[1]) * _UNITS[found[2]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for YAML and JSON; `from_dict` reads them back."""
-        found = dataclasses.asdict(self)
-        found["phases"] = [dataclasses.asdict(phase) for phase in self.phases]
-        found["betas"] = list(self.betas)
-        found["config"] = None if self.config is None else dict(self.config)
-        return found
+        """Plain values, for YAML and JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """A pretraining run. Every field, those of `Settings` too, is a key of a recipe's YAML file.
+
+    Args:
+        store: folder of `bertfast prepare`.
+        model: a checkpoint to go on with; or None, and
+        config: fields of transformers' BertConfig for a new model; vocab_size is the store's.
+        next_sentence, hard, short, held_out: see `tasks.pretraining.Pretraining`; masking: `data.masking.Masking`.
+
+    Raises:
+        ArgumentError: as `Settings`.
+    """
+
+    store: str
+    model: str | None = None
+    config: Mapping[str, Any] | None = None
+    next_sentence: bool = True
+    hard: float = 0.0
+    short: float = 0.0
+    held_out: float = 0.0
+    masking: Masking = field(default_factory=Masking)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_shares(self, "held_out", "hard", "short")
+        if (self.model is None) == (self.config is None):
+            got = "neither" if self.model is None else "both"
+            raise ArgumentError("model, config", "one of the two", got)
+        if self.evaluate_every and not self.held_out:
+            raise ArgumentError("held_out", "a share above 0 with evaluate_every", "0")
 
 
 def from_dict(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -246,6 +256,13 @@ def _betas(value: Any) -> tuple[float, float]:
     if not right or not all(0 <= beta < 1 for beta in value):
         raise ArgumentError("betas", "two numbers from 0 to below 1", repr(value))
     return float(value[0]), float(value[1])
+
+
+def _check_shares(owner: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not _number(value) or not 0 <= value <= 1:
+            raise ArgumentError(name, "a share from 0 to 1", repr(value))
 
 
 def _number(value: Any) -> bool:

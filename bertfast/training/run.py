@@ -1,4 +1,4 @@
-"""A run of pretraining in a folder: begun, gone on with where it stopped, saved, told."""
+"""A run of training in a folder: begun, gone on with where it stopped, saved, told."""
 
 from __future__ import annotations
 
@@ -8,34 +8,30 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__
 from .._files import read_json, write_json
 from ..checkpoint.hub import require
-from ..data.store import Store
 from ..dispatch import decisions
 from ..errors import ArgumentError, CheckpointError, RunError
-from ..tasks.pretraining import Pretraining
 from ..tuning.table import lines_of, share
 from . import flops, state
-from .evaluation import evaluate
 from .log import Log, draw_curves
-from .loop import Loop, Steps
+from .loop import Loop, Steps, Task
 from .optimizers import make_optimizer
 from .processes import Processes
-from .recipe import Recipe, read_recipe
+from .recipe import Settings
 
 RECIPE = "recipe.json"
 FINAL = "model"
 _LOCK = ".lock"
-# What may change; a store is known by its fingerprint, wherever it lies.
-_FREE = ("log_every", "evaluate_every", "evaluate_examples", "save_every", "keep", "store")
+_FREE = ("log_every", "evaluate_every", "evaluate_examples", "save_every", "keep")  # may change
 
 logger = logging.getLogger("bertfast")
 
@@ -48,84 +44,107 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
 
 
-def pretrain(
-    recipe: Recipe | str | os.PathLike[str],
-    folder: str | os.PathLike[str],
+class Job(Protocol):
+    """What a run is for.
+
+    Attributes:
+        settings: how it trains. free: names of settings besides those of telling and saving that may be others when the
+            run is gone on with.
+        fingerprint: of the data. tasks: of each phase.
+    """
+
+    settings: Settings
+    free: tuple[str, ...]
+    fingerprint: str
+    tasks: Sequence[Task]
+
+    def make_model(self, folder: Path | None) -> nn.Module:
+        """The model to begin with, or that of a checkpoint's folder."""
+
+    def save_model(self, model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+        """Put the model with these weights into a new folder, with all that is needed to use it."""
+
+    def evaluate(self, step: int, loop: Loop) -> dict[str, float]:
+        """Metrics of held-out examples after a step; the model may be left in eval mode."""
+
+
+def train(
+    job: Job,
+    folder: Path,
     *,
     device: str | torch.device | None = None,
     say: Callable[[str], None] = logger.info,
 ) -> Path:
-    """Train as a recipe says; a folder in which that was begun is gone on with, from its newest checkpoint.
+    """Do a job in a folder; one that was begun there is gone on with, from its newest checkpoint.
 
     Started by torchrun, all processes train together; each calls this.
 
     Args:
-        recipe: `training.recipe.Recipe`, or the name of a YAML file (see `read_recipe`).
         folder: of the run: checkpoints/, log.jsonl, tensorboard/, curves.svg, and in the end model/.
         say: takes lines for the terminal, in the first process.
 
-    Returns: the folder of the model, which transformers and bertfast load, with its tokenizer.
+    Returns: the folder of the model.
 
     Raises:
         Stopped: SIGTERM or SIGINT came; a checkpoint of that step is there.
         RunError: another process trains there, the folder is another recipe's, or a loss is not finite.
-        StoreError, CheckpointError: what is to be read is damaged, or does not fit.
+        CheckpointError: what is to be read is damaged, or does not fit.
         OSError: the disk is full; the checkpoint before is as it was.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    folder, processes = Path(folder), Processes(device)
+    processes = Processes(device)
     try:
         with _locked(folder, processes), _signals() as came:
-            return _run(recipe, folder, processes, say if processes.first else _silent, came)
+            return _run(job, folder, processes, say if processes.first else _silent, came)
     finally:
         processes.close()
 
 
 def _run(
-    recipe: Recipe, folder: Path, processes: Processes, say: Callable[[str], None], came: list[int]
+    job: Job, folder: Path, processes: Processes, say: Callable[[str], None], came: list[int]
 ) -> Path:
-    store = Store.open(recipe.store)
+    settings = job.settings
     if processes.first:
-        _check_recipe(recipe, folder)
+        _check_recipe(job, folder)
         state.tidy(folder)
     if processes.count > 1 and processes.device.type == "cuda":
         share(processes.device)
     saved = processes.of_first(state.newest(folder) if processes.first else None)
     if saved is not None:
-        _resume_settings(saved, store, processes, say)
-    tasks = make_tasks(recipe, store)
-    if (least := min(phase.batch for phase in recipe.phases)) < processes.count:
+        _resume(saved, job, processes, say)
+    if (least := min(phase.batch for phase in settings.phases)) < processes.count:
         raise ArgumentError("batch", f"at least {processes.count}, the processes", str(least))
-    model = make_model(recipe, store, None if saved is None else saved.folder / state.MODEL)
+    model = job.make_model(None if saved is None else saved.folder / state.MODEL)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     model.to(processes.device)
-    wrapped = processes.wrap(model, recipe.sharding)
-    optimizer = make_optimizer(recipe, model)
+    wrapped = processes.wrap(model, settings.sharding)
+    optimizer = make_optimizer(settings, model)
     held = {} if saved is None else saved.state
-    steps = Steps(recipe, tasks, model.config, held.get("starts"))
+    steps = Steps(settings, job.tasks, model.config, held.get("starts"))
     loop = Loop(steps, model, wrapped, optimizer, processes)
     if saved is not None:
         state.load_optimizer(saved.folder / state.OPTIMIZER, model, optimizer)
         loop.seconds = held["seconds"]
     with _logging(folder, held.get("step", 0), processes, say) as log:
-        run = _Run(recipe, folder, store, loop, log, processes, say, came)
+        run = _Run(job, folder, loop, log, processes, say, came)
         return run.go(held.get("step", 0))
 
 
 class _Run:
     """The steps, and what comes between them."""
 
-    def __init__(self, recipe, folder, store, loop, log, processes, say, came):
-        self.recipe, self.folder, self.store, self.loop = recipe, folder, store, loop
+    def __init__(self, job, folder, loop, log, processes, say, came):
+        self.job, self.settings, self.folder, self.loop = job, job.settings, folder, loop
         self.log, self.processes, self.say, self.came = log, processes, say, came
         self.saved = None
 
     def go(self, first: int) -> Path:
-        step, total = first, "" if self.recipe.budget else f"/{self.recipe.steps}"
+        step, total = first, "" if self.settings.budget else f"/{self.settings.steps}"
         for done in self.loop.run(first):
             step = done.step
             if self.log is not None:
                 self.log.count(done)
-                if "masked_lm_accuracy" in done.metrics or self._due("log_every", step):
+                if self._due("log_every", step):
                     self.log.step(done, total)
             if self._due("evaluate_every", step):
                 self._evaluate(step)
@@ -140,13 +159,11 @@ class _Run:
         return self._finish(step)
 
     def _due(self, name: str, step: int) -> bool:
-        every = getattr(self.recipe, name)
+        every = getattr(self.settings, name)
         return bool(every) and step % every == 0
 
     def _evaluate(self, step: int) -> None:
-        phase, _ = self.loop.steps.phase_of(step - 1)
-        task = make_task(self.recipe, self.store, phase, "held-out")
-        found = evaluate(task, self.loop.wrapped, self.recipe.evaluate_examples, self.processes)
+        found = self.job.evaluate(step, self.loop)
         self.loop.wrapped.train()
         if self.log is not None:
             self.log.evaluation(step, found)
@@ -156,13 +173,13 @@ class _Run:
         weights = {name: state.whole(t) for name, t in model.state_dict().items()}
 
         def save(folder: Path) -> None:
-            save_model(model, weights, self.store, folder / state.MODEL)
+            self.job.save_model(model, weights, folder / state.MODEL)
             state.save_optimizer(folder / state.OPTIMIZER, model, self.loop.optimizer)
 
         if first:
             self.log.flush()
             state.write(self.folder, step, self._about(step), save)
-            state.tidy(self.folder, self.recipe.keep)
+            state.tidy(self.folder, self.settings.keep)
         elif self.processes.count > 1:
             state.save_optimizer(None, model, self.loop.optimizer)
         self.processes.barrier()
@@ -173,7 +190,7 @@ class _Run:
             "step": step,
             "seconds": self.loop.seconds,
             "starts": [order.starts for order in self.loop.steps.orders],
-            "store": self.store.fingerprint,
+            "data": self.job.fingerprint,
             "processes": self.processes.count,
             "threads": torch.get_num_threads(),
             "tuning": self._table(),
@@ -200,65 +217,11 @@ class _Run:
         return target
 
 
-def make_tasks(recipe: Recipe, store: Store) -> list[Pretraining]:
-    """Of each phase."""
-    return [make_task(recipe, store, phase, "train") for phase in range(len(recipe.phases))]
-
-
-def make_task(recipe: Recipe, store: Store, phase: int, part: str) -> Pretraining:
-    """The examples of a phase, train or held-out."""
-    names = ("seed", "next_sentence", "hard", "short", "masking", "held_out")
-    options = {name: getattr(recipe, name) for name in names}
-    return Pretraining(store, length=recipe.phases[phase].length, part=part, **options)
-
-
-def make_config(recipe: Recipe, store: Store) -> Any:
-    """The BertConfig of the recipe's model.
-
-    Raises:
-        ArgumentError: it is none, or has too few positions for a phase.
-    """
-    from ..models import pretraining
-
-    fields = {"vocab_size": store.vocab_size, "pad_token_id": store.pad}
-    config = pretraining.make_config(recipe.model, {**(recipe.config or {}), **fields})
-    longest, positions = max(p.length for p in recipe.phases), config.max_position_embeddings
-    if longest > positions:
-        raise ArgumentError("phases: length", f"at most {positions}, the positions", str(longest))
-    return config
-
-
-def make_model(recipe: Recipe, store: Store, folder: Path | None = None) -> nn.Module:
-    """BERT with the heads of pretraining: of a checkpoint's folder, of the recipe's model, or new by its config.
-
-    Raises:
-        StoreError: the recipe's model has another vocabulary than the store.
-        ArgumentError: see `make_config`.
-    """
-    from ..models import pretraining
-
-    config = make_config(recipe, store)
-    if folder is None and recipe.model is not None:
-        store.check_vocabulary(recipe.model)
-    source = folder or recipe.model
-    model = pretraining.make_model(config, source, recipe.seed, recipe.next_sentence)
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    return model
-
-
-def save_model(model: nn.Module, weights: dict[str, Any], store: Store, folder: Path) -> None:
-    """As transformers saves it, with the store's tokenizer."""
-    from ..models import pretraining
-
-    pretraining.save_model(model, weights, store.tokenizer_folder, folder)
-
-
-def _resume_settings(saved: state.Saved, store: Store, processes: Processes, say: Any) -> None:
+def _resume(saved: state.Saved, job: Job, processes: Processes, say: Callable[[str], None]) -> None:
     held = saved.state
-    if held["store"] != store.fingerprint:
+    if held["data"] != job.fingerprint:
         raise RunError(
-            f"{saved.folder}: was trained on another store than {store.folder} is now. Give the run a new folder."
+            f"{saved.folder}: was trained on other data than the recipe names now. Give the run a new folder."
         )
     if processes.device.type == "cpu" and held["threads"] != torch.get_num_threads():
         say(f"{held['threads']} threads, as before; bits are the same for one number of threads")
@@ -272,12 +235,13 @@ def _resume_settings(saved: state.Saved, store: Store, processes: Processes, say
     say(f"{saved.folder}: going on after step {held['step']}")
 
 
-def _check_recipe(recipe: Recipe, folder: Path) -> None:
+def _check_recipe(job: Job, folder: Path) -> None:
     """A folder is one recipe's."""
-    path, now = folder / RECIPE, recipe.as_dict()
+    path, now = folder / RECIPE, job.settings.as_dict()
     if path.is_file():
         before = read_json(path, CheckpointError)
-        different = [k for k in now if k not in _FREE and before.get(k) != _plain(now[k])]
+        fixed = [name for name in now if name not in (*_FREE, *job.free)]
+        different = [name for name in fixed if before.get(name) != now[name]]
         if different:
             name = different[0]
             raise RunError(
@@ -285,13 +249,6 @@ def _check_recipe(recipe: Recipe, folder: Path) -> None:
                 "the run a new folder, or go on with the recipe in it."
             )
     write_json(path, now)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .recipe import Phase, Recipe
+from .recipe import Phase, Settings
 
 
-def learning_rate(recipe: Recipe, done: float) -> float:
+def learning_rate(recipe: Settings, done: float) -> float:
     """The rate of a step.
 
     Args:
@@ -16,14 +16,14 @@ def learning_rate(recipe: Recipe, done: float) -> float:
     return recipe.learning_rate * _SCHEDULES[recipe.schedule](recipe, min(max(done, 0.0), 1.0))
 
 
-def _linear(recipe: Recipe, done: float) -> float:
+def _linear(recipe: Settings, done: float) -> float:
     """From 0 to 1 in the warm-up, and to 0 at the end (Devlin et al., 2019, appendix A.2)."""
     if done < recipe.warmup:
         return done / recipe.warmup
     return (1 - done) / (1 - recipe.warmup) if recipe.warmup < 1 else 1.0
 
 
-def _stable(recipe: Recipe, done: float) -> float:
+def _stable(recipe: Settings, done: float) -> float:
     """From 0 to 1, level, and to 0 in the last `decay` share (Hu et al., "MiniCPM", 2024)."""
     if done < recipe.warmup:
         return done / recipe.warmup
@@ -34,7 +34,7 @@ def _stable(recipe: Recipe, done: float) -> float:
 _SCHEDULES = {"linear": _linear, "warmup-stable-decay": _stable, "budget": _linear}
 
 
-def sequences(recipe: Recipe, phase: Phase) -> np.ndarray:
+def sequences(recipe: Settings, phase: Phase) -> np.ndarray:
     """Sequences of each step of a phase, int64 [steps]; in the ramp they grow from an eighth of the phase's batch."""
     ramp = round(recipe.ramp * phase.steps)
     share = np.minimum(1.0, np.arange(1, phase.steps + 1) / max(ramp, 1)) if ramp else 1.0

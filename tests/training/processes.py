@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from bertfast.models import heads as _heads  # noqa: F401, imported before the forks
-from bertfast.training import loop, optimizers, run, state
+from bertfast.training import loop, optimizers, state
+from bertfast.training.pretraining import pretrain
 from bertfast.training.recipe import Recipe
+from bertfast.training.run import Stopped
 from training.runs import recipe_of
 
 LOSSES = "losses.json"
@@ -102,14 +104,14 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def killed(recipe: Recipe, folder: Path) -> None:
-    found = {"undisturbed": [forked(lambda: run.pretrain(recipe, folder / "undisturbed"))]}
+    found = {"undisturbed": [forked(lambda: pretrain(recipe, folder / "undisturbed"))]}
     for name, prepare in MOMENTS.items():
 
         def first(prepare=prepare, name=name):
             prepare()
-            run.pretrain(recipe, folder / name)
+            pretrain(recipe, folder / name)
 
-        again = lambda name=name: run.pretrain(recipe, folder / name)  # noqa: E731
+        again = lambda name=name: pretrain(recipe, folder / name)  # noqa: E731
         found[name] = [forked(first), forked(again)]
     (folder / "killed.json").write_text(json.dumps(found))
 
@@ -127,8 +129,8 @@ def losses(recipe: Recipe, folder: Path, stop: int | None = None) -> None:
 
     loop.Loop._step = noted
     try:
-        run.pretrain(recipe, folder)
-    except run.Stopped:
+        pretrain(recipe, folder)
+    except Stopped:
         assert stop is not None
     if int(os.environ.get("RANK", 0)) == 0:
         path = folder / LOSSES

@@ -12,8 +12,8 @@ from torch import nn
 from bertfast.data.batches import join
 from bertfast.training.loop import Loop, Steps
 from bertfast.training.optimizers import make_optimizer
+from bertfast.training.pretraining import make_model, make_tasks
 from bertfast.training.processes import Processes
-from bertfast.training.run import make_model, make_tasks
 from bertfast.training.schedules import learning_rate
 from harness import seeds
 from harness.near import near

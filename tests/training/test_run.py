@@ -22,7 +22,8 @@ import bertfast
 from bertfast.cli import main
 from bertfast.errors import ArgumentError, RunError, StoreError
 from bertfast.training import log, run, state
-from bertfast.training.run import Stopped, pretrain
+from bertfast.training.pretraining import Job, pretrain
+from bertfast.training.run import Stopped
 from training.processes import LOSSES, MOMENTS
 from training.runs import CONFIG, digest, recipe_of
 
@@ -128,7 +129,7 @@ def test_a_signal_saves(store, whole, tmp_path, recipe):
     ("owner", "name", "works"),  # how many of its calls: those of the first checkpoint
     [
         (state, "save_optimizer", 1),
-        (run, "save_model", 1),
+        (Job, "save_model", 1),
         (state, "write_json", 2),
         (state, "_flush", 1),
     ],
@@ -194,7 +195,7 @@ def test_another_store(whole, store, tmp_path, recipe):
     pretrain(recipe_of(other), run_folder)
     shutil.rmtree(other)
     shutil.copytree(store.folder, other)
-    with pytest.raises(RunError, match="another store"):
+    with pytest.raises(RunError, match="other data"):
         pretrain(recipe_of(other), run_folder)
 
 

@@ -10,7 +10,7 @@ import pytest
 from bertfast.data.order import Order
 from bertfast.training import ranks
 from bertfast.training.loop import Steps, dropout_seed
-from bertfast.training.run import make_config, make_tasks
+from bertfast.training.pretraining import make_config, make_tasks
 from bertfast.training.schedules import learning_rate, sequences
 from harness import seeds
 from training.runs import recipe_of
