@@ -40,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         mode = _create(temporary, target, path)
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.chmod(temporary, mode)
         os.replace(temporary, target)
     except BaseException:
@@ -103,7 +103,8 @@ def _create(temporary: Path, target: Path, path: Path) -> int:
         os.close(handle)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from .._files import read_json
+from .._files import flush, read_json
 from ..errors import InputFileError, StoreError
 
 FILES = ("tokens.bin", "sentences.idx", "documents.idx", "words.bits")
@@ -62,7 +62,7 @@ def write_shard(folder: Path, documents: Iterable[Documents], dtype: np.dtype) -
     try:
         summary = _write_files(temporary, documents, dtype)
         _write_synced(temporary / SUMMARY, json.dumps(summary, indent=1).encode())
-        sync_folder(temporary)
+        flush(temporary)
         try:
             os.rename(temporary, folder)
         except OSError:
@@ -70,7 +70,7 @@ def write_shard(folder: Path, documents: Iterable[Documents], dtype: np.dtype) -
                 raise
             # A worker of a run that was killed ended it meanwhile, with the same bytes.
             shutil.rmtree(temporary)
-        sync_folder(folder.parent)
+        flush(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -103,15 +103,6 @@ def sha256(path: Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_raw(path: Path) -> IO[bytes]:

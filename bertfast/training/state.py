@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._files import read_json, write_json
+from .._files import flush, read_json, write_json
 from ..checkpoint.hub import require
-from ..data.shards import sha256, sync_folder
+from ..data.shards import sha256
 from ..errors import CheckpointError
 
 FOLDER = "checkpoints"
@@ -64,7 +64,7 @@ def write(run: Path, step: int, state: Mapping[str, Any], save: Callable[[Path],
         if target.exists():  # of a run that was resumed from an older one
             _remove(target)
         os.rename(temporary, target)
-        sync_folder(parent)
+        flush(parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -174,11 +174,6 @@ def _remove(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    for path in _files(folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-        sync_folder(path)
+    """A folder with all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
