@@ -8,6 +8,7 @@
 // for any k below 2^16. A row that holds inf or NaN gives NaN; a group whose largest magnitude is
 // below 2^-100 counts as zeros.
 #pragma once
+#include "common/ranges.h"
 #include "product/gemm.h"
 #include "product/int8_weight.h"
 #if defined(__aarch64__)
@@ -273,7 +274,9 @@ static void int8_product(const Rows<T>& x, const void* const* weights, long n, l
   const long rows = cut.rows, blocks = cut.count;
   const long per_chunk = panels_a_task(all, blocks, threads), chunks = ceil_div(all, per_chunk);
   Int8Block* mine;
+  Range* ranges;
   const auto lay_out = [&](Carver carver) {
+    ranges = carver.take<Range>(threads);
     mine = carver.take<Int8Block>(threads);
     for (int i = 0; i < threads; ++i) {
       Int8Block block;
@@ -289,27 +292,34 @@ static void int8_product(const Rows<T>& x, const void* const* weights, long n, l
   };
   const long bytes = lay_out({});
   lay_out({static_cast<char*>(scratch(bytes)), 0});
+  // One panel for the rows that a block holds; q is the panel that comes next.
+  const auto one = [&](const Int8Block& block, long first, long p, long q) {
+    const Tiles tiles(block.rows);
+    Int8Panel panel{weight(p), p % each, each * kNR, weight(q).panels + q % each * w * kNR * kFold};
+    long row = 0;
+    for (long tile = 0; tile < tiles.count; ++tile) {
+      const int height = tiles.rows(tile);
+      const Int8Tile part{block.a + row * w, block.scale + row * groups,
+                          block.outlier + row * outliers};
+      int8_micro_of(height)(w, part, panel, block.c);
+      panel.next = panel.weight.panels + panel.index * w * kNR * kFold;  // it is there by now
+      epilogue(block.c, kNR, first + row, height, p);
+      row += height;
+    }
+  };
+  if (x.count <= kFewRows && threads > 1) {  // as in linear.h
+    parallel_ranges(ranges, threads, all, 1, [&](long p, long, long then, int thread) {
+      mine[thread].take(x, weight(0), 0, x.count);
+      one(mine[thread], 0, p, then < all ? then : 0);
+    });
+    return;
+  }
   parallel_tasks(threads, blocks * chunks, [&](long task, int thread) {
     Int8Block& block = mine[thread];
     const long first = task / chunks * rows, begin = task % chunks * per_chunk;
     const long end = begin + per_chunk < all ? begin + per_chunk : all;
     block.take(x, weight(0), first, x.count - first < rows ? x.count - first : rows);
-    const Tiles tiles(block.rows);
-    for (long p = begin; p < end; ++p) {
-      const long q = p + 1 < end ? p + 1 : begin;
-      Int8Panel panel{weight(p), p % each, each * kNR,
-                      weight(q).panels + q % each * w * kNR * kFold};
-      long row = 0;
-      for (long tile = 0; tile < tiles.count; ++tile) {
-        const int height = tiles.rows(tile);
-        const Int8Tile part{block.a + row * w, block.scale + row * groups,
-                            block.outlier + row * outliers};
-        int8_micro_of(height)(w, part, panel, block.c);
-        panel.next = panel.weight.panels + panel.index * w * kNR * kFold;  // it is there by now
-        epilogue(block.c, kNR, first + row, height, p);
-        row += height;
-      }
-    }
+    for (long p = begin; p < end; ++p) one(block, first, p, p + 1 < end ? p + 1 : begin);
   });
 }
 
