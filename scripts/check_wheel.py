@@ -41,6 +41,7 @@ def contents(wheel: Path, names: list[str], metadata: str) -> None:
     size = wheel.stat().st_size
     check(size <= LARGEST, f"{wheel.name} has {size:,} bytes; {LARGEST:,} is the limit")
     check(any(name.endswith("licenses/LICENSE") for name in names), "the wheel lacks LICENSE")
+    check("bertfast/recipes/bert-base.yaml" in names, "the wheel lacks the recipes")
     check("License-Expression: Apache-2.0" in metadata, "METADATA names no Apache-2.0")
     version = wheel.name.split("-")[1]
     check(f"\nVersion: {version}\n" in metadata, f"METADATA has another version than {version}")
