@@ -66,6 +66,19 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         yield handle
 
 
+@contextmanager
+def alone(folder: Path, busy: Exception) -> Iterator[None]:
+    """For one process at a time, on a folder, which is made; raises `busy` where another one is at work there."""
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise busy from None
+
+
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     """Write a JSON object that replaces `path` when all of it is on the disk."""
     with atomic_write(path, "w") as handle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -18,7 +17,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._files import read_json, write_json
+from .._files import alone, read_json, write_json
 from ..checkpoint.hub import require
 from ..errors import ArgumentError, BertfastError, InputFileError, StoreError
 from . import readers, sentences, shards
@@ -27,7 +26,6 @@ from .store import FILE, SHARDS, TOKENIZER, VERSION, Store, shard_folder, token_
 from .vocabulary import copy_tokenizer, read_vocabulary
 
 SETTINGS = "prepare.json"  # what a run was asked for; a later one with other settings is refused
-_LOCK = ".lock"
 
 
 class _Task(NamedTuple):
@@ -88,7 +86,11 @@ def prepare(
         "words": f"jieba {version('jieba')}" if words else "pieces",
     }
     folder = Path(folder)
-    with _locked(folder):
+    busy = StoreError(
+        f"{folder}: expected no other run, got one that is preparing this store. Wait for its end."
+    )
+    with alone(folder, busy):
+        (folder / SHARDS).mkdir(exist_ok=True)
         _remove_stale(folder)
         _check_settings(folder, settings)
         copy_tokenizer(source, folder / TOKENIZER, loaded, vocabulary.tokens)
@@ -98,20 +100,6 @@ def prepare(
         if not write_summary(folder, vocabulary, len(parts), about):
             raise InputFileError(f"{', '.join(map(str, inputs))}: no document with a word in it.")
     return Store.open(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Alone on a folder, which is made."""
-    filelock = require("filelock", "Preparing a store")
-    (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / _LOCK, timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise StoreError(
-            f"{folder}: expected no other run, got one that is preparing this store. Wait for its end."
-        ) from error
 
 
 def _remove_stale(folder: Path) -> None:

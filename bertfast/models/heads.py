@@ -271,18 +271,20 @@ class MaskedLMHead(Head):
         return wanted is True
 
     def _logits(
-        self, encoded: Encoded, scores: Tensor | None, given: dict[str, Any]
+        self,
+        encoded: Encoded,
+        scores: Tensor | None,
+        labels: Tensor | None,
+        given: dict[str, Any],
     ) -> Tensor | None:
-        """What the output holds: scores of every token, of labelled ones, or None."""
+        """What the output holds: scores of every token, of those with labels [T], or None."""
         if scores is not None:
             return unpack(scores, encoded.batch)
         if given.get("output_logits") != "labelled":
             return None
-        labels = take(given["labels"], encoded.batch)
         with torch.no_grad():
-            return heads.masked_lm_scores(
-                self._masked_lm(), *heads.labelled(encoded.rows, labels)[:1]
-            )
+            rows, _ = heads.labelled(encoded.rows, labels)
+            return heads.masked_lm_scores(self._masked_lm(), rows)
 
     def _masked_lm_loss(
         self, encoded: Encoded, scores: Tensor | None, given: dict[str, Any]
@@ -303,12 +305,12 @@ class BertForMaskedLM(MaskedLMHead, modeling_bert.BertForMaskedLM):
     _theirs = modeling_bert.BertForMaskedLM
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
-        learns, loss = "labels" in given, None
+        learns, loss, labels = "labels" in given, None, None
         wanted = self._wants_scores(given, learns)
         scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
         if learns:
-            loss, _ = self._masked_lm_loss(encoded, scores, given)
-        logits = self._logits(encoded, scores, given)
+            loss, labels = self._masked_lm_loss(encoded, scores, given)
+        logits = self._logits(encoded, scores, labels, given)
         return self._finish(outputs.MaskedLMOutput, encoded, given, loss=loss, logits=logits)
 
 
@@ -327,6 +329,7 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         learns, loss = "labels" in given and "next_sentence_label" in given, None
+        labels = None
         wanted = self._wants_scores(given, learns)
         scores = heads.masked_lm_scores(self._masked_lm(), encoded.rows) if wanted else None
         related = self._linear(self.cls, "seq_relationship", encoded.pooled)  # [B,2]
@@ -338,7 +341,7 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
             encoded,
             given,
             loss=loss,
-            prediction_logits=self._logits(encoded, scores, given),
+            prediction_logits=self._logits(encoded, scores, labels, given),
             seq_relationship_logits=related,
         )
 

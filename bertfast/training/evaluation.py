@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import nn
 
 from ..data.order import Order, Piece
 from . import ranks
-from .loop import Task
+from .loop import Task, add, summed
 from .processes import Processes
 
 _TOKENS = 8192  # of a batch
@@ -38,12 +35,9 @@ def evaluate(task: Task, model: nn.Module, count: int, processes: Processes) -> 
     mine = parts[
         processes.rank % shares
     ]  # all call the model equally often; extra ones do not count
-    counted: Mapping[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    counted: dict[str, torch.Tensor] = {}
     for places in mine:
         batch = task.collate(indices[places], 0).to(processes.device)
         _, counts = task.loss(model, batch, totals, True)
-        for name, value in counts.items():
-            counted[name] = counted[name] + value.double().cpu() * (processes.rank < shares)
-    names = sorted(counted)
-    values = processes.sum(torch.stack([counted[name] for name in names]).to(processes.device))
-    return task.metrics(dict(zip(names, values.tolist(), strict=True)), totals)
+        add(counted, {name: value * (processes.rank < shares) for name, value in counts.items()})
+    return task.metrics(summed(counted, processes), totals)

@@ -14,17 +14,16 @@ _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 
 _SECONDS = 0.02  # of measuring a CPU
 
 
-def training_flops(config: Any, lengths: np.ndarray, labels: int, vocabulary: bool = True) -> float:
+def training_flops(config: Any, lengths: np.ndarray, labels: int) -> float:
     """Of a forward and its backward, which takes twice as many; multiplications and additions are counted.
 
     Args:
         config: a BertConfig. lengths: of the sequences. labels: rows that the masked-LM head computes.
-        vocabulary: whether there is that head.
     """
     hidden, tokens = config.hidden_size, float(lengths.sum())
     layer = tokens * (8 * hidden**2 + 4 * hidden * config.intermediate_size)
     attention = 4 * hidden * float((lengths.astype(np.float64) ** 2).sum())
-    head = labels * (2 * hidden**2 + 2 * hidden * config.vocab_size) if vocabulary else 0
+    head = labels * (2 * hidden**2 + 2 * hidden * config.vocab_size)
     return 3 * (config.num_hidden_layers * (layer + attention) + head)
 
 

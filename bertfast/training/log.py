@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hub import require
+from ..errors import UnsupportedError
 from .loop import Done
 
 FILE = "log.jsonl"
 CURVES = "curves.svg"
-_SHOWN = (
-    ("masked_lm_loss", "MLM loss {:.4f}"),
-    ("masked_lm_accuracy", "acc {:.3f}"),
-    ("next_sentence_accuracy", "NSP acc {:.3f}"),
-)
 
 
 class Log:
@@ -65,7 +61,7 @@ class Log:
         rest = {"learning_rate": done.rate, "gradient_norm": done.norm, "seconds": self._seconds}
         self._tokens = self._flops = self._seconds = 0.0
         self._write({"step": done.step, **done.metrics, **speed, **rest})
-        shown = [text.format(done.metrics[name]) for name, text in _SHOWN if name in done.metrics]
+        shown = _shown(done.metrics)
         rate = f"{speed['tokens_per_second']:,.0f} tok/s"
         used = f" ({speed['utilisation']:.0%} of peak)" if self._best else ""
         shown += [f"lr {done.rate:.2e}", f"{rate}, {speed['tflops']:.3f} TFLOP/s{used}"]
@@ -74,8 +70,7 @@ class Log:
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Held-out examples after a step."""
         self._write({"step": step, **{f"held_out_{k}": v for k, v in metrics.items()}})
-        shown = [text.format(metrics[name]) for name, text in _SHOWN if name in metrics]
-        self._say(f"step {step}, held out: {', '.join(shown)}")
+        self._say(f"step {step}, held out: {', '.join(_shown(metrics))}")
 
     def close(self) -> None:
         self._file.close()
@@ -97,6 +92,10 @@ class Log:
                     self._board.add_scalar(name, value, step)
 
 
+def _shown(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items()]
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a log."""
     lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
@@ -108,15 +107,20 @@ def draw_curves(folder: Path) -> Path | None:
     lines = read(folder)
     try:
         require("matplotlib", "Curves")
-    except Exception:  # a run does not fail for want of a picture
+    except UnsupportedError:  # a run does not fail for want of a picture
         return None
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    for name in ("masked_lm_loss", "next_sentence_loss", "masked_lm_accuracy"):
-        _line(accuracies if "accuracy" in name else losses, lines, name)
-    _line(accuracies, lines, "next_sentence_accuracy")
+    for name in sorted({key for line in lines for key in line}):
+        for kind, axes in (("loss", losses), ("accuracy", accuracies)):
+            if name.endswith(kind):
+                style = "o--" if name.startswith("held_out_") else "-"
+                points = [(line["step"], line[name]) for line in lines if name in line]
+                axes.plot(
+                    *zip(*points, strict=True), style, ms=3, lw=1, label=name.replace("_", " ")
+                )
     for axes, title in ((losses, "loss, nats"), (accuracies, "accuracy")):
         axes.set(title=title, xlabel="step")
         if axes.lines:
@@ -126,13 +130,6 @@ def draw_curves(folder: Path) -> Path | None:
     figure.savefig(temporary, format="svg")
     os.replace(temporary, folder / CURVES)
     return folder / CURVES
-
-
-def _line(axes: Any, lines: list[dict[str, Any]], name: str) -> None:
-    for key, style in ((name, "-"), (f"held_out_{name}", "o--")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, ms=3, lw=1, label=key.replace("_", " "))
 
 
 def _cut(path: Path, step: int) -> None:

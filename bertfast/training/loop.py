@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -75,27 +74,27 @@ class Plan(NamedTuple):
 
 
 class Steps:
-    """What each step of a run is made of: a function of the recipe and the number of processes.
+    """What each step of a run is made of: a function of the settings and the number of processes.
 
     Args:
-        recipe: what to do. tasks: of each phase. config: a BertConfig, whose sizes say what a sequence costs.
+        settings: what to do. tasks: of each phase. config: a BertConfig, whose sizes say what a sequence costs.
         starts: of each phase's epochs, as far as known (`Order.starts`).
     """
 
     def __init__(
         self,
-        recipe: Settings,
+        settings: Settings,
         tasks: Sequence[Task],
         config: Any,
         starts: Sequence[list[int]] | None = None,
     ):
-        self.recipe, self.tasks, self.config = recipe, tasks, config
+        self.settings, self.tasks, self.config = settings, tasks, config
         known = starts or [None] * len(tasks)
         self.orders = [
-            Order(task.examples, recipe.seed, sequences(recipe, phase), start)
-            for task, phase, start in zip(tasks, recipe.phases, known, strict=True)
+            Order(task.examples, settings.seed, sequences(settings, phase), start)
+            for task, phase, start in zip(tasks, settings.phases, known, strict=True)
         ]
-        self._ends = np.cumsum([phase.steps for phase in recipe.phases])
+        self._ends = np.cumsum([phase.steps for phase in settings.phases])
 
     def phase_of(self, step: int) -> tuple[int, int]:
         """The phase of a step, from 0, and the step's number in it; a budget goes on in the last phase."""
@@ -110,7 +109,7 @@ class Steps:
         epochs = np.concatenate([np.full(len(piece.indices), piece.epoch) for piece in pieces])
         indices = np.concatenate([piece.indices for piece in pieces])
         cost = ranks.work(lengths, self.config)
-        most = self.recipe.phases[phase].micro_tokens
+        most = self.settings.phases[phase].micro_tokens
         mine = ranks.parts_of_step(lengths, cost, count, most)[rank]
         parts = [
             [Piece(int(e), indices[places[epochs[places] == e]]) for e in np.unique(epochs[places])]
@@ -135,7 +134,7 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         processes: Processes,
     ):
-        self.steps, self.recipe, self.model, self.wrapped = steps, steps.recipe, model, wrapped
+        self.steps, self.settings, self.model, self.wrapped = steps, steps.settings, model, wrapped
         self.optimizer, self.processes = optimizer, processes
         self.seconds = 0.0  # that training took
 
@@ -150,34 +149,36 @@ class Loop:
         while self.done(step) < 1:
             began = time.perf_counter()
             found = self._step(step)
-            seconds = self.processes.of_first(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            if self.settings.budget is not None:  # all have to end together
+                seconds = self.processes.of_first(seconds)
             self.seconds += seconds
             step += 1
             yield found._replace(seconds=seconds)
 
     def done(self, step: int) -> float:
         """Share of the run that lies before a step: of its steps, or of its time."""
-        budget = self.recipe.seconds()
-        return step / self.recipe.steps if budget is None else self.seconds / budget
+        budget = self.settings.seconds()
+        return step / self.settings.steps if budget is None else self.seconds / budget
 
     def _step(self, step: int) -> Done:
-        recipe, processes = self.recipe, self.processes
+        settings, processes = self.settings, self.processes
         plan = self.steps.plan(step, processes.rank, processes.count)
         task = self.steps.tasks[plan.phase]
-        rate = learning_rate(recipe, self.done(step))
-        measured = bool(recipe.log_every) and (step + 1) % recipe.log_every == 0
+        rate = learning_rate(settings, self.done(step))
+        measured = bool(settings.log_every) and (step + 1) % settings.log_every == 0
+        seed = dropout_seed(settings.seed, step)
         self.optimizer.zero_grad(set_to_none=True)
-        counted: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        for batch, last in _ahead(task, plan.mine, self.processes.device):
-            with self.processes.accumulating(self.wrapped, last), self._precision():
-                torch.manual_seed(dropout_seed(recipe.seed, step))
+        counted: dict[str, Tensor] = {}
+        for batch, last in _ahead(task, plan.mine, processes.device):
+            with processes.accumulating(self.wrapped, last), self._precision():
+                torch.manual_seed(seed)
                 loss, counts = task.loss(self.wrapped, batch, plan.totals, measured and last)
-            with self.processes.accumulating(self.wrapped, last):
+            with processes.accumulating(self.wrapped, last):
                 # torch's wrappers take the mean over processes, and this loss is a part of the sum
-                (loss * self.processes.count if self.processes.count > 1 else loss).backward()
-            for name, value in counts.items():
-                counted[name] = counted[name].to(value.device) + value
-        counts = self._sum(counted)
+                (loss * processes.count).backward()
+            add(counted, counts)
+        counts = summed(counted, processes)
         norm = self._clip()
         metrics = task.metrics(counts, plan.totals)
         if not all(map(math.isfinite, (*metrics.values(), norm))):
@@ -192,19 +193,26 @@ class Loop:
         return Done(step + 1, metrics, norm, int(plan.lengths.sum()), work, 0.0, rate)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self.recipe.dtype == "float32":
+        if self.settings.dtype == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.processes.device.type, torch.bfloat16)
 
-    def _sum(self, counted: Mapping[str, Tensor]) -> dict[str, float]:
-        names = sorted(counted)
-        values = torch.stack([counted[name].double() for name in names])
-        return dict(zip(names, self.processes.sum(values).tolist(), strict=True))
-
     def _clip(self) -> float:
-        most = self.recipe.clip or math.inf
+        most = self.settings.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def add(counted: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    """Add the counts of a batch, in float64, where they are."""
+    for name, value in more.items():
+        counted[name] = counted.get(name, 0.0) + value.double()
+
+
+def summed(counted: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
+    """Counts over all processes."""
+    values = processes.sum(torch.stack([counted[name] for name in sorted(counted)]))
+    return dict(zip(sorted(counted), values.tolist(), strict=True))
 
 
 def dropout_seed(seed: int, step: int) -> int:

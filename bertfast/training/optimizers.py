@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def make_optimizer(recipe: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer, with a learning rate that the loop sets."""
-    groups = parameter_groups(model, recipe.weight_decay)
-    kind = AdamW if recipe.optimizer == "adamw" else Lamb
-    return kind(groups, recipe.betas, recipe.eps, recipe.bias_correction)
+def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    """The settings's optimizer, with a learning rate that the loop sets."""
+    groups = parameter_groups(model, settings.weight_decay)
+    kind = AdamW if settings.optimizer == "adamw" else Lamb
+    return kind(groups, settings.betas, settings.eps, settings.bias_correction)
 
 
 class AdamW(torch.optim.AdamW):
@@ -52,17 +52,16 @@ class AdamW(torch.optim.AdamW):
         self.bias_correction = bias_correction
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step. Raises TypeError with a closure, as the loop computes gradients itself."""
-        if closure is not None:
-            raise TypeError("closure: expected None; compute gradients before the step.")
+    def step(self) -> None:
+        """One step, by gradients that are there."""
         if self.bias_correction:
-            return super().step()
+            super().step()
+            return
         held = [{name: group[name] for name in _CHANGED} for group in self.param_groups]
         try:
             for group in self.param_groups:
                 self._without_correction(group)
-            return super().step()
+            super().step()
         finally:
             for group, values in zip(self.param_groups, held, strict=True):
                 group.update(values)
@@ -98,10 +97,8 @@ class Lamb(torch.optim.Optimizer):
         self.bias_correction = bias_correction
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step. Raises TypeError with a closure."""
-        if closure is not None:
-            raise TypeError("closure: expected None; compute gradients before the step.")
+    def step(self) -> None:
+        """One step, by gradients that are there."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

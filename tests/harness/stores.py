@@ -46,10 +46,25 @@ def write_store(folder: Path, tokenizer_folder: Path, parts: list[shards.Documen
 def uniform_documents(tokenizer_folder: Path, count: int, number: int) -> shards.Documents:
     """Documents of 2 to 59 sentences of 5 to 39 tokens, each ordinary token with equal chance; a third of them go on
     with a word."""
-    _, vocabulary = read_vocabulary(tokenizer_folder)
-    ordinary = np.setdiff1d(np.arange(len(vocabulary.tokens)), vocabulary.unused)
-    draw = np.random.default_rng(seeds.seed(number))
-    sentences = draw.integers(2, 60, count)
-    lengths = draw.integers(5, 40, sentences.sum())
-    tokens = draw.choice(ordinary, lengths.sum())
+    draw, ordinary = np.random.default_rng(seeds.seed(number)), ordinary_tokens(tokenizer_folder)
+    tokens, lengths, sentences = drawn_documents(draw, ordinary, count, (2, 60), (5, 40))
     return shards.Documents(tokens, draw.random(len(tokens)) > 1 / 3, lengths, sentences)
+
+
+def ordinary_tokens(tokenizer_folder: Path) -> np.ndarray:
+    """All but special and unused ones."""
+    _, vocabulary = read_vocabulary(tokenizer_folder)
+    return np.setdiff1d(np.arange(len(vocabulary.tokens)), vocabulary.unused)
+
+
+def drawn_documents(
+    draw: np.random.Generator,
+    tokens: np.ndarray,
+    count: int,
+    sentences: tuple[int, int],
+    lengths: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, the lengths of sentences, and those of documents in sentences; both lengths are from a range."""
+    of_documents = draw.integers(*sentences, count)
+    of_sentences = draw.integers(*lengths, of_documents.sum())
+    return draw.choice(tokens, of_sentences.sum()), of_sentences, of_documents

