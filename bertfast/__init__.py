@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         BertForTokenClassification,
     )
     from .models.optimize import optimize, restore
+    from .tasks.predictor import load
+    from .training.finetuning import FineTuning, finetune
     from .training.pretraining import pretrain
 
 __version__ = "0.1.0"
@@ -39,6 +41,9 @@ __version__ = "0.1.0"
 _HOMES = {  # of what is imported when first asked for, as it imports transformers; the others are heads
     "BertConfig": "transformers",
     "BertModel": "bertfast.models.bert",
+    "FineTuning": "bertfast.training.finetuning",
+    "finetune": "bertfast.training.finetuning",
+    "load": "bertfast.tasks.predictor",
     "optimize": "bertfast.models.optimize",
     "pretrain": "bertfast.training.pretraining",
     "restore": "bertfast.models.optimize",
@@ -59,11 +64,14 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Encoder",
+    "FineTuning",
     "InputFileError",
     "UnsupportedError",
     "batch_invariant",
     "explain",
     "fill_mask",
+    "finetune",
+    "load",
     "optimize",
     "pretrain",
     "restore",

@@ -52,7 +52,6 @@ def lines(
     store: str, recipe: str, step: int, rank: int | None, processes: int
 ) -> Iterator[tuple[str, bool]]:
     """The lines to print, and whether each is an example."""
-    from ..data.batches import join
     from ..training.loop import Steps
     from ..training.pretraining import make_config, make_tasks
 
@@ -64,7 +63,7 @@ def lines(
         plan = steps.plan(step - 1, number, processes)
         task = steps.tasks[plan.phase]
         for index, part in enumerate(plan.mine):
-            batch = join([task.collate(piece.indices, piece.epoch) for piece in part])
+            batch = task.batch(part)
             tokens = int(batch.cu_seqlens[-1])
             yield f"process {number}, micro-batch {index}: {tokens} tokens", False
             for text in _texts(batch, words):

@@ -37,7 +37,14 @@ _CHOOSES_STATES = hasattr(output_capturing, "selected_hidden_states")
 
 logger = logging.getLogger("bertfast")
 
-_OWN = (*STARTS, "example_ids", "check_finite", "output_logits", "num_sequences_in_batch")
+_OWN = (
+    *STARTS,
+    "example_ids",
+    "check_finite",
+    "output_logits",
+    "num_sequences_in_batch",
+    "num_choices",
+)
 # What tokenizers, collators and Trainer pass along, and what only decoders look at; nothing of it changes an encoder.
 _IGNORED = frozenset(
     ("cache_position", "length", "num_items_in_batch", "offset_mapping", "output_cross_attentions")

@@ -154,7 +154,7 @@ def infer_problem(classes: int, labels: Tensor) -> str:
 
 
 class BertForMultipleChoice(PooledHead, modeling_bert.BertForMultipleChoice):
-    """BERT with one score a choice, from the pooled first token; inputs [B, choices, S]."""
+    """BERT with one score a choice, from the pooled first token; inputs [B, choices, S], or packed with num_choices."""
 
     _theirs = modeling_bert.BertForMultipleChoice
 

@@ -201,9 +201,13 @@ def _check_keys(
 def flat_choices(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """How many choices there are, and the inputs with each choice as a row: [B, choices, S] -> [B*choices, S].
 
+    Of a batch that the caller packed, `num_choices` sequences in a row are one example's.
+
     Raises:
         ArgumentError: an input is not of that form.
     """
+    if "cu_seq_lens_q" in given:
+        return _packed_choices(given), dict(given)
     ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
     name, first, dims = ("input_ids", ids, 3) if embeds is None else ("inputs_embeds", embeds, 4)
     if not isinstance(first, Tensor) or first.dim() != dims or first.shape[1] == 0:
@@ -221,6 +225,17 @@ def flat_choices(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
             raise ArgumentError("example_ids", expected, describe(examples))
         flat["example_ids"] = examples.flatten()
     return shape[1], flat
+
+
+def _packed_choices(given: Mapping[str, Any]) -> int:
+    choices, starts = given.get("num_choices"), given["cu_seq_lens_q"]
+    if not isinstance(choices, int) or isinstance(choices, bool) or choices < 1:
+        raise ArgumentError("num_choices", "how many choices a packed example has", repr(choices))
+    count = starts.shape[0] - 1 if isinstance(starts, Tensor) and starts.dim() == 1 else 0
+    if count % choices:
+        expected = f"the starts of a multiple of {choices} sequences (num_choices)"
+        raise ArgumentError("cu_seq_lens_q", expected, f"those of {count}")
+    return choices
 
 
 # Labels

@@ -16,6 +16,7 @@ from transformers.utils import logging as theirs
 
 from ..checkpoint.load import read_config
 from ..errors import ArgumentError, CheckpointError
+from ..text.tokenizer import FILES
 from .heads import BertForMaskedLM, BertForPreTraining
 
 _WORDS, _PAIRS = "cls.predictions.transform.dense.weight", "cls.seq_relationship.weight"
@@ -44,7 +45,7 @@ def make_model(
     kind = BertForPreTraining if next_sentence else BertForMaskedLM
     torch.manual_seed(seed)
     if folder is not None:
-        with _quiet():
+        with quiet():
             return kind.from_pretrained(folder, dtype=torch.float32)
     try:
         return kind(config)
@@ -55,11 +56,12 @@ def make_model(
 def save_model(
     model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Path, folder: Path
 ) -> None:
-    """As transformers saves it, with the files of a tokenizer's folder."""
-    with _quiet():
+    """As transformers saves it, with the files of the tokenizer of a folder."""
+    with quiet():
         model.save_pretrained(folder, state_dict=dict(weights))
-    for path in tokenizer.iterdir():
-        shutil.copy(path, folder / path.name)
+    for name in FILES:
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, folder / name)
 
 
 def load_pretrained(
@@ -76,7 +78,7 @@ def load_pretrained(
     """
     read_config(folder)
     kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype or "auto"
-    with _quiet():
+    with quiet():
         model, found = BertForPreTraining.from_pretrained(
             folder, dtype=kind, output_loading_info=True
         )
@@ -90,7 +92,7 @@ def load_pretrained(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers reports weights that are new as a table, which a recipe's heads are, and draws bars for seconds."""
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
     theirs.set_verbosity_error()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data import plan
-from ..data.batches import Batch, assemble, batch
+from ..data.batches import Batch, assemble, batch, join
 from ..data.masking import LONGEST, NO_LABEL, Masking, Words, mask
 from ..data.order import Piece
 from ..data.parts import PARTS, documents_of
@@ -108,6 +108,10 @@ class Pretraining:
             indices=indices,
         )
         return batch(sequences, inputs, labels, spans.follows, epoch * len(found) + indices)
+
+    def batch(self, pieces: Sequence[Piece]) -> Batch:
+        """The examples of the pieces, in this order, as `collate` makes them."""
+        return join([self.collate(piece.indices, piece.epoch) for piece in pieces])
 
     def totals(self, pieces: Sequence[Piece]) -> dict[str, int]:
         """What the losses of a step are divided by, whoever computes which part: labels, and sequences."""

@@ -14,6 +14,8 @@ from ..errors import ArgumentError, CheckpointError, UnsupportedError
 _BERT = ("BertTokenizer", "BertTokenizerFast", None)  # rebuilt by transformers from their settings
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer.json as it stands
 _SIDES = ("right", "left")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES = ("tokenizer.json", "vocab.txt", "spiece.model", *_SETTINGS)  # that a tokenizer consists of
 
 
 class Tokenizer:
@@ -106,6 +108,35 @@ class Tokenizer:
         cut = 0 if room is None else sum(len(row) > room for row in rows)
         kept = slice(room) if self.truncation_side == "right" or not cut else slice(-room, None)
         return [[*self._prefix, *row[kept], *self._suffix] for row in rows], cut
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text without special tokens, not cut. Raises ArgumentError for what is no Unicode text."""
+        check_texts(texts)
+        return [encoding.ids for encoding in self._encode(list(texts), add_special_tokens=False)]
+
+    def encodings(self, texts: Sequence[str] | Sequence[Sequence[str]], words: bool = False) -> Any:
+        """What `tokenizers` says of each text: `ids`, `offsets` in characters and, with `words`, where each text is a
+        list of words, `word_ids`; without special tokens.
+
+        Raises:
+            ArgumentError: a text is no Unicode text.
+            UnsupportedError: the tokenizer is written in Python, and does not tell.
+        """
+        if isinstance(self.backend, _Python):
+            raise UnsupportedError(
+                "a tokenizer written in Python does not tell where tokens stand."
+            )
+        for text in texts:
+            check_texts(text if words else [text])
+        options = {"is_pretokenized": words, "add_special_tokens": False}
+        return self.backend.encode_batch(list(texts), **options)
+
+    @property
+    def cls_sep(self) -> tuple[int, int]:
+        """The ids of [CLS] and [SEP]. Raises UnsupportedError where other tokens are put around a text."""
+        if len(self._prefix) != 1 or len(self._suffix) != 1:
+            raise UnsupportedError("the tokenizer does not write a text as [CLS] text [SEP].")
+        return self._prefix[0], self._suffix[0]
 
     def prompt_tokens(self, prompt: str, max_length: int | None = None) -> int:
         """How many tokens a prompt takes at the start of a text, [CLS] counted."""

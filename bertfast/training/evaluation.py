@@ -37,7 +37,7 @@ def evaluate(task: Task, model: nn.Module, count: int, processes: Processes) -> 
     ]  # all call the model equally often; extra ones do not count
     counted: dict[str, torch.Tensor] = {}
     for places in mine:
-        batch = task.collate(indices[places], 0).to(processes.device)
+        batch = task.batch([Piece(0, indices[places])]).to(processes.device)
         _, counts = task.loss(model, batch, totals, True)
         add(counted, {name: value * (processes.rank < shares) for name, value in counts.items()})
     return task.metrics(summed(counted, processes), totals)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import join
 from ..data.order import Order, Piece
 from ..data.philox import Purpose, draw
 from ..errors import RunError
@@ -28,12 +27,12 @@ from .schedules import learning_rate, sequences
 
 
 class Task(Protocol):
-    """What is trained for; `tasks.pretraining.Pretraining` is one."""
+    """What is trained for: `tasks.pretraining.Pretraining`, `tasks.supervised.Supervised`."""
 
     def examples(self, epoch: int) -> int: ...
     def lengths(self, epoch: int) -> np.ndarray: ...
     def totals(self, pieces: Sequence[Piece]) -> dict[str, int]: ...
-    def collate(self, indices: np.ndarray, epoch: int) -> Any: ...
+    def batch(self, pieces: Sequence[Piece]) -> Any: ...
     def loss(
         self, model: nn.Module, batch: Any, totals: Mapping[str, int], measured: bool
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
@@ -225,14 +224,10 @@ def _ahead(
     task: Task, parts: Sequence[Sequence[Piece]], device: torch.device
 ) -> Iterator[tuple[Any, bool]]:
     """The batches of a step, each made while the one before is computed; and whether it is the last."""
-
-    def make(part: Sequence[Piece]) -> Any:
-        return join([task.collate(piece.indices, piece.epoch) for piece in part])
-
     with ThreadPoolExecutor(1) as worker:
-        made = worker.submit(make, parts[0])
+        made = worker.submit(task.batch, parts[0])
         for i in range(len(parts)):
             batch = made.result()
             if i + 1 < len(parts):
-                made = worker.submit(make, parts[i + 1])
+                made = worker.submit(task.batch, parts[i + 1])
             yield batch.to(device), i + 1 == len(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def pretrain(
 class Job:
     """See `run.Job`. A store is known by its fingerprint, wherever it lies."""
 
-    free = ("store",)
+    free, patience = ("store",), 0
 
     def __init__(self, recipe: Recipe):
         self.settings, self.store = recipe, Store.open(recipe.store)
@@ -62,6 +62,12 @@ class Job:
         phase, _ = loop.steps.phase_of(step - 1)
         task = make_task(self.settings, self.store, phase, "held-out")
         return evaluate(task, loop.wrapped, self.settings.evaluate_examples, loop.processes)
+
+    def score(self, metrics: Mapping[str, float]) -> None:
+        return None
+
+    def complete(self, folder: Path, device: torch.device) -> None:
+        pass  # a checkpoint has all that is needed
 
 
 def make_tasks(recipe: Recipe, store: Store) -> list[Pretraining]:

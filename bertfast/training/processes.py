@@ -55,6 +55,14 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, objects that fit into memory."""
+        if self.count == 1:
+            return [value]
+        held: list[Any] = [None] * self.count
+        dist.all_gather_object(held, value)
+        return held
+
     def of_first(self, value: Any) -> Any:
         """What the first process has, a small object."""
         if self.count == 1:

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,12 +49,14 @@ class Job(Protocol):
         settings: how it trains. free: names of settings besides those of telling and saving that may be others when the
             run is gone on with.
         fingerprint: of the data. tasks: of each phase.
+        patience: evaluations without a better score after which the run ends; 0: it goes on.
     """
 
     settings: Settings
     free: tuple[str, ...]
     fingerprint: str
     tasks: Sequence[Task]
+    patience: int
 
     def make_model(self, folder: Path | None) -> nn.Module:
         """The model to begin with, or that of a checkpoint's folder."""
@@ -64,6 +66,13 @@ class Job(Protocol):
 
     def evaluate(self, step: int, loop: Loop) -> dict[str, float]:
         """Metrics of held-out examples after a step; the model may be left in eval mode."""
+
+    def score(self, metrics: Mapping[str, float]) -> list[float] | None:
+        """What the model that the run ends with has most of, of what `evaluate` gave, and what decides between equal
+        ones; None: it is the last model."""
+
+    def complete(self, folder: Path, device: torch.device) -> None:
+        """Add to the folder of the final model, before it gets its name; in the first process, which has `device`."""
 
 
 def train(
@@ -125,6 +134,7 @@ def _run(
         loop.seconds = held["seconds"]
     with _logging(folder, held.get("step", 0), processes, say) as log:
         run = _Run(job, folder, loop, log, processes, say, came)
+        run.scores = [tuple(pair) for pair in held.get("scores", [])]
         return run.go(held.get("step", 0))
 
 
@@ -135,10 +145,12 @@ class _Run:
         self.job, self.settings, self.folder, self.loop = job, job.settings, folder, loop
         self.log, self.processes, self.say, self.came = log, processes, say, came
         self.saved = None
+        self.scores: list[tuple[int, list[float]]] = []  # (step, score) of each evaluation
 
     def go(self, first: int) -> Path:
         step, total = first, "" if self.settings.budget else f"/{self.settings.steps}"
-        for done in self.loop.run(first):
+        self.saved = first or None
+        for done in [] if self._is_over() else self.loop.run(first):
             step = done.step
             if self.log is not None:
                 self.log.count(done)
@@ -150,11 +162,23 @@ class _Run:
             if number is not None:
                 self._save(step)
                 raise Stopped(step, number)
-            if self._due("save_every", step):
+            if self._due("save_every", step) or (self.scores and self.best == step):
                 self._save(step)
+            if self._is_over():
+                self.say(f"step {step}: no better for {self.job.patience} evaluations, so it ends")
+                break
         if self.saved != step:
             self._save(step)
         return self._finish(step)
+
+    @property
+    def best(self) -> int | None:
+        """The first step with the highest score."""
+        return max(self.scores, key=lambda pair: pair[1])[0] if self.scores else None
+
+    def _is_over(self) -> bool:
+        since = sum(step > self.best for step, _ in self.scores) if self.scores else 0
+        return bool(self.job.patience) and since >= self.job.patience
 
     def _due(self, name: str, step: int) -> bool:
         every = getattr(self.settings, name)
@@ -163,6 +187,9 @@ class _Run:
     def _evaluate(self, step: int) -> None:
         found = self.job.evaluate(step, self.loop)
         self.loop.wrapped.train()
+        score = self.job.score(found)
+        if score is not None:
+            self.scores.append((step, score))
         if self.log is not None:
             self.log.evaluation(step, found)
 
@@ -177,7 +204,7 @@ class _Run:
         if first:
             self.log.flush()
             state.write(self.folder, step, self._about(step), save)
-            state.tidy(self.folder, self.settings.keep)
+            state.tidy(self.folder, self.settings.keep, self.best)
         elif self.processes.count > 1:
             state.save_optimizer(None, model, self.loop.optimizer)
         self.processes.barrier()
@@ -187,6 +214,7 @@ class _Run:
         return {
             "step": step,
             "seconds": self.loop.seconds,
+            "scores": self.scores,
             "starts": [order.starts for order in self.loop.steps.orders],
             "data": self.job.fingerprint,
             "processes": self.processes.count,
@@ -203,10 +231,14 @@ class _Run:
     def _finish(self, step: int) -> Path:
         target = self.folder / FINAL
         if self.processes.first:
-            newest = self.folder / state.FOLDER / f"step-{step:08d}" / state.MODEL
+            step = self.best or step
+            checkpoint = state.folder_of(self.folder, step)
+            state.verify(checkpoint)
+            taken = checkpoint / state.MODEL
             temporary = self.folder / f".{FINAL}.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(newest, temporary)
+            shutil.copytree(taken, temporary)
+            self.job.complete(temporary, self.processes.device)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
             draw_curves(self.folder)

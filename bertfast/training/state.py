@@ -51,7 +51,7 @@ def write(run: Path, step: int, state: Mapping[str, Any], save: Callable[[Path],
     """
     parent = run / FOLDER
     parent.mkdir(parents=True, exist_ok=True)
-    target = parent / f"step-{step:08d}"
+    target = folder_of(run, step)
     temporary = parent / f"{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -71,24 +71,31 @@ def write(run: Path, step: int, state: Mapping[str, Any], save: Callable[[Path],
     return target
 
 
+def folder_of(run: Path, step: int) -> Path:
+    """Of the checkpoint of a step."""
+    return run / FOLDER / f"step-{step:08d}"
+
+
 def newest(run: Path) -> Saved | None:
     """The newest checkpoint whose files are as their hashes say; what is damaged is passed over, and said."""
     for folder in sorted(_folders(run), reverse=True):
         try:
-            _verify(folder)
+            verify(folder)
             return Saved(folder, read_json(folder / STATE, CheckpointError))
         except CheckpointError as error:
             logger.warning("%s", error)
     return None
 
 
-def tidy(run: Path, keep: int | None = None) -> None:
-    """Remove what an ended write has left and, with `keep`, all checkpoints but so many of the newest."""
+def tidy(run: Path, keep: int | None = None, best: int | None = None) -> None:
+    """Remove what an ended write has left and, with `keep`, all checkpoints but so many of the newest and that of the
+    step `best`."""
     for folder in (run / FOLDER).glob("*.tmp"):
         shutil.rmtree(folder, ignore_errors=True)
     if keep is not None:
         for folder in sorted(_folders(run))[:-keep]:
-            _remove(folder)
+            if best is None or folder != folder_of(run, best):
+                _remove(folder)
 
 
 def save_optimizer(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -157,7 +164,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _verify(folder: Path) -> None:
+def verify(folder: Path) -> None:
+    """Raises CheckpointError for a checkpoint's file that is not as its hash says."""
     hashes = read_json(folder / HASHES, CheckpointError)
     for name, expected in hashes.items():
         path = folder / name

@@ -9,7 +9,6 @@ import torch
 import transformers
 from torch import nn
 
-from bertfast.data.batches import join
 from bertfast.training.loop import Loop, Steps
 from bertfast.training.optimizers import make_optimizer
 from bertfast.training.pretraining import make_model, make_tasks
@@ -46,8 +45,7 @@ def padded(batch) -> dict[str, torch.Tensor]:
 def batch_of(loop: Loop, step: int):
     plan = loop.steps.plan(step, 0, 1)
     task = loop.steps.tasks[plan.phase]
-    parts = [task.collate(p.indices, p.epoch) for part in plan.mine for p in part]
-    return join(parts)
+    return task.batch([piece for part in plan.mine for piece in part])
 
 
 @pytest.mark.xdist_group("training")

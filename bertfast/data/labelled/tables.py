@@ -148,9 +148,13 @@ def _from_dataset(name: str, columns: Sequence[str] | None) -> Table:
     check_columns(name, columns, data.column_names)
     found = {column: list(data[column]) for column in columns}
     for column, values in found.items():
-        names = getattr(data.features[column], "names", None)
+        feature = data.features[column]
+        names = getattr(feature, "names", None)
         if names is not None:  # numbers of named classes; -1 is an example without a label
             found[column] = [names[v] if isinstance(v, int) and v >= 0 else None for v in values]
+        names = getattr(getattr(feature, "feature", None), "names", None)
+        if names is not None:  # a list of them
+            found[column] = [[names[v] for v in row] for row in values]
     return Table(name, found, list(range(1, len(data) + 1)), "row", [])
 
 

@@ -1,0 +1,104 @@
+"""Models with a task's head: made for fine-tuning, and loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BertConfig
+
+from ..checkpoint.load import read_config
+from ..errors import ArgumentError, CheckpointError
+from . import heads
+from .pretraining import quiet
+
+FREEZE = ("embeddings", "encoder")
+
+
+def make_model(
+    head: str,
+    folder: str | os.PathLike[str],
+    seed: int,
+    labels: Sequence[str],
+    problem: str | None,
+) -> nn.Module:
+    """A model of `models.heads` in float32 with the weights of a checkpoint; those that it lacks are new.
+
+    Args:
+        head: the class's name. seed: of what is new. labels: names of the head's scores. problem: problem_type.
+
+    Raises:
+        ConfigError, CheckpointError: it is no BERT, its files are damaged, or its head has another shape.
+    """
+    read_config(folder)
+    config = BertConfig.from_pretrained(folder)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: number for number, name in enumerate(labels)}
+    config.problem_type = problem
+    torch.manual_seed(seed)
+    with quiet():
+        try:
+            return getattr(heads, head).from_pretrained(folder, config=config, dtype=torch.float32)
+        except RuntimeError as error:  # of another shape
+            raise CheckpointError(
+                f"{folder}: expected a checkpoint that a {head} with {len(labels)} scores can begin with; its head was "
+                "made for another task. Take the model that it was made of."
+            ) from error
+
+
+def load_finetuned(
+    folder: str | os.PathLike[str], head: str | None, dtype: torch.dtype | str | None = None
+) -> nn.Module:
+    """A model with its head, in eval mode.
+
+    Args:
+        head: the class's name; None: as the checkpoint's config says.
+        dtype: default: the checkpoint's.
+
+    Raises:
+        ConfigError, CheckpointError: it is no BERT, its files are damaged, or it has not all weights of the head.
+    """
+    said = read_config(folder)
+    head = head or next(iter(said.get("architectures") or ["none"]))
+    own = getattr(heads, head, None)
+    if own not in heads.HEADS.values():
+        raise CheckpointError(f"{folder}: expected a model with a head for a task, got {head}.")
+    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype or "auto"
+    with quiet():
+        model, found = own.from_pretrained(folder, dtype=kind, output_loading_info=True)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder}: expected the weights of a {head}, it lacks {missing[0]}. Fine-tune the model first: "
+            "bertfast finetune."
+        )
+    return model.eval()
+
+
+def freeze(model: nn.Module, what: str | int | None) -> None:
+    """Keep weights as they are.
+
+    Args:
+        what: "embeddings"; "encoder": these and all layers; a number N: these and the first N layers; or None.
+
+    Raises:
+        ArgumentError: none of these, or more layers than there are.
+    """
+    if what is None:
+        return
+    layers = model.bert.encoder.layer
+    count = {"embeddings": 0, "encoder": len(layers)}.get(what, what)
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if not whole or not 0 <= count <= len(layers):
+        expected = f"{', '.join(FREEZE)} or a number of layers up to {len(layers)}"
+        raise ArgumentError("freeze", expected, repr(what))
+    for module in (model.bert.embeddings, *layers[:count]):
+        module.requires_grad_(False)
+
+
+def head_of(folder: Path) -> str | None:
+    """The class that a checkpoint's config names first."""
+    return next(iter(read_config(folder).get("architectures") or []), None)

@@ -1,0 +1,131 @@
+"""One of several texts that goes with another, as in SWAG: a score for each pair, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ...core.heads import fp32
+from ...data.labelled import columns
+from ...data.labelled.tables import Table, check_columns, read_table
+from ...data.sequences import Batch, Sequences
+from ...errors import ArgumentError, InputFileError
+from .. import metrics
+from ..form import Form
+from .base import Examples, Kind, Targets, fitted_temperature, numpy
+from .classification import joined, shortened
+
+
+class Chosen(NamedTuple):
+    """index: of the likeliest choice, from 0. text: that choice. probability: its own. probabilities: of all."""
+
+    index: int
+    text: str
+    probability: float
+    probabilities: list[float]
+
+
+class Choice(Kind):
+    """The task choice. An input is (text, choices); all examples have equally many."""
+
+    head = "BertForMultipleChoice"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ("score",)
+
+    @property
+    def group(self) -> int:
+        return len(self.form.labels)
+
+    @staticmethod
+    def open(form: Form, path: str, part: str) -> Table:
+        named = form.columns
+        wanted = [named.text, *named.choices, *([named.label] if part != "test" else [])]
+        return read_table(path, wanted, kind=named.kind, header=named.header)
+
+    @staticmethod
+    def learn(form: Form, opened: Table) -> Form:
+        count = len(_choices(opened, form.columns.choices)[0])
+        return replace(form, labels=tuple(str(i) for i in range(count)))
+
+    @staticmethod
+    def examples(form: Form, opened: Table, labelled: bool) -> Examples:
+        texts = columns.texts(opened, form.columns.text)
+        choices = _choices(opened, form.columns.choices)
+        for index, some in enumerate(choices):
+            if len(some) != len(form.labels):
+                raise InputFileError(
+                    f"{opened.place(index)}: expected {len(form.labels)} choices, got {len(some)}."
+                )
+        gold = None
+        if labelled:
+            gold = columns.label_numbers(opened, form.columns.label, form.labels)
+        inputs = list(zip(texts, choices, strict=True))
+        return Examples(inputs, gold, [str(number) for number in opened.numbers])
+
+    def encode(self, inputs: Sequence[tuple[str, Sequence[str]]]) -> Sequences:
+        for index, item in enumerate(inputs):
+            right = isinstance(item, tuple | list) and len(item) == 2
+            if not right or isinstance(item[1], str) or len(item[1]) != self.group:
+                expected = f"(text, {self.group} choices)"
+                raise ArgumentError(f"texts[{index}]", expected, f"{item!r:.60}")
+        texts = self.tokenizer.ids([text for text, _ in inputs])
+        choices = self.tokenizer.ids([choice for _, some in inputs for choice in some])
+        room, rows, cut = self.form.max_length - 3, [], set()
+        for number, choice in enumerate(choices):
+            text = texts[number // self.group]
+            first, second = shortened(len(text), len(choice), room)
+            if first + second < len(text) + len(choice):
+                cut.add(number // self.group)
+            rows.append(joined(text[:first], choice[:second], self.cls, self.sep))
+        owner = np.arange(len(rows)) // self.group
+        return Sequences(rows, owner, cut=len(cut))
+
+    def targets(self, gold: np.ndarray, sequences: Sequences) -> Targets:
+        return Targets({"labels": gold}, {}, np.ones(len(gold)))
+
+    def right(self, output: Any, batch: Batch) -> tuple[Tensor, int]:
+        labels = batch.labels["labels"]
+        return (output.logits.argmax(1) == labels).sum(), len(labels)
+
+    def outputs(self, output: Any, batch: Batch) -> list[np.ndarray]:
+        return list(numpy(fp32(output.logits)).reshape(-1))
+
+    def gather(self, sequences: Sequences, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Logits [examples, choices]."""
+        return np.array(outputs, dtype=np.float64).reshape(-1, self.group)
+
+    def tuned(self, gold: np.ndarray, found: np.ndarray) -> Form:
+        return replace(self.form, temperature=fitted_temperature(found, gold))
+
+    def scores(self, gold: np.ndarray, found: np.ndarray) -> dict[str, float]:
+        return {"accuracy": metrics.accuracy(gold, found.argmax(1))}
+
+    def answers(self, inputs: Sequence[Any], found: np.ndarray) -> list[Chosen]:
+        shares = metrics.probabilities(found, self.form.temperature)
+        best = shares.argmax(1)
+        return [
+            Chosen(int(i), choices[i], float(row[i]), row.tolist())
+            for (_, choices), i, row in zip(inputs, best, shares, strict=True)
+        ]
+
+
+def _choices(table: Table, names: Sequence[str]) -> list[list[str]]:
+    """Of each example: a column each, or one column of lists."""
+    if len(names) > 1:
+        return [list(row) for row in zip(*(columns.texts(table, n) for n in names), strict=True)]
+    check_columns(table.name, names, list(table.columns))
+    found = table.columns[names[0]]
+    for index, value in enumerate(found):
+        right = isinstance(value, list) and len(value) > 1
+        if not right or not all(isinstance(text, str) and text.strip() for text in value):
+            raise InputFileError(
+                f"{table.place(index)}: {names[0]}: expected a list of two texts or more. Of a csv file, name a "
+                "column for each choice."
+            )
+    return found
