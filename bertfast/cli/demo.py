@@ -85,7 +85,9 @@ def _classify(model: str, texts: Sequence[str]) -> None:
     shutil.rmtree(run, ignore_errors=True)
     said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in RECIPE.items())
     click.echo(f"$ bertfast finetune single build/demo.csv --model MODEL -o {run} {said}")
-    recipe = FineTuning(task="single", train=str(folder / "demo.csv"), model=model, log_every=0, **RECIPE)
+    recipe = FineTuning(
+        task="single", train=str(folder / "demo.csv"), model=model, log_every=0, **RECIPE
+    )
     finetuned = finetune(recipe, run, say=click.echo)
     answers = load(finetuned)(NEW)
     click.echo("$ bertfast predict build/demo-run/model new.txt")

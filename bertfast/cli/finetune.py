@@ -24,7 +24,8 @@ def columns_options(command: Any) -> Any:
         click.option(
             "--input-format",
             type=click.Choice(["csv", "tsv", "jsonl", "datasets", "conll", "txt"]),
-            help="Default: by the name.",
+            metavar="KIND",
+            help="csv, tsv, jsonl, datasets, conll, txt.  [default: by the name]",
         ),
     )
     for option in reversed(options):
@@ -53,9 +54,9 @@ def columns_of(given: dict[str, Any], base: Any = None) -> Any:
 @click.command(
     epilog="""\b
 Examples:
-  bertfast finetune single sms.csv --model MODEL -o run --label label --text sms
+  bertfast finetune single sms.csv --model MODEL -o run --text sms
   bertfast finetune pair train.tsv --dev dev.tsv --model MODEL -o run
-  bertfast finetune qa train-v1.1.json --dev dev-v1.1.json --model MODEL -o run --epochs 2
+  bertfast finetune qa train.json --dev dev.json --model MODEL -o run
   bertfast finetune tokens train.conll --model MODEL -o run
   bertfast finetune mrpc glue --model MODEL -o run --sweep classic --seeds 3
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +120,21 @@ def card(kind: Kind, settings: Any, results: dict[str, Any]) -> str:
         if k in ("accuracy_interval", "calibration", "null_threshold")
     }
     said = "".join(f"\n- {name.replace('_', ' ')}: {value}" for name, value in more.items())
+    data = f"evaluated on {count['dev']:,} examples: {Path(dev).name if settings.dev else dev}"
     return f"""# {settings.task}: {Path(settings.model).name}, fine-tuned
 
 Made with bertfast {__version__}.
 
 ## Data
 - trained on {count["train"]:,} examples of {Path(settings.train).name}
-- evaluated on {count["dev"]:,} examples: {Path(dev).name if settings.dev else dev}{labels}
+- {data}{labels}
 
 ## Recipe
 {lines}
+
+```sh
+{command(settings)}
+```
 
 ## Figures
 The checkpoint with the best {next(iter(results["scores"])).replace("_", " ")} of all epochs; what is tuned
@@ -144,3 +151,38 @@ import bertfast
 model = bertfast.load("path of this folder")
 ```
 """
+
+
+def command(settings: Any) -> str:
+    """The line that makes the run, files by their names alone."""
+    words = ["bertfast finetune", settings.task, Path(settings.train).name]
+    words += ["--model", Path(settings.model).name, "-o", "run"]
+    if settings.dev:
+        words += ["--dev", Path(settings.dev).name]
+    for owner, names in ((settings, _OPTIONS), (settings.columns, _COLUMNS)):
+        default = {f.name: f.default for f in dataclasses.fields(owner)}
+        for name in names:
+            value = getattr(owner, name)
+            if value == default[name]:
+                continue
+            words.append(f"--{name.replace('_', '-')}")
+            if value is not True:
+                words.append(",".join(value) if isinstance(value, tuple) else f"{value}")
+    return shlex.join(words).replace("'bertfast finetune'", "bertfast finetune")
+
+
+_OPTIONS = (
+    *(
+        "share",
+        "group",
+        "several",
+        "weights",
+        "epochs",
+        "batch",
+        "learning_rate",
+        "warmup",
+        "length",
+    ),
+    *("long", "stride", "language", "freeze", "patience", "dtype", "seed"),
+)
+_COLUMNS = ("text", "text_pair", "label", "choices", "word", "tag", "header")

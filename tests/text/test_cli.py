@@ -374,6 +374,17 @@ def test_demo(run, tiny):
     assert np.load("build/demo.npy").shape == (4, 32)
 
 
+def test_demo_classifies(run, tiny):
+    result = run("demo", "--model", tiny, "--rounds", "1")
+    assert result.exit_code == 0, result.stderr
+    after = result.stdout.partition("$ bertfast finetune single build/demo.csv ")[2].splitlines()
+    assert "build/demo-run/model: the model after" in "".join(after)
+    place = after.index("$ bertfast predict build/demo-run/model new.txt")
+    said = [line.split()[0] for line in after[place + 1 : place + 3]]
+    assert len(said) == 2
+    assert set(said) <= {"novel", "speech"}
+
+
 def test_demo_text_and_searches(minilm):
     """The three searches of `make demo` find what a reader would."""
     from bertfast import Encoder
