@@ -14,13 +14,16 @@ from ..errors import CheckpointError, UnsupportedError
 CONFIG_FILES = ("config.json",)
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
-_TEXT_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
     "spiece.model",
     "special_tokens_map.json",
     "added_tokens.json",
+)
+_TEXT_FILES = (
+    *TOKENIZER_FILES,
     # sentence-transformers: the list of its modules, and theirs
     "modules.json",
     "sentence_*_config.json",

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.utils import logging as theirs
 
+from ..checkpoint.hub import TOKENIZER_FILES
 from ..checkpoint.load import read_config
 from ..errors import ArgumentError, CheckpointError
-from ..text.tokenizer import FILES
 from .heads import BertForMaskedLM, BertForPreTraining
 
 _WORDS, _PAIRS = "cls.predictions.transform.dense.weight", "cls.seq_relationship.weight"
@@ -59,7 +59,7 @@ def save_model(
     """As transformers saves it, with the files of the tokenizer of a folder."""
     with quiet():
         model.save_pretrained(folder, state_dict=dict(weights))
-    for name in FILES:
+    for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copy(tokenizer / name, folder / name)
 

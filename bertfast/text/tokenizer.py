@@ -14,8 +14,6 @@ from ..errors import ArgumentError, CheckpointError, UnsupportedError
 _BERT = ("BertTokenizer", "BertTokenizerFast", None)  # rebuilt by transformers from their settings
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer.json as it stands
 _SIDES = ("right", "left")
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-FILES = ("tokenizer.json", "vocab.txt", "spiece.model", *_SETTINGS)  # that a tokenizer consists of
 
 
 class Tokenizer:

@@ -18,7 +18,7 @@ import transformers
 from click.testing import CliRunner
 
 import bertfast
-from bertfast import BertConfig
+from bertfast import BertConfig, FineTuning, finetune
 from bertfast.cli import main
 from bertfast.data.prepare import prepare
 from harness import seeds
@@ -72,6 +72,11 @@ def place(tmp_path_factory, minilm):
     phase = {"length": 32, "steps": 2, "batch": 4}
     recipe = {"store": "store", "model": "MODEL", "phases": [phase]}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    rows = [f"text {number},{('ham', 'spam')[number % 2]}\n" for number in range(40)]
+    (folder / "sms.csv").write_text("text,label\n" + "".join(rows))
+    (folder / "new.csv").write_text("text\nwin a free phone now\n")
+    sms, model = str(folder / "sms.csv"), str(folder / "MODEL")
+    finetune(FineTuning(task="single", train=sms, model=model), folder / "tuned")
     (folder / "pages.jsonl").write_text('{"title": "a page"}\n')
     with gzip.open(folder / "big.txt.gz", "wt") as file:
         file.write("one\ntwo\n")
