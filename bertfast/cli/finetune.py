@@ -106,12 +106,15 @@ def finetune(task: str, train: str, output: str, device: str | None, **given: An
     fields = {name: value for name, value in given.items() if value is not None}
     recipe = FineTuning(task=task, train=train, columns=columns, **fields)
     say = lambda line: click.echo(line, err=True)  # noqa: E731
+    first = int(os.environ.get("RANK", 0)) == 0
     try:
         if grid is None and seeds == 1:
             run(recipe, output, device=device, say=say)
         else:
-            click.echo(run_sweep(recipe, output, grid, seeds, device=device, say=say))
+            report = run_sweep(recipe, output, grid, seeds, device=device, say=say)
+            if first:
+                click.echo(report)
     except Stopped as stopped:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if first:
             click.echo(f"bertfast: {stopped}; the same command goes on there", err=True)
         sys.exit(128 + stopped.number)

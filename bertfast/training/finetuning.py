@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ class FineTuning(Settings):
         if self.weights not in (None, "balanced"):
             raise ArgumentError("weights", "balanced, or none", repr(self.weights))
         check_seed(self.seed)
-        self.form(512)
+        self.form(max(512, self.length or 0))  # raises what is wrong now
 
     def form(self, positions: int) -> Form:
         """The form of the task, before it knows its data. positions: those of the model."""
@@ -129,7 +130,9 @@ def finetune(
         InputFileError: a file is missing or wrong; the message has the line.
         CheckpointError, ConfigError: so is the model.
     """
-    return train(Job(recipe, say), Path(folder), device=device, say=say)
+    first = int(os.environ.get("RANK", 0)) == 0
+    job = Job(recipe, say if first else lambda line: None)
+    return train(job, Path(folder), device=device, say=say)
 
 
 class Job:
