@@ -18,7 +18,7 @@ from ..errors import BertfastError
 _COMMANDS = (
     *("encode", "info", "explain", "fill-mask", "demo", "tune", "verify"),
     *("prepare", "vocab", "show", "pretrain", "evaluate"),
-    *("finetune", "predict"),
+    *("finetune", "predict", "reproduce"),
 )
 
 

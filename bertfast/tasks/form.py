@@ -25,7 +25,8 @@ class Columns:
     Args:
         text, text_pair, label: columns of a csv, tsv or jsonl file or of a data set; text_pair may be None. Of words,
             text and label are columns with lists; of a CoNLL file, word and tag are their columns, from 0 or the end.
-        choices: one column with a list, or a column a choice.
+        choices: one column with a list, or a column a choice. prefix: a column of what each choice begins with, as in
+            SWAG.
         header: names of the columns of a file whose first line has none.
         kind: of the file; None: by its name.
         separator: of several labels in one string.
@@ -35,6 +36,7 @@ class Columns:
     text_pair: str | None = None
     label: str = "label"
     choices: tuple[str, ...] = ("choices",)
+    prefix: str | None = None
     word: int = 0
     tag: int = -1
     header: tuple[str, ...] | None = None

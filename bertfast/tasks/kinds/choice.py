@@ -15,7 +15,7 @@ from ...data.labelled.tables import Table, check_columns, read_table
 from ...data.sequences import Batch, Sequences
 from ...errors import ArgumentError, InputFileError
 from .. import metrics
-from ..form import Form
+from ..form import Columns, Form
 from .base import Examples, Kind, Targets, fitted_temperature, numpy
 from .classification import joined, shortened
 
@@ -45,18 +45,19 @@ class Choice(Kind):
     @staticmethod
     def open(form: Form, path: str, part: str) -> Table:
         named = form.columns
-        wanted = [named.text, *named.choices, *([named.label] if part != "test" else [])]
+        wanted = [named.text, *named.choices, named.prefix, named.label if part != "test" else None]
+        wanted = [name for name in wanted if name is not None]
         return read_table(path, wanted, kind=named.kind, header=named.header)
 
     @staticmethod
     def learn(form: Form, opened: Table) -> Form:
-        count = len(_choices(opened, form.columns.choices)[0])
+        count = len(_choices(opened, form.columns)[0])
         return replace(form, labels=tuple(str(i) for i in range(count)))
 
     @staticmethod
     def examples(form: Form, opened: Table, labelled: bool) -> Examples:
         texts = columns.texts(opened, form.columns.text)
-        choices = _choices(opened, form.columns.choices)
+        choices = _choices(opened, form.columns)
         for index, some in enumerate(choices):
             if len(some) != len(form.labels):
                 raise InputFileError(
@@ -115,8 +116,17 @@ class Choice(Kind):
         ]
 
 
-def _choices(table: Table, names: Sequence[str]) -> list[list[str]]:
-    """Of each example: a column each, or one column of lists."""
+def _choices(table: Table, named: Columns) -> list[list[str]]:
+    """Of each example, whole: with what all begin with."""
+    found = _endings(table, named.choices)
+    if named.prefix is None:
+        return found
+    starts = columns.texts(table, named.prefix, allow_empty=True)
+    return [[f"{a} {b}".strip() for b in some] for a, some in zip(starts, found, strict=True)]
+
+
+def _endings(table: Table, names: Sequence[str]) -> list[list[str]]:
+    """A column each, or one column of lists."""
     if len(names) > 1:
         return [list(row) for row in zip(*(columns.texts(table, n) for n in names), strict=True)]
     check_columns(table.name, names, list(table.columns))
