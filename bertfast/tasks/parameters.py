@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from ..checkpoint.load import read_config
 
 UNCASED = 30_522  # words of the published uncased vocabulary
 MEBI = 2**20
-# the modules that make a part, by the start of a parameter's name
+# the modules that make a part, by how a parameter's name starts; the first that fits
 _PARTS = {
     "bert.embeddings.word_embeddings": "word embeddings",
     "bert.embeddings.position_embeddings": "position embeddings",
     "bert.embeddings.token_type_embeddings": "segment embeddings",
     "bert.embeddings.LayerNorm": "LayerNorm of the embeddings",
-    "bert.encoder": "layers",
+    "bert.encoder.layer.*.attention": "attention of all layers",
+    "bert.encoder": "feed-forward of all layers",
     "bert.pooler": "pooler",
     "cls.predictions": "head for masked words",
     "cls.seq_relationship": "head for next sentences",
@@ -103,4 +105,4 @@ def explanation() -> tuple[str, ...]:
 
 
 def _part(name: str) -> str:
-    return next(part for start, part in _PARTS.items() if name.startswith(start))
+    return next(part for start, part in _PARTS.items() if fnmatchcase(name, f"{start}*"))

@@ -57,7 +57,8 @@ class Board(NamedTuple):
         elif not any(row.split for row in self.rows):
             cells = [(system, *values) for system, _, *values in cells]
         body = table(cells, right=range(1, len(cells[0])))
-        said = [textwrap.fill(f"- {note}", _WIDTH, subsequent_indent="  ") for note in self.notes]
+        wrap = textwrap.TextWrapper(_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        said = [wrap.fill(f"- {note}") for note in self.notes]
         return "\n".join([self.title, body, *self._sources(), *said])
 
     def _sources(self) -> list[str]:

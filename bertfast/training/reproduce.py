@@ -100,7 +100,8 @@ def describe(
         lines += [
             f"{files.part}: found {', '.join(files.there) or 'nothing'}; missing "
             f"{', '.join(files.missing) or 'nothing'}",
-            f"  {told(recipe, rates)}: {steps}",
+            f"  {told(recipe, rates)}",
+            f"  {steps}",
         ]
     boards = [board.as_text() for board in _boards(name, None)]
     return "\n\n".join(["\n".join(lines), *boards])
@@ -260,7 +261,7 @@ def _parameters(folder: Path) -> list[Board]:
     ]
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads")
     shape = [found.config[size] for size in sizes]
-    ours = published.sized(f"ours, {folder.name}", (*shape, found.encoder), "")
+    ours = published.sized(f"ours, {folder.name}, without heads", (*shape, found.encoder), "")
     size = published.PARAMETERS.beside([ours])
     return [
         Board(f"Parameters of {folder.name}", ("parameters",), tuple(parts)),
