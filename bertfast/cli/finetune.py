@@ -18,6 +18,7 @@ def columns_options(command: Any) -> Any:
         click.option("--text-pair", help="Column of the second text (context)."),
         click.option("--label", help="Column of the label.  [default: label]"),
         click.option("--choices", help="Columns of the choices, a,b,c; or of a list of them."),
+        click.option("--prefix", help="Column of what every choice begins with."),
         click.option("--word", type=int, help="Column of a CoNLL file's words, from 0."),
         click.option("--tag", type=int, help="Column of a CoNLL file's tags; -1: the last."),
         click.option("--header", help="Names of the columns, a,b,c, of a file without them."),
@@ -41,7 +42,7 @@ def columns_of(given: dict[str, Any], base: Any = None) -> Any:
 
     names = {"choices": "choices", "header": "header"}
     changes: dict[str, Any] = {}
-    for name in ("text", "text_pair", "label", "word", "tag"):
+    for name in ("text", "text_pair", "label", "prefix", "word", "tag"):
         changes[name] = given.pop(name)
     for option, name in names.items():
         value = given.pop(option)

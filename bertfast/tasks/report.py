@@ -185,4 +185,4 @@ _OPTIONS = (
     ),
     *("long", "stride", "language", "freeze", "patience", "dtype", "seed"),
 )
-_COLUMNS = ("text", "text_pair", "label", "choices", "word", "tag", "header")
+_COLUMNS = ("text", "text_pair", "label", "choices", "prefix", "word", "tag", "header")

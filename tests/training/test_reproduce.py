@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from bertfast.tasks.parameters import explanation
 from bertfast.tasks.predictor import load
 from bertfast.training import reproduce as module
 from bertfast.training.reproduce import reproduce
+from bertfast.training.run import Stopped
 from harness.stores import uniform_documents, write_store
 
 from .published_files import write_conll, write_glue, write_squad, write_swag
@@ -94,7 +96,7 @@ def test_a_stopped_run_goes_on(model, tmp_path, monkeypatch):
     def finetune(recipe, folder, **options):
         if len(trained) == 1:
             trained.append("stopped")
-            raise KeyboardInterrupt
+            raise Stopped(3, signal.SIGINT)
         trained.append(folder.name)
         return original(recipe, folder, **options)
 
@@ -102,8 +104,11 @@ def test_a_stopped_run_goes_on(model, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "finetune", finetune)
     monkeypatch.setitem(module.rates_of.__globals__["RATES"], "glue", (5e-5, 1e-2))
     given = ("glue", str(model), tmp_path, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        reproduce(*given, sweep=True)
+    stopped = run(
+        *("glue", "--model", model, "--data-dir", tmp_path, "-o", tmp_path / "run", "--sweep")
+    )
+    assert stopped.exit_code == 128 + signal.SIGINT
+    assert "after step 3; the same command goes on there" in stopped.output
     (board,) = reproduce(*given, sweep=True)
     assert trained == ["lr5e-05", "stopped", "lr0.01"]
     done = json.loads((tmp_path / "run/rte/figures.json").read_text())
@@ -131,6 +136,7 @@ def test_mnli_and_swag(model, tmp_path):
     examples = predictor.kind.examples(form, predictor.kind.open(form, path, "dev"), True)
     assert examples.inputs[1][1][1] == "He roof, all day."
     assert examples.gold[1] == 1
+    assert "--prefix sent2" in (tmp_path / "swag/swag/lr2e-05/model/README.md").read_text()
 
 
 @pytest.mark.parametrize("names", ["eng.train eng.testa eng.testb", "train.txt valid.txt test.txt"])
