@@ -267,18 +267,24 @@ def _resume(saved: state.Saved, job: Job, processes: Processes, say: Callable[[s
 
 def _check_recipe(job: Job, folder: Path) -> None:
     """A folder is one recipe's."""
-    path, now = folder / RECIPE, job.settings.as_dict()
-    if path.is_file():
-        before = read_json(path, CheckpointError)
-        fixed = [name for name in now if name not in (*_FREE, *job.free)]
-        different = [name for name in fixed if before.get(name) != now[name]]
-        if different:
-            name = different[0]
+    now = job.settings.as_dict()
+    check_same(folder, now, job.free)
+    write_json(folder / RECIPE, now)
+
+
+def check_same(folder: Path, now: Mapping[str, Any], free: Sequence[str]) -> None:
+    """Raises RunError where a folder's run was begun with other values of a recipe than `now`, but for those that are
+    `free`."""
+    path = folder / RECIPE
+    if not path.is_file():
+        return
+    before = read_json(path, CheckpointError)
+    for name in now:
+        if name not in (*_FREE, *free) and before.get(name) != now[name]:
             raise RunError(
                 f"{folder}: begun with another recipe, {name} was {before.get(name)!r} and is {now[name]!r}. Give "
                 "the run a new folder, or go on with the recipe in it."
             )
-    write_json(path, now)
 
 
 def _locked(folder: Path, processes: Processes) -> contextlib.AbstractContextManager[None]:

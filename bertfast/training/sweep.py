@@ -13,10 +13,11 @@ from .._files import read_json, write_json
 from .._table import table
 from ..errors import CheckpointError, RunError
 from ..tasks.report import RESULTS
-from .finetuning import FineTuning, finetune
-from .run import FINAL, logger
+from .finetuning import FineTuning, Job, finetune
+from .run import FINAL, check_same, logger
 
 FILE = "sweep.json"
+_PLANNED = ("phases",)  # follows from the data
 # Devlin et al., 2019, appendix A.3
 GRIDS = {"classic": {"batch": (16, 32), "learning_rate": (5e-5, 3e-5, 2e-5), "epochs": (3, 4)}}
 
@@ -77,7 +78,9 @@ def _name(recipe: FineTuning, seed: int) -> str:
 
 
 def _scores(recipe: FineTuning, run: Path, say: Any, options: dict[str, Any]) -> dict[str, float]:
-    if not (run / FINAL).is_dir():
+    if (run / FINAL).is_dir():
+        check_same(run, recipe.as_dict(), (*Job.free, *_PLANNED))
+    else:
         finetune(recipe, run, say=say, **options)
     results = run / RESULTS
     if not results.is_file():
