@@ -26,6 +26,7 @@
 #include "common/limits.h"
 #else
 #include "common/pool.h"
+#include "common/tanh.h"
 #include "product/int8_weight.h"
 #include "product/weights.h"
 #endif
@@ -227,6 +228,7 @@ struct Variant {
   void (*pack_weight)(const PackWeight&);
   void (*unpack_weight)(const PackWeight&);
   long (*packed_size)(long, long);
+  void (*tanh_each)(const float*, float*, long);
   Int8Layout (*int8_layout)();
   double (*fma_peak)(int, double);
 };
@@ -237,6 +239,7 @@ struct Variant {
    BF_FOR_EACH_CPU_KERNEL(BF_OF, ISA) ISA::pack_weight, \
    ISA::unpack_weight,                                  \
    ISA::packed_size,                                    \
+   ISA::tanh_each,                                      \
    ISA::int8_layout,                                    \
    ISA::fma_peak},
 const Variant kVariants[] = {BF_FOR_EACH_ISA(BF_VARIANT)};
@@ -321,6 +324,11 @@ void unpack_weight(Address packed, Address weight, long n, long k, int dtype, in
        PackWeight{at(weight), at(packed), n, k, k, dtype_of(dtype), at_least_one(threads)});
 }
 
+// Numbers of an fp32 tensor in one piece.
+void tanh_each(Address x, Address out, long count) {
+  call(&Variant::tanh_each, static_cast<const float*>(at(x)), static_cast<float*>(at(out)), count);
+}
+
 // Whether every index is in [0, below): torch takes longer to begin than this to end.
 bool all_inside(Address indices, long count, std::uint64_t below) {
   const auto* index = static_cast<const std::uint64_t*>(at(indices));
@@ -393,6 +401,7 @@ PYBIND11_MODULE(_cpu, m) {
   BF_FOR_EACH_CPU_KERNEL(BF_DEFINE, )
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
+  m.def("tanh", tanh_each);
   m.def("int8_layout", [] {
     const Int8Layout layout = call(&Variant::int8_layout);
     return py::make_tuple(layout.columns, layout.fold, layout.offset);

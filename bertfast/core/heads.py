@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import ops
+from ..ops._tanh import tanh
 from .batch import PackedBatch, as_operation, dynamic_size, unpack
 from .encode import activate, called
 from .weights import Call, Linear, MaskedLMWeights, Norm
@@ -29,7 +30,7 @@ def pool(pooler: Linear | Call, rows: Tensor, cu_seqlens: Tensor | None = None) 
     has tokens.
     """
     fused = isinstance(pooler, Linear)
-    pooled = torch.tanh(called(pooler, rows)) if fused else pooler(rows[:, None])
+    pooled = tanh(called(pooler, rows)) if fused else pooler(rows[:, None])
     if cu_seqlens is None:
         return pooled
     return pooled.masked_fill((cu_seqlens.diff() == 0)[:, None], 0)

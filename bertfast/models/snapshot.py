@@ -49,7 +49,7 @@ class Snapshot:
             found += ["training"] * ("p" in held)
             self.names += found
             self.owners += [held] * len(found)
-        self.dtypes = list(map(_dtype, self.tensors))
+        self.dtypes = _dtypes(self.tensors)
         self.numbers = self._numbers()
         self.layers = list(model.encoder.layer)
         self.embeddings = model.embeddings
@@ -63,7 +63,7 @@ class Snapshot:
         return (
             extension.cpu.unchanged(self.modules, self.dicts, self.classes, self.parts)
             and list(self.top.values()) == self.children
-            and list(map(_dtype, self.tensors)) == self.dtypes
+            and _dtypes(self.tensors) == self.dtypes
             and self._numbers() == self.numbers
             and _buffers(self.embeddings) == self.buffers
             and not any(map(_checkpointed, self.layers))
@@ -97,6 +97,11 @@ def keep(model: nn.Module, weights: BertWeights) -> None:
 def forget(model: nn.Module) -> None:
     """Let go of the tensors of the last look."""
     _SNAPSHOTS.pop(model, None)
+
+
+def _dtypes(tensors: list[torch.Tensor]) -> list[torch.dtype]:
+    with torch._C.DisableTorchFunctionSubclass():  # prepacked ones would ask Python for each
+        return list(map(_dtype, tensors))
 
 
 def has_default_buffers(embeddings: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 import bertfast
 from bertfast import BertModel, UnsupportedError, extension
+from bertfast.ops._weights import KeptParameter
 from harness import near, seeds
 from models.ecosystem import in_float64
 
@@ -58,6 +59,17 @@ def test_prepack(ours, dtype, tmp_path):
     assert not model.prepacked
     assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
     assert model(IDS)[0].equal(want)
+
+
+@NATIVE
+@torch.no_grad()
+def test_a_forward_asks_python_for_nothing_of_a_prepacked_weight(ours, monkeypatch):
+    model = ours().eval().prepack()
+    want = model(IDS).pooler_output
+    monkeypatch.setattr(KeptParameter, "__torch_function__", None)  # to be called would be an error
+    assert model(IDS).pooler_output.equal(want)
+    with pytest.raises(TypeError):
+        _ = model.encoder.layer[0].intermediate.dense.weight.dtype
 
 
 @NATIVE

@@ -110,8 +110,9 @@ def backward(
 
 
 def _sizes(call) -> dict[str, int]:
-    weights, layers = call.weights, call.layers
-    (tokens, hidden), width, inner = call.x.shape, weights[0].shape[0], weights[4 * layers].shape[0]
+    weights, layers, (tokens, hidden) = call.weights, call.layers, call.x.shape
+    with torch._C.DisableTorchFunctionSubclass():  # prepacked ones would ask Python
+        width, inner = weights[0].shape[0], weights[4 * layers].shape[0]
     return {
         "tokens": tokens, "sequences": call.cu_seqlens.numel() - 1, "layers": layers, "hidden": hidden,
         "inner": inner, "heads": call.num_heads, "head_size": width // call.num_heads,
