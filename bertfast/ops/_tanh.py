@@ -10,35 +10,38 @@ import torch
 from torch import Tensor
 
 from .. import dispatch, extension
-from ._contract import through_library
+from ._contract import define, through_library
 
 
 def tanh(x: Tensor) -> Tensor:
     """tanh(x), differentiable as torch's: float32 on a CPU by the C++ kernels, on the calling thread; else torch's."""
-    if through_library() or not _serves(x):
+    if x.dtype is not torch.float32 or not x.is_cpu:
         return torch.tanh(x)
-    return _Tanh.apply(x) if torch.is_grad_enabled() and x.requires_grad else _compute(x)
-
-
-def _serves(x: Tensor) -> bool:
-    fits = x.dtype is torch.float32 and x.is_cpu and type(x) is Tensor
-    return fits and extension.cpu is not None and dispatch.backend() in ("auto", "cpu")
+    if through_library() or (torch.is_grad_enabled() and x.requires_grad):
+        return _OP(x)
+    return _compute(x)
 
 
 def _compute(x: Tensor) -> Tensor:
     x = x.contiguous()
+    if extension.cpu is None or dispatch.backend() not in ("auto", "cpu"):
+        return torch.tanh(x)
     out = torch.empty_like(x)
     extension.cpu.tanh(x.data_ptr(), out.data_ptr(), x.numel())
     return out
 
 
-class _Tanh(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        out = _compute(x)
-        ctx.save_for_backward(out)
-        return out
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(output)
 
-    @staticmethod
-    def backward(ctx, dout):
-        return torch.ops.aten.tanh_backward(dout, *ctx.saved_tensors)
+
+def _backward(ctx, dout):
+    return torch.ops.aten.tanh_backward(dout, *ctx.saved_tensors)
+
+
+_OP = define(
+    "tanh(Tensor x) -> Tensor",
+    _compute,
+    lambda x: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
+torch.library.register_autograd("bertfast::tanh", _backward, setup_context=_setup)

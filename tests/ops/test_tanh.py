@@ -59,6 +59,12 @@ def test_gradients():
     near("tanh and its gradients", grads(tanh, torch.float32), exact, eager)
 
 
+def test_op():
+    x = numbers(3, 50)
+    for argument in (x, x.t(), x.clone().requires_grad_()):
+        torch.library.opcheck(torch.ops.bertfast.tanh.default, (argument,))
+
+
 @NATIVE
 def test_who_computes(monkeypatch):
     x, weight, bias = numbers(2, 96), numbers(96, 96), numbers(96)
