@@ -200,6 +200,20 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
+def scatter_rows(x: Tensor, places: Tensor, count: int) -> Tensor:
+    """[count,H] on the CPU, any dtype: the rows of x [T,H] at `places` (int64 [T]), zeros elsewhere.
+
+    Raises ValueError for a place outside. torch's own goes over the output three times, each in an OpenMP region, whose
+    threads then spin on the cores that the next call's kernels want.
+    """
+    x, places = x.contiguous(), places.contiguous()
+    out = x.new_empty(count, x.shape[1])
+    row = x.shape[1] * x.element_size()
+    where, threads = (places.data_ptr(), x.shape[0], out.data_ptr()), torch.get_num_threads()
+    cpu.scatter_rows(x.data_ptr(), *where, count, row, threads)
+    return out
+
+
 def gradients(
     x: Tensor, shapes: Sequence[tuple[int, ...]], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:

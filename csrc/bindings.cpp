@@ -26,6 +26,7 @@
 #include "common/limits.h"
 #else
 #include "common/pool.h"
+#include "common/rows.h"
 #include "common/tanh.h"
 #include "product/int8_weight.h"
 #include "product/weights.h"
@@ -420,6 +421,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_variant", set_variant);
   m.def("ran_in_parallel", ran_in_parallel);
   m.def("all_inside", all_inside);
+  m.def("scatter_rows", [](Address from, Address places, long rows, Address to, long count,
+                           long bytes, int threads) {
+    py::gil_scoped_release release;
+    scatter_rows(static_cast<const char*>(at(from)), static_cast<const std::int64_t*>(at(places)),
+                 rows, static_cast<char*>(at(to)), count, bytes, threads);
+  });
   m.def("unchanged", unchanged);
 }
 

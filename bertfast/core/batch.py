@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import extension
+from ..ops._contract import through_library
+
 
 class PackedBatch(NamedTuple):
     """The T real tokens of a batch, and where they lie in the padded batch [B,S].
@@ -115,7 +118,7 @@ def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> Pack
     lengths = [len(row) for row in rows]
     total, starts = sum(lengths), torch.tensor([0, *accumulate(lengths)], dtype=torch.int64)
     ids = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
-    positions = torch.arange(total) - starts[:-1].repeat_interleave(torch.tensor(lengths).long())
+    positions = torch.tensor(list(chain.from_iterable(map(range, lengths))), dtype=torch.int64)
     room = total + total % 2  # parts start at multiples of 16 bytes, as Triton compiles kernels for
     sent = torch.zeros(2 * room + len(starts), dtype=torch.int64)
     sent[:total], sent[room : room + total], sent[2 * room :] = ids, positions, starts
@@ -191,6 +194,9 @@ def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unpack(x: Tensor, indices: Tensor, size: int) -> Tensor:
+    gradient = torch.is_grad_enabled() and x.requires_grad
+    if x.is_cpu and extension.cpu is not None and not gradient and not through_library():
+        return extension.scatter_rows(x, indices, size)
     return x.new_zeros(size, x.shape[1]).index_copy(0, indices, x)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import bertfast.core.heads  # noqa: F401  registers bertfast::labelled
+from bertfast import extension
 from bertfast.core.batch import (
     first_rows,
     pack,
@@ -15,6 +16,7 @@ from bertfast.core.batch import (
     take,
     unpack,
 )
+from harness import seeds
 
 MASK = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
 INDICES, STARTS = [0, 1, 5, 7, 12, 13, 14, 15], [0, 2, 4, 4, 8]
@@ -93,6 +95,28 @@ def test_take_and_unpack():
     assert rows.equal(values.flatten(0, 1)[INDICES])
     assert unpack(rows + 0, packed).equal(values * MASK[..., None])
     assert unpack(rows + 1, packed).equal((values + 1) * MASK[..., None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool], ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_unpack_many_rows(dtype, threads):
+    torch.set_num_threads(threads)
+    mask = torch.rand(6, 500, generator=seeds.generator(1)) < 0.6
+    packed, other = pack(mask, 6, 500, "cpu"), pack(mask[:, :1] & False, 6, 1, "cpu")
+    rows = (torch.randn(packed.tokens, 77, generator=seeds.generator(2)) + 1).to(dtype)
+    for x in (rows, rows.repeat(1, 2)[:, ::2]):  # of any strides
+        expected = x.new_zeros(3000, 77)
+        expected[mask.flatten()] = x
+        assert unpack(x, packed).equal(expected.view(6, 500, 77))
+    assert unpack(rows[:0], other).equal(torch.zeros(6, 1, 77, dtype=dtype))
+    assert unpack(rows[:, :0], packed).shape == (6, 500, 0)
+
+
+@pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
+def test_a_place_outside_is_refused():
+    for place in (-1, 3):
+        with pytest.raises(ValueError, match="a place is no row of the output"):
+            extension.scatter_rows(torch.ones(1, 2), torch.tensor([place]), 3)
 
 
 def test_first_rows():
