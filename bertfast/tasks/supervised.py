@@ -37,10 +37,11 @@ class Supervised:
         return self._lengths
 
     def totals(self, pieces: Sequence[Piece]) -> dict[str, float]:
-        """What the loss of a step is divided by."""
+        """What the loss of a step is divided by; 1 where nothing in it is counted, and the loss is 0."""
         if self.targets is None:
             return {"items": 1.0}
-        return {"items": float(sum(self.targets.items[piece.indices].sum() for piece in pieces))}
+        items = sum(self.targets.items[piece.indices].sum() for piece in pieces)
+        return {"items": float(items) or 1.0}
 
     def batch(self, pieces: Sequence[Piece]) -> Batch:
         """The examples of the pieces, in this order, packed."""
