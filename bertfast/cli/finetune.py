@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -36,8 +37,6 @@ def columns_options(command: Any) -> Any:
 
 def columns_of(given: dict[str, Any], base: Any = None) -> Any:
     """The `Columns` of a command's options, which are taken out of `given`; `base` says what is not given."""
-    from dataclasses import replace
-
     from ..tasks.form import Columns
 
     names = {"choices": "choices", "header": "header"}
@@ -73,6 +72,11 @@ is the folder of all its folders. The same command goes on with a run that was s
 @click.option("--share", type=float, help="That share.  [default: 0.1]")
 @click.option("--group", help="Column whose equal values stay on one side; title, of questions.")
 @columns_options
+@click.option(
+    "--mismatched",
+    type=click.Choice(["drop", "keep"]),
+    help="Answers that are not where the file says.  [default: drop those of TRAIN]",
+)
 @click.option("--several", is_flag=True, help="A text may have any number of labels: a,b,c.")
 @click.option("--weights", type=click.Choice(["balanced"]), help="Of classes.")
 @click.option("--epochs", type=int, help="[default: 3]")
@@ -100,7 +104,7 @@ def finetune(task: str, train: str, output: str, device: str | None, **given: An
     from ..training.sweep import sweep as run_sweep
 
     grid, seeds = given.pop("sweep"), given.pop("seeds")
-    columns = columns_of(given)
+    columns = replace(columns_of(given), mismatched=given.pop("mismatched"))
     freeze = given.pop("freeze")
     if freeze is not None:
         given["freeze"] = int(freeze) if freeze.isdigit() else freeze

@@ -26,7 +26,8 @@ Examples:
 
 INPUT has the columns that the model was trained with, unless options say others; all its columns
 are written too. Of - , which is standard input, a line is a text unless --input-format says more.
-The output appears when it is whole, and not at all when something fails.
+The file FILE appears when it is whole, and not at all when something fails; standard output gets
+each batch of rows as it is done.
 """
 )
 @click.argument("model")

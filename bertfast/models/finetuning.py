@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +14,12 @@ from ..errors import ArgumentError, CheckpointError
 from . import heads
 from .pretraining import quiet
 
+# what a head of these learnt would be taken for another's, as they call it the same
+_CLASSIFIERS = (
+    "BertForSequenceClassification",
+    "BertForMultipleChoice",
+    "BertForTokenClassification",
+)
 FREEZE = ("embeddings", "encoder")
 
 
@@ -33,7 +38,13 @@ def make_model(
     Raises:
         ConfigError, CheckpointError: it is no BERT, its files are damaged, or its head has another shape.
     """
-    read_config(folder)
+    said = head_of(folder)
+    wrong = CheckpointError(
+        f"{folder}: expected a checkpoint that a {head} with {len(labels)} scores can begin with; its head was made "
+        "for another task. Take the model that it was made of."
+    )
+    if said != head and {said, head} <= set(_CLASSIFIERS):
+        raise wrong
     config = BertConfig.from_pretrained(folder)
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: number for number, name in enumerate(labels)}
@@ -43,10 +54,7 @@ def make_model(
         try:
             return getattr(heads, head).from_pretrained(folder, config=config, dtype=torch.float32)
         except RuntimeError as error:  # of another shape
-            raise CheckpointError(
-                f"{folder}: expected a checkpoint that a {head} with {len(labels)} scores can begin with; its head was "
-                "made for another task. Take the model that it was made of."
-            ) from error
+            raise wrong from error
 
 
 def load_finetuned(
@@ -99,6 +107,6 @@ def freeze(model: nn.Module, what: str | int | None) -> None:
         module.requires_grad_(False)
 
 
-def head_of(folder: Path) -> str | None:
+def head_of(folder: str | os.PathLike[str]) -> str | None:
     """The class that a checkpoint's config names first."""
     return next(iter(read_config(folder).get("architectures") or []), None)

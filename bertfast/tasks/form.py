@@ -30,6 +30,8 @@ class Columns:
         header: names of the columns of a file whose first line has none.
         kind: of the file; None: by its name.
         separator: of several labels in one string.
+        mismatched: "drop" or "keep" answers that are not where SQuAD's file says; None: drop those to train on. A kept
+            one is learnt where it is said to be.
     """
 
     text: str = "text"
@@ -42,6 +44,7 @@ class Columns:
     header: tuple[str, ...] | None = None
     kind: str | None = None
     separator: str = ","
+    mismatched: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def load_form(folder: str | os.PathLike[str]) -> Form | None:
         return None
     try:
         return form_of(read_json(path, CheckpointError))
-    except (ArgumentError, TypeError) as error:
+    except (ArgumentError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: expected what bertfast finetune writes ({error})."
         ) from error

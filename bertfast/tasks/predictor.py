@@ -20,6 +20,7 @@ from ..inference.encoder import BATCH_TOKENS, batches, check_count
 from ..text.tokenizer import Tokenizer
 from .form import Columns, Form, load_form
 from .kinds import KINDS, Kind
+from .kinds.choice import is_choice
 from .supervised import Supervised
 
 WINDOW = 4096  # examples that are sorted by length together
@@ -96,10 +97,7 @@ class Predictor:
         if self.form.task != "choice" or self.form.labels:
             return self.kind
         first = texts[0]
-        right = (
-            isinstance(first, tuple | list) and len(first) == 2 and not isinstance(first[1], str)
-        )
-        if not right or not first[1]:
+        if not is_choice(first) or not first[1]:
             raise ArgumentError("texts[0]", "(text, choices)", f"{first!r:.60}")
         labels = tuple(str(i) for i in range(len(first[1])))
         return type(self.kind)(replace(self.form, labels=labels), self.kind.tokenizer)

@@ -111,7 +111,8 @@ def card(kind: Kind, settings: Any, results: dict[str, Any]) -> str:
         recipe.append(f"frozen: {settings.freeze}")
     if settings.weights:
         recipe.append(f"class weights: {settings.weights}")
-    dev = settings.dev or f"{settings.share:g} of these, held out"
+    held_out = "the task's own" if kind.form.glue else f"{settings.share:g} of these, held out"
+    dev = Path(settings.dev).name if settings.dev else held_out
     labels = f"\n- labels: {', '.join(kind.form.labels)}" if kind.form.labels else ""
     lines = "\n".join(f"- {line}" for line in recipe)
     more = {
@@ -120,7 +121,7 @@ def card(kind: Kind, settings: Any, results: dict[str, Any]) -> str:
         if k in ("accuracy_interval", "calibration", "null_threshold")
     }
     said = "".join(f"\n- {name.replace('_', ' ')}: {value}" for name, value in more.items())
-    data = f"evaluated on {count['dev']:,} examples: {Path(dev).name if settings.dev else dev}"
+    data = f"evaluated on {count['dev']:,} examples: {dev}"
     return f"""# {settings.task}: {Path(settings.model).name}, fine-tuned
 
 Made with bertfast {__version__}.
@@ -185,4 +186,7 @@ _OPTIONS = (
     ),
     *("long", "stride", "language", "freeze", "patience", "dtype", "seed"),
 )
-_COLUMNS = ("text", "text_pair", "label", "choices", "prefix", "word", "tag", "header")
+_COLUMNS = (
+    *("text", "text_pair", "label", "choices", "prefix", "word", "tag", "header"),
+    "mismatched",
+)

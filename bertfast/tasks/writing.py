@@ -88,13 +88,13 @@ class Writer:
 
     def __init__(self, handle: IO[str], kind: str):
         self._handle, self._kind = handle, kind
-        self._table: Any = None
+        self._begun = False
 
     def write(self, row: Mapping[str, Any], answer: Any) -> None:
         """A row of the input and its answer.
 
         Raises:
-            ArgumentError: the input has a column of that name.
+            ArgumentError: the input has a column of that name; or a tsv file cannot hold a text.
         """
         told = row_of(answer)
         for name in told:
@@ -105,13 +105,22 @@ class Writer:
         if self._kind == "jsonl":
             self._handle.write(json.dumps(values, ensure_ascii=False) + "\n")
             return
-        if self._table is None:
-            options: dict[str, Any] = {"lineterminator": "\n"}
-            if self._kind == "tsv":
-                options["delimiter"] = "\t"
-            self._table = csv.DictWriter(self._handle, list(values), **options)
-            self._table.writeheader()
-        self._table.writerow({name: _cell(value) for name, value in values.items()})
+        write = self._csv if self._kind == "csv" else self._tsv
+        if not self._begun:
+            write(list(values))
+        self._begun = True
+        write([_cell(value) for value in values.values()])
+
+    def _csv(self, cells: Sequence[Any]) -> None:
+        csv.writer(self._handle, lineterminator="\n").writerow(cells)
+
+    def _tsv(self, cells: Sequence[Any]) -> None:
+        """Without quotes, as `read_table` reads it."""
+        line = "\t".join(map(str, cells))
+        if line.count("\t") >= len(cells) or "\n" in line or "\r" in line:
+            got = "a tab or a line break in a text"
+            raise ArgumentError("--format", "csv or jsonl for these rows", f"tsv, and {got}")
+        self._handle.write(line + "\n")
 
 
 def write_predictions(path: Path, names: Sequence[str], answers: Sequence[Any]) -> None:

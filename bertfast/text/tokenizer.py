@@ -124,8 +124,8 @@ class Tokenizer:
             raise UnsupportedError(
                 "a tokenizer written in Python does not tell where tokens stand."
             )
-        for text in texts:
-            check_texts(text if words else [text])
+        for index, text in enumerate(texts):
+            check_texts(["".join(text)] if words else [text], index)
         options = {"is_pretokenized": words, "add_special_tokens": False}
         return self.backend.encode_batch(list(texts), **options)
 

@@ -150,11 +150,12 @@ class Job:
         self.training = _supervised(self.kind, self.train, sequences)
         self.held_out = _supervised(self.kind, self.dev, self.kind.encode(self.dev.inputs))
         if self.training.sequences.cut:
-            count, total = self.training.sequences.cut, len(self.train.inputs)
-            say(
-                f"{count} of {total} examples are longer than {self.kind.form.max_length} tokens and lose their end; "
-                "long=slide reads them in windows"
-            )
+            count, form = self.training.sequences.cut, self.kind.form
+            lost = "their end; long=slide reads them in windows"
+            if form.long == "slide":  # the first of two texts
+                lost = "the end of their first text"
+            said = f"examples are longer than {form.max_length} tokens and lose {lost}"
+            say(f"{count} of {len(self.train.inputs)} {said}")
         self.settings = _planned(recipe, self.training)
         self.tasks = [self.training]
         self.patience = recipe.patience

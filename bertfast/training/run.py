@@ -266,9 +266,10 @@ def _resume(saved: state.Saved, job: Job, processes: Processes, say: Callable[[s
 
 
 def _check_recipe(job: Job, folder: Path) -> None:
-    """A folder is one recipe's."""
+    """A folder is one recipe's; one in which nothing was saved may begin with another."""
     now = job.settings.as_dict()
-    check_same(folder, now, job.free)
+    if state.has_any(folder):
+        check_same(folder, now, job.free)
     write_json(folder / RECIPE, now)
 
 

@@ -87,6 +87,11 @@ def newest(run: Path) -> Saved | None:
     return None
 
 
+def has_any(run: Path) -> bool:
+    """Whether a run has saved a checkpoint."""
+    return any(_folders(run))
+
+
 def tidy(run: Path, keep: int | None = None, best: int | None = None) -> None:
     """Remove what an ended write has left and, with `keep`, all checkpoints but so many of the newest and that of the
     step `best`."""

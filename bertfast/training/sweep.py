@@ -13,7 +13,7 @@ from .._files import read_json, write_json
 from .._table import table
 from ..errors import CheckpointError, RunError
 from ..tasks.report import RESULTS
-from .finetuning import FineTuning, Job, finetune
+from .finetuning import FineTuning, finetune
 from .run import FINAL, check_same, logger
 
 FILE = "sweep.json"
@@ -37,6 +37,9 @@ def sweep(
         recipe: what the grid does not say. folder: of the runs, each in a folder of its own, and of sweep.json.
         grid: a name of `GRIDS`; None: the recipe alone. seeds: from the recipe's on.
         options: of `finetune`.
+
+    Raises:
+        RunError: a run that is done had another recipe, another file or model; or its scores are gone.
 
     Returns: a table: of each recipe the mean of the scores, and their spread (standard deviation) over the seeds.
     """
@@ -79,7 +82,7 @@ def _name(recipe: FineTuning, seed: int) -> str:
 
 def _scores(recipe: FineTuning, run: Path, say: Any, options: dict[str, Any]) -> dict[str, float]:
     if (run / FINAL).is_dir():
-        check_same(run, recipe.as_dict(), (*Job.free, *_PLANNED))
+        check_same(run, recipe.as_dict(), _PLANNED)
     else:
         finetune(recipe, run, say=say, **options)
     results = run / RESULTS

@@ -123,7 +123,7 @@ def _tokens(folder: Path, count: int, draw: Any) -> Path:
     with open(path, "w") as handle:
         for _ in range(count):
             words = f"Then {draw.choice(NAMES)} Smith went to {draw.choice(TOWNS)} .".split()
-            tags = "O B-PER I-PER O O B-LOC O".split()
+            tags = ["O", "B-PER", "I-PER", "O", "O", "B-LOC", "O"]
             some = int(draw.integers(0, 3))  # lengths differ
             handle.writelines(f"{w} {t}\n" for w, t in zip(words[some:], tags[some:], strict=True))
             handle.write("\n")

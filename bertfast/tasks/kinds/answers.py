@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -40,7 +41,8 @@ _LEAST_LONGEST = 30  # of BERT's code
 
 class Found(NamedTuple):
     """text: of the answer, "" for none. start, stop: its characters in the context; 0, 0 for none. probability: among
-    the best answers and, where that is possible, none. null_score: by how much none scores above the best answer."""
+    the best answers and, where that is possible, none. null_score: by how much none scores above the best answer; of a
+    context without tokens the score of none itself."""
 
     text: str
     start: int
@@ -69,8 +71,12 @@ class Best(NamedTuple):
         """The characters of the best answer; (0, 0) of a context without tokens."""
         if not len(self.spans.scores):
             return 0, 0
-        offsets = self.context.offsets
-        return int(offsets[self.spans.first[0], 0]), int(offsets[self.spans.last[0], 1])
+        text, offsets = self.context.text, self.context.offsets
+        stop = int(offsets[self.spans.last[0], 1])
+        # accents that are characters of their own have no token
+        while stop < len(text) and unicodedata.category(text[stop])[0] == "M":
+            stop += 1
+        return int(offsets[self.spans.first[0], 0]), stop
 
     @property
     def text(self) -> str:
@@ -96,7 +102,8 @@ class Answers(Kind):
     def open(form: Form, path: str, part: str) -> Questions | Table:
         """SQuAD's json; or, to predict on, a table with the columns of question (text) and context (text_pair)."""
         if os.path.splitext(path)[1].lower() == ".json":
-            return read_squad(path, "drop" if part == "train" else "keep")
+            default = "drop" if part == "train" else "keep"
+            return read_squad(path, form.columns.mismatched or default)
         if part != "test":
             raise ArgumentError("train", "a file of SQuAD's form, .json", repr(path))
         named = form.columns
@@ -203,7 +210,7 @@ class Answers(Kind):
     def _answer(self, best: Best) -> Found:
         gap = best.gap
         if not len(best.spans.scores):
-            return Found("", 0, 0, 1.0, gap)
+            return Found("", 0, 0, 1.0, best.null)
         scores = [*best.spans.scores, best.null] if self.form.nulls else best.spans.scores
         shares = probabilities(np.array(scores))
         if self.form.nulls and gap > self.form.null_threshold:

@@ -58,10 +58,11 @@ class Choice(Kind):
     def examples(form: Form, opened: Table, labelled: bool) -> Examples:
         texts = columns.texts(opened, form.columns.text)
         choices = _choices(opened, form.columns)
+        count = len(form.labels) or len(choices[0])  # a model of others does not say
         for index, some in enumerate(choices):
-            if len(some) != len(form.labels):
+            if len(some) != count:
                 raise InputFileError(
-                    f"{opened.place(index)}: expected {len(form.labels)} choices, got {len(some)}."
+                    f"{opened.place(index)}: expected {count} choices, got {len(some)}."
                 )
         gold = None
         if labelled:
@@ -71,8 +72,7 @@ class Choice(Kind):
 
     def encode(self, inputs: Sequence[tuple[str, Sequence[str]]]) -> Sequences:
         for index, item in enumerate(inputs):
-            right = isinstance(item, tuple | list) and len(item) == 2
-            if not right or isinstance(item[1], str) or len(item[1]) != self.group:
+            if not is_choice(item) or len(item[1]) != self.group:
                 expected = f"(text, {self.group} choices)"
                 raise ArgumentError(f"texts[{index}]", expected, f"{item!r:.60}")
         texts = self.tokenizer.ids([text for text, _ in inputs])
@@ -114,6 +114,14 @@ class Choice(Kind):
             Chosen(int(i), choices[i], float(row[i]), row.tolist())
             for (_, choices), i, row in zip(inputs, best, shares, strict=True)
         ]
+
+
+def is_choice(item: Any) -> bool:
+    """Whether it is a text and a list of texts."""
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    if not pair or not isinstance(item[1], tuple | list):
+        return False
+    return all(isinstance(text, str) for text in (item[0], *item[1]))
 
 
 def _choices(table: Table, named: Columns) -> list[list[str]]:

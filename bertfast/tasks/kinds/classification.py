@@ -98,7 +98,7 @@ class Classification(Kind):
     # sequences
 
     def encode(self, inputs: Sequence[str | tuple[str, str]]) -> Sequences:
-        pairs = [_two(text, index) for index, text in enumerate(inputs)]
+        pairs = [_two(text, index, self.form.task) for index, text in enumerate(inputs)]
         first = self.tokenizer.ids([a for a, _ in pairs])
         if all(b is None for _, b in pairs):
             return self._single(first)
@@ -129,6 +129,7 @@ class Classification(Kind):
                 sides = [(a[: kept[0]], b[: kept[1]])]
             else:
                 sides = self._slide(a, b, room)
+                cut += len(sides[0][0]) < len(a)
             for part in sides:
                 rows.append(joined(*part, self.cls, self.sep))
                 owner.append(example)
@@ -270,12 +271,14 @@ def _sides(texts: Sequence[Sequence[str]]) -> list[Any]:
     return list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
 
 
-def _two(text: Any, index: int) -> tuple[str, str | None]:
-    if isinstance(text, str):
+def _two(text: Any, index: int, task: str) -> tuple[str, str | None]:
+    if isinstance(text, str) and task != "pair":
         return text, None
-    if isinstance(text, tuple | list) and len(text) == 2:
+    pair = isinstance(text, tuple | list) and len(text) == 2
+    if pair and all(isinstance(side, str) for side in text):
         return text[0], text[1]
-    raise ArgumentError(f"texts[{index}]", "a string or a pair of strings", type(text).__name__)
+    expected = "a pair of strings" if task == "pair" else "a string or a pair of strings"
+    raise ArgumentError(f"texts[{index}]", expected, f"{text!r:.60}")
 
 
 def _several_scores(gold: np.ndarray, told: np.ndarray) -> dict[str, float]:

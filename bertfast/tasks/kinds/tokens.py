@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,8 +24,9 @@ from .base import Examples, Kind, Targets, fitted_temperature, numpy
 
 # A Chinese character, a run of letters and digits, or one other sign.
 _WORDS = re.compile(
-    r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]"
+    r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|(?P<run>[^\W\u3400-\u9fff\uf900-\ufaff]+)|[^\w\s]"
 )
+_JOINER = "\u200d"
 _ENTITY = re.compile(r"[BI]-.+")
 
 
@@ -212,14 +214,37 @@ class Tokens(Kind):
 def words_of(item: str | Sequence[str], index: int = 0) -> tuple[list[str], np.ndarray]:
     """The words of a text or list, and the characters where each starts and ends: int64 [words, 2]."""
     if isinstance(item, str):
-        found = list(_WORDS.finditer(item))
-        places = np.array([match.span() for match in found], dtype=np.int64).reshape(-1, 2)
-        return [match[0] for match in found], places
+        places = _word_places(item)
+        return [item[a:b] for a, b in places], np.array(places, dtype=np.int64).reshape(-1, 2)
     words = list(item) if isinstance(item, list | tuple) else [item]
     if not all(isinstance(word, str) for word in words):
         raise ArgumentError(f"texts[{index}]", "a text or a list of words", f"{item!r:.60}")
     ends = np.arange(len(words), dtype=np.int64)
     return words, np.stack([ends, ends + 1], 1)
+
+
+def _word_places(text: str) -> list[tuple[int, int]]:
+    """Where each word starts and stops. Accents and vowel signs that are characters of their own, and what a joiner
+    joins, belong to the word before."""
+    found: list[tuple[int, int]] = []
+    run = False  # the last word is one of letters
+    for match in _WORDS.finditer(text):
+        start, stop = match.span()
+        letters = match["run"] is not None
+        mark = _is_mark(text[start]) or text[start] == _JOINER
+        if found and found[-1][1] == start:
+            before = text[start - 1]
+            joined = before == _JOINER or (run and letters and _is_mark(before))
+            if mark or joined:
+                found[-1] = found[-1][0], stop
+                continue
+        found.append((start, stop))
+        run = letters
+    return found
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"
 
 
 def _places(word_ids: Sequence[int | None], count: int, found: Any) -> Word:
