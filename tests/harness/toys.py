@@ -38,6 +38,7 @@ CONFIG = {
     "max_position_embeddings": 64,
     "initializer_range": 0.1,
 }
+TWELVE = {"epochs": 3, "share": 0.2, "micro_tokens": 60}  # steps, of parts; an epoch has 4
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch": 8, "learning_rate": 2e-3, "log_every": 2}
 
 

@@ -2,6 +2,7 @@
 
 python processes.py killed STORE FOLDER      a run undisturbed, and runs killed at six moments and gone on with
 python processes.py together STORE FOLDER    one process beside two, DDP and FSDP2
+python processes.py finetuned TOYS FOLDER    fine-tuning undisturbed, killed, stopped, and by two processes
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from bertfast.models import heads as _heads  # noqa: F401, imported before the forks
-from bertfast.training import loop, optimizers, state
+from bertfast.models.finetuning import load_finetuned
+from bertfast.tasks import report
+from bertfast.training import loop, optimizers, run, state
+from bertfast.training.finetuning import finetune
 from bertfast.training.pretraining import pretrain
 from bertfast.training.recipe import Recipe
 from bertfast.training.run import Stopped
+from harness import toys
 from training.runs import recipe_of
 
 LOSSES = "losses.json"
@@ -116,7 +121,9 @@ def killed(recipe: Recipe, folder: Path) -> None:
     (folder / "killed.json").write_text(json.dumps(found))
 
 
-def losses(recipe: Recipe, folder: Path, stop: int | None = None) -> None:
+def losses(
+    recipe: Any, folder: Path, stop: int | None = None, train: Callable[..., Any] = pretrain
+) -> None:
     """A run whose losses are kept, by its first process; stopped by SIGTERM after a step."""
     found, step = [], loop.Loop._step
 
@@ -129,7 +136,7 @@ def losses(recipe: Recipe, folder: Path, stop: int | None = None) -> None:
 
     loop.Loop._step = noted
     try:
-        pretrain(recipe, folder)
+        train(recipe, folder)
     except Stopped:
         assert stop is not None
     if int(os.environ.get("RANK", 0)) == 0:
@@ -138,7 +145,9 @@ def losses(recipe: Recipe, folder: Path, stop: int | None = None) -> None:
         path.write_text(json.dumps(earlier + found))
 
 
-def two(recipe: Recipe, folder: Path, stop: int | None = None) -> list[int]:
+def two(
+    recipe: Any, folder: Path, stop: int | None = None, train: Callable[..., Any] = pretrain
+) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -151,7 +160,7 @@ def two(recipe: Recipe, folder: Path, stop: int | None = None) -> list[int]:
             )  # fmt: skip
             status = 0
             try:
-                losses(recipe, folder, stop)
+                losses(recipe, folder, stop, train)
             except BaseException as error:
                 print(repr(error), file=sys.stderr, flush=True)
                 status = 1
@@ -169,6 +178,29 @@ def together(recipe: Recipe, folder: Path) -> None:
     (folder / "together.json").write_text(json.dumps(status))
 
 
+def finetuned(recipe: Any, folder: Path) -> None:
+    """12 steps; the dropout of a step, its examples and what dev says of three epochs are the same in all of these."""
+    run.draw_curves = report.draw_confusion = lambda *_: None  # pictures take longer than all else
+    load_finetuned(Path(recipe.model), "BertForPreTraining")  # what transformers reads once
+    train = partial(finetune, say=lambda line: None)
+    again = lambda name: forked(lambda: train(recipe, folder / name))  # noqa: E731
+    status = {"undisturbed": [forked(lambda: losses(recipe, folder / "undisturbed", None, train))]}
+    for name in FINETUNED:
+
+        def first(name=name):
+            MOMENTS[name]()
+            train(recipe, folder / name)
+
+        status[name] = [forked(first), again(name)]
+    stopped = partial(losses, recipe, folder / "stopped", 6, train)
+    status["stopped"] = [forked(stopped), again("stopped")]
+    status["two"] = two(recipe, folder / "two", None, train)
+    (folder / "finetuned.json").write_text(json.dumps(status))
+
+
+FINETUNED = ("in a step", "before the rename")  # moments of a kill
+
+
 # Each step's sequences in two or more parts; 20 steps, in two lengths.
 TWENTY = {
     "phases": [
@@ -183,7 +215,10 @@ if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     what, where, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    if what == "killed":
+    if what == "finetuned":
+        train = toys.write_examples(where, "pair")
+        finetuned(toys.recipe_of("pair", train, where / "model", **toys.TWELVE), target)
+    elif what == "killed":
         killed(recipe_of(where, keep=1), target)
     else:
         together(recipe_of(where, **TWENTY), target)
