@@ -277,6 +277,32 @@ def test_several_labels_and_weights(tmp_path, checkpoint):
     assert "--weights balanced" in card
 
 
+def test_glue(tmp_path, checkpoint):
+    """A task by its name: GLUE's files, columns, labels and metrics; its own split to evaluate on."""
+    folder = tmp_path / "glue" / "MRPC"
+    folder.mkdir(parents=True)
+    names = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
+    for part, count in (("train", 16), ("dev", 6), ("test", 4)):
+        first = ("index", *names[1:]) if part == "test" else names
+        lines = [first, *((str(n % 2), "1", "2", f"in {n} rome", "a film") for n in range(count))]
+        (folder / f"{part}.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+    said: list[str] = []
+    recipe = toys.recipe_of("mrpc", folder.parent, checkpoint, epochs=1)
+    model = finetune(recipe, tmp_path / "run", say=said.append)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["examples"] == {"train": 16, "dev": 6}
+    assert list(results["scores"]) == ["f1", "accuracy"]
+    card = (model / "README.md").read_text()
+    assert "evaluated on 6 examples: the task's own" in card
+    assert "bertfast finetune mrpc glue" in card
+    assert not any("are held out" in line for line in said)
+    result = CliRunner().invoke(main, ["predict", str(model), str(folder / "test.tsv")])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["prediction"] in ("0", "1") for row in rows] == [True] * 4
+    assert rows[3]["#1 String"] == "in 3 rome"
+
+
 def test_command_line(tmp_path, checkpoint):
     """A run, what it says, and the width of the help."""
     train = toys.write_examples(tmp_path, "tokens")
