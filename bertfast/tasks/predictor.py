@@ -52,7 +52,7 @@ class Predictor:
         Args:
             texts: an iterable; or one alone, whose answer is returned alone.
                 single: strings; pair: (string, string); regression: either. choice: (text, choices).
-                qa: (question, context). tokens: strings, or lists of words.
+                qa: (question, context). tokens: strings, or lists of words (one such list is taken for texts).
             batch_tokens: the most tokens that go through the model at a time (a longer sequence goes alone).
 
         Returns:

@@ -169,6 +169,8 @@ def command(settings: Any) -> str:
             words.append(f"--{name.replace('_', '-')}")
             if value is not True:
                 words.append(",".join(value) if isinstance(value, tuple) else f"{value}")
+    if settings.columns.kind:
+        words += ["--input-format", settings.columns.kind]
     return shlex.join(words).replace("'bertfast finetune'", "bertfast finetune")
 
 

@@ -104,6 +104,9 @@ class FineTuning(Settings):
         elif task == "pair" and columns.text_pair is None:
             columns = replace(columns, text_pair="text_pair")
         long = self.long or ("slide" if task in ("tokens", "qa") else "truncate")
+        if task == "qa" and long == "truncate":
+            advice = "Answers are searched in all windows."
+            raise ArgumentError("long", "slide, with the task qa", long, advice)
         length = self.length or min(LENGTHS.get(task, 128), positions)
         if length > positions:
             raise ArgumentError(

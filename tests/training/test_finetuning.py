@@ -303,6 +303,33 @@ def test_glue(tmp_path, checkpoint):
     assert rows[3]["#1 String"] == "in 3 rome"
 
 
+def test_a_file_without_a_header(tmp_path, checkpoint):
+    """Its columns are named, to train and to predict; the format too, where the file's name does not tell."""
+    train = tmp_path / "mails"
+    train.write_text("".join(f"x{n % 2}\ta {n % 2} film\n" for n in range(20)))
+    columns = ["--header", "kind,mail", "--input-format", "tsv"]
+    command = [
+        "finetune",
+        "single",
+        str(train),
+        "--model",
+        str(checkpoint),
+        "-o",
+        str(tmp_path / "r"),
+    ]
+    command += [*columns, "--text", "mail", "--label", "kind", "--batch", "8", "--epochs", "1"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    card = (tmp_path / "r" / "model" / "README.md").read_text()
+    assert "--text mail --label kind --header kind,mail --input-format tsv" in card
+    command = ["predict", str(tmp_path / "r" / "model"), str(train), *columns]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["mail"] for row in rows] == [f"a {n % 2} film" for n in range(20)]
+    assert {row["prediction"] for row in rows} <= {"x0", "x1"}
+
+
 def test_command_line(tmp_path, checkpoint):
     """A run, what it says, and the width of the help."""
     train = toys.write_examples(tmp_path, "tokens")

@@ -238,6 +238,8 @@ def test_standard_input_and_output(tuned, loaded, tmp_path):
     assert [(row["n"], row["prediction"]) for row in read_csv(result.stdout)] == [
         ("1", label) for label in want
     ]
+    blank = predict(model, "-", input="a\n\nb\n")  # rows keep the numbers of lines
+    assert [json.loads(line)["text"] for line in blank.stdout.splitlines()] == ["a", "", "b"]
     result = predict(tuned["pair"] / "model", "-", input="a\n")
     assert result.exit_code == 2
     assert "the task pair asks about more than one text" in result.output

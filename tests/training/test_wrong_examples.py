@@ -59,6 +59,7 @@ def write(path: Path, content: Any) -> Path:
         ("single", "a.csv", texts_of(["x", ""] * 10), "line 3: label: expected a label, got an empty one"),
         ("single", "a.csv", "text,label\n\"a\",x\na,b,c\n", "line 3: expected 2 fields"),
         ("single", "a.csv", GOOD[:7], "expected at least a batch of 8 examples, got 6"),
+        ("single", "a.csv", "a,x\nb,y\n" * 9, "line 1: no field 'text', only a, x"),
         ("single", "a.csv", GOOD[:1], "at least two labels"),
         ("single", "a.txt", "a\n", "kind|csv"),
         ("single", "none.csv", None, "none.csv: cannot be read"),
@@ -104,6 +105,15 @@ def test_wrong_files_to_evaluate_on(task, name, train, dev, said, tmp_path, chec
         )
 
 
+def test_unknown_labels_of_several(tmp_path, checkpoint):
+    path = write(tmp_path / "a.csv", texts_of(["x,y", ""] * 10))
+    other = write(tmp_path / "b.csv", texts_of(["x", "x,z"]))
+    with pytest.raises(
+        InputFileError, match=r"b.csv, line 3: label: expected labels of x, y, got 'z'"
+    ):
+        Job(toys.recipe_of("single", path, checkpoint, dev=str(other), several=True), silent)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -125,6 +135,7 @@ def test_wrong_files_to_evaluate_on(task, name, train, dev, said, tmp_path, chec
         ({"group": "title"}, "no field 'title'"),
         ({"task": "regression", "several": True}, "several: expected the task single or pair, got regression"),
         ({"task": "choice", "long": "slide"}, "long: expected truncate, with the task choice, got slide"),
+        ({"task": "qa", "long": "truncate"}, "long: expected slide, with the task qa, got truncate"),
         ({"task": "tokens", "weights": "balanced"}, "weights: expected a task with single labels, got tokens"),
         ({"task": "tokens", "group": "title"}, "group: expected a file with columns, got 'title'"),
         ({"task": "qa", "group": "id"}, "group: expected title, of questions, got 'id'"),
