@@ -85,7 +85,7 @@ def test_what_a_run_leaves(tuned, task):
     form = load_form(run / "model")
     assert (form.task, form.labels) == (task, LABELS[task])
     best = max(line[f"held_out_{score}"] for line in lines if f"held_out_{score}" in line)
-    assert results["scores"][score] == pytest.approx(best, abs=1e-6)
+    assert abs(results["scores"][score] - best) < 1e-6  # of other batches
 
 
 @pytest.mark.parametrize("task", toys.TASKS)
@@ -216,7 +216,7 @@ def test_two_processes(driven):
         for name in ("undisturbed", "two")
     ]
     for one, two in zip(*lines, strict=True):
-        assert one["held_out_loss"] == pytest.approx(two["held_out_loss"], abs=1e-5)
+        assert abs(one["held_out_loss"] - two["held_out_loss"]) <= 1e-5
         assert one["held_out_accuracy"] == two["held_out_accuracy"]
 
 

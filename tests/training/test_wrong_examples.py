@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 from click.testing import CliRunner
 
@@ -20,7 +19,7 @@ from bertfast.tasks import report
 from bertfast.tasks.supervised import Supervised
 from bertfast.training import loop, run, state
 from bertfast.training.finetuning import Job, finetune
-from harness import toys
+from harness import seeds, toys
 
 pytestmark = pytest.mark.xdist_group("finetuning")
 
@@ -223,7 +222,7 @@ def test_mismatched_by_the_command(tmp_path, checkpoint):
 
 
 def trained(folder: Path, checkpoint: Path, name: str, count: int) -> Path:
-    torch.manual_seed(3)
+    seeds.restart(3)
     config = transformers.BertConfig(**toys.CONFIG, num_labels=count)
     getattr(transformers, name)(config).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):

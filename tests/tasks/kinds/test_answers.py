@@ -102,7 +102,7 @@ def test_null_threshold(kind_of):
         kind = kind_of("qa", max_length=40, nulls=True, null_threshold=threshold)
         found = answer_of(kind, text, (3, 3), null)
         assert found.text == told
-        assert found.null_score == pytest.approx(null - best)
+        assert found.null_score == null - best  # exact in float64
         assert 0 < found.probability < 1
     assert (
         answer_of(kind_of("qa", max_length=40), text, (3, 3), 99).text == "Paris"
@@ -113,7 +113,7 @@ def test_null_threshold(kind_of):
         sequences = kind.encode([(ASKED, text)])
         found += kind.gather(sequences, outputs_of(sequences, (3, 3), best + number))
         golds.append([Answer("Paris", 13)] if number < 3 else [])
-    assert kind.scores(golds, found)["f1"] == pytest.approx(4 / 6)
+    assert kind.scores(golds, found)["f1"] == 4 / 6
     form = kind.tuned(golds, found)
     assert 2 <= form.null_threshold < 3
     assert Answers(form, kind.tokenizer).scores(golds, found) == {
@@ -165,7 +165,7 @@ def test_chinese_scores(kind_of):
     for language, f1 in (("zh", 2 * (2 / 3) / (5 / 3)), ("en", 0.0)):
         kind = kind_of("qa", max_length=40, language=language)
         found = kind.gather(sequences, outputs_of(sequences, (2, 4)))
-        assert kind.scores(golds, found)["f1"] == pytest.approx(f1)
+        assert abs(kind.scores(golds, found)["f1"] - f1) < 1e-12  # rounding
 
 
 @pytest.mark.parametrize("item", ["a", ("a",), ("a", 3), (None, "a"), ("a", ["b"])])
