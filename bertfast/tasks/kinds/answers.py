@@ -146,10 +146,11 @@ class Answers(Kind):
         length = self.form.max_length
         most = min(MAX_QUESTION, (length - 3) // 2)
         for example, (question, encoding) in enumerate(zip(asked, texts, strict=True)):
+            room = length - min(len(question), most) - 3
             found = windows(
                 *(len(question), len(encoding.ids)),
                 max_length=length,
-                stride=self.form.stride or STRIDE,
+                stride=self.form.stride or min(STRIDE, max(room // 2, 1)),
                 max_question=most,
             )
             for window in range(len(found.starts)):
