@@ -60,7 +60,8 @@ class Form:
         max_length: the most tokens of a sequence, special ones counted.
         long: what is longer loses its end ("truncate"), or is read in windows ("slide"), over which scores are
             averaged; words are told where they have the most context, answers are searched in all windows.
-        stride: tokens from the start of a window to that of the next; None: half a window, of questions at most 128.
+        stride: tokens from the start of a window to that of the next; None: half a window; of questions 128,
+            at most two thirds of one.
         language: of answers: "en", whose words count, or "zh", whose characters do.
         longest: the most tokens of an answer. nulls: a question may have no answer, as in SQuAD 2.
         null_threshold: a question has none where [CLS] scores more than this above the best answer.

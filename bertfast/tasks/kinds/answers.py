@@ -150,7 +150,7 @@ class Answers(Kind):
             found = windows(
                 *(len(question), len(encoding.ids)),
                 max_length=length,
-                stride=self.form.stride or min(STRIDE, max(room // 2, 1)),
+                stride=self.form.stride or min(STRIDE, max(2 * room // 3, 1)),
                 max_question=most,
             )
             for window in range(len(found.starts)):

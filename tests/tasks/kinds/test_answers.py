@@ -94,14 +94,15 @@ def test_positions_in_windows(kind_of, tokenizer, stride):
         assert answer_of(kind, text, place).text == text[2 * place[0] : 2 * place[1] + 1]
 
 
-def test_windows_share_half(kind_of):
-    """Unless a stride is given: every answer of up to a quarter of a window can be told. BERT's 384 tokens move by 128."""
+def test_windows_overlap(kind_of):
+    """Unless a stride is given, by a third: short answers are found anywhere. BERT's 384 tokens move by 128."""
     text = " ".join("abcdefghijklmnopqrstuvwxyz")
     kind = kind_of("qa", max_length=20)
-    for first in range(23):
-        assert answer_of(kind, text, (first, first + 3)).text == text[2 * first : 2 * first + 7]
-    (context,) = kind_of("qa", max_length=384).encode([(ASKED, text * 20)]).details
-    assert context.windows.starts[:3].tolist() == [0, 128, 256]
+    for first in range(24):
+        assert answer_of(kind, text, (first, first + 2)).text == text[2 * first : 2 * first + 5]
+    for length in (256, 384):
+        (context,) = kind_of("qa", max_length=length).encode([(ASKED, text * 20)]).details
+        assert context.windows.starts[:3].tolist() == [0, 128, 256]
 
 
 def test_null_threshold(kind_of):
