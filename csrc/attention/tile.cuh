@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kThreads = 128;  // of a block: 4 warps of 16 rows
 constexpr int kBlock = 64;     // rows that a block owns
+constexpr int kAlign = 512;    // of shared memory: the longest row of a tile
 
 template <class T, int D>
 struct HeadTile {
@@ -26,9 +27,13 @@ struct HeadTile {
   static constexpr int kRowBytes = D * sizeof(T);
   static constexpr int kSkip = kChunks < 8 ? 8 / kChunks : 1;  // rows that share 128 bytes
 
-  // Byte offset of a chunk.
+  static constexpr __host__ __device__ int swizzle(int row) {
+    return row / kSkip % (8 / kSkip) << 4;
+  }
+  // Byte offset of a chunk. Tiles lie on whole rows, so that even chunks further on are told apart
+  // by bits: at(row, chunk + k) is at(row, chunk) ^ k << 4 for chunk 0 or 1.
   static __device__ __forceinline__ int at(int row, int chunk) {
-    return row * kRowBytes + ((chunk ^ (row / kSkip % (8 / kSkip))) << 4);
+    return row * kRowBytes + (chunk << 4 ^ swizzle(row));
   }
   // Byte offset of an element.
   static __device__ __forceinline__ int element(int row, int column) {
@@ -71,30 +76,45 @@ struct Rows {
   bool vector;
 };
 
-// The whole block copies the rows [first, first + ROWS) to a tile, asynchronously where it can;
-// rows from `end` on become zeros.
+// A thread's share of the tiles of ROWS rows that a block copies one after the other from row
+// `first` on, asynchronously where it can: a chunk of every kStep-th row. Rows from `end` on become
+// zeros.
 template <class T, int D, int ROWS>
-__device__ __forceinline__ void load_tile(unsigned char* tile, const Rows<const T>& source,
-                                          int first, int end) {
+struct TileCopies {
   using Shape = HeadTile<T, D>;
-  static_assert(ROWS * Shape::kChunks % kThreads == 0, "every thread copies as many chunks");
-#pragma unroll
-  for (int i = 0; i < ROWS * Shape::kChunks / kThreads; ++i) {
-    const int index = i * kThreads + threadIdx.x;
-    const int row = index / Shape::kChunks, chunk = index % Shape::kChunks;
+  static constexpr int kStep = kThreads / Shape::kChunks;
+  static_assert(ROWS % kStep == 0, "every thread copies as many chunks");
+  const T* from;
+  long step;  // elements to the next chunk
+  int to;     // the place of the first in the tile
+  int rows;   // from the first to the end
+  int size;   // elements from the first to the end of the row
+  bool vector;
+
+  __device__ __forceinline__ TileCopies(const Rows<const T>& source, int first, int end) {
+    const int row = threadIdx.x / Shape::kChunks, chunk = threadIdx.x % Shape::kChunks;
     const int column = chunk * Shape::kElements;
-    const bool inside = first + row < end;
-    const T* from = source.data + (inside ? first + row : 0) * source.stride;
-    unsigned char* to = tile + Shape::at(row, chunk);
-    if (source.vector) {
-      const bool some = inside && column < source.size;
-      cp_async16(shared_address(to), from + (some ? column : 0), some ? 16 : 0);
-    } else {
-      const int size = inside ? source.size : 0;
-      *reinterpret_cast<Group<T>*>(to) = load_chunk(from, column, size, false);
-    }
+    from = source.data + (first + row) * source.stride + column;
+    step = kStep * source.stride, to = Shape::at(row, chunk), size = source.size - column;
+    vector = source.vector, rows = size > 0 ? end - first - row : 0;
   }
-}
+  __device__ __forceinline__ void load(unsigned char* tile) {
+    const auto place = [&](int i) {
+      return tile + (to ^ Shape::swizzle(i * kStep)) + i * kStep * Shape::kRowBytes;
+    };
+    if (vector) {
+#pragma unroll
+      for (int i = 0; i < ROWS / kStep; ++i, from += step)
+        cp_async16(shared_address(place(i)), from, i * kStep < rows ? 16 : 0);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < ROWS / kStep; ++i, from += step)
+        *reinterpret_cast<Group<T>*>(place(i)) =
+            load_chunk(from, 0, i * kStep < rows ? size : 0, false);
+    }
+    rows -= ROWS;
+  }
+};
 
 // One warp writes its 16 rows of fp32 sums, scaled by scale[0] (rows below 8) and scale[1], into
 // the tile and from there to rows [first, end) in memory. All lanes are through with reading the
@@ -152,16 +172,17 @@ template <class T, int D, int N>
 __device__ __forceinline__ void product_nt_mma(float (&c)[N / 8][4], const unsigned char* a,
                                                const unsigned char* b) {
   using Shape = HeadTile<T, D>;
-  const unsigned left = shared_address(a), right = shared_address(b);
   const int lane = threadIdx.x % kWarp;
+  const unsigned left = shared_address(a) + Shape::at(lane % 16, lane / 16);
+  const unsigned right = shared_address(b) + Shape::at(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
   for (int k = 0; k < Shape::kChunks; k += 2) {
     unsigned fa[4], fb[4];
-    ldmatrix_x4(fa, left + Shape::at(lane % 16, k + lane / 16));
+    ldmatrix_x4(fa, left ^ k << 4);
     round_fragment<T>(fa);
 #pragma unroll
     for (int n = 0; n < N / 8; n += 2) {
-      ldmatrix_x4(fb, right + Shape::at(n * 8 + lane % 8 + lane / 16 * 8, k + lane / 8 % 2));
+      ldmatrix_x4(fb, (right ^ k << 4) + n * 8 * Shape::kRowBytes);
       round_fragment<T>(fb);
       mma(c[n], fa, fb[0], fb[1], T());
       mma(c[n + 1], fa, fb[2], fb[3], T());
@@ -200,8 +221,8 @@ template <class T, int D, int N>
 __device__ __forceinline__ void product_nn_16bit(float (&c)[D / 8][4], const float (&a)[N / 8][4],
                                                  const unsigned char* b) {
   using Shape = HeadTile<T, D>;
-  const unsigned right = shared_address(b);
   const int lane = threadIdx.x % kWarp;
+  const unsigned right = shared_address(b) + Shape::at(lane % 16, lane / 16);
 #pragma unroll
   for (int n = 0; n < N / 8; n += 2) {
     const unsigned fa[4] = {pack<T>(a[n][0], a[n][1]), pack<T>(a[n][2], a[n][3]),
@@ -209,7 +230,7 @@ __device__ __forceinline__ void product_nn_16bit(float (&c)[D / 8][4], const flo
 #pragma unroll
     for (int d = 0; d < D / 8; d += 2) {
       unsigned fb[4];
-      ldmatrix_x4_trans(fb, right + Shape::at(n * 8 + lane % 16, d + lane / 16));
+      ldmatrix_x4_trans(fb, (right ^ d << 4) + n * 8 * Shape::kRowBytes);
       mma(c[d], fa, fb[0], fb[1], T());
       mma(c[d + 1], fa, fb[2], fb[3], T());
     }
@@ -223,15 +244,16 @@ __device__ __forceinline__ void product_nn_tf32(float (&c)[D / 8][4], const floa
                                                 const unsigned char* b) {
   using Shape = HeadTile<float, D>;
   const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+  const int even = Shape::element(2 * t, g), odd = Shape::element(2 * t + 1, g);
 #pragma unroll
   for (int n = 0; n < N / 8; ++n) {
+    const unsigned char* const rows = b + n * 8 * Shape::kRowBytes;
     const unsigned fa[4] = {to_tf32(a[n][0]), to_tf32(a[n][2]), to_tf32(a[n][1]), to_tf32(a[n][3])};
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {
-      const int row = n * 8 + 2 * t, column = d * 8 + g;
-      const float* even = reinterpret_cast<const float*>(b + Shape::element(row, column));
-      const float* odd = reinterpret_cast<const float*>(b + Shape::element(row + 1, column));
-      mma(c[d], fa, to_tf32(*even), to_tf32(*odd), 0.0f);
+      const float x = *reinterpret_cast<const float*>(rows + (even ^ d << 5));
+      const float y = *reinterpret_cast<const float*>(rows + (odd ^ d << 5));
+      mma(c[d], fa, to_tf32(x), to_tf32(y), 0.0f);
     }
   }
 }

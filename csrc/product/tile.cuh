@@ -82,8 +82,8 @@ struct SharedTile {
     static constexpr int kStep = threads / kGroups;
     static_assert(kStep % kSwizzled == 0, "the groups' offsets differ by whole rows");
     const char* from;
-    long step, depth;  // to the next group, to the next tile
-    int to, rows;      // its place in the tile; rows from here to the end, 0 outside of the columns
+    long step;     // to the next group
+    int to, rows;  // its place in the tile; rows from here to the end, 0 outside of the columns
 
     // Whether the tiles at this row or column, across k, have whole groups only.
     __device__ static __forceinline__ bool fits(const Operand& of, int place) {
@@ -96,7 +96,7 @@ struct SharedTile {
       column += group * kGroup<T>;
       from = static_cast<const char*>(of.data) + (row + r) * stride +
              column * static_cast<long>(sizeof(T));
-      step = kStep * stride, depth = along ? kDepthBytes : kDepth * stride;
+      step = kStep * stride;
       to = offset(r, group), rows = column < of.columns ? of.rows - row - r : 0;
     }
     // Brings in this tile and goes on to the next; across k all rows are there.
@@ -105,7 +105,7 @@ struct SharedTile {
 #pragma unroll
       for (int i = 0; i < kRows / kStep; ++i, p += step)
         cp_async16(shared + to + i * kStep * kRowBytes, p, (along ? i * kStep : 0) < rows ? 16 : 0);
-      from += depth;
+      from = along ? from + kDepthBytes : p;
     }
   };
 
