@@ -59,14 +59,14 @@ __device__ __forceinline__ void backward_step(const AttentionBwd& p, const unsig
                                               const unsigned char* columns,
                                               const float (&row_statistics)[2][2],
                                               const float* column_statistics, int valid,
-                                              const DropoutBits& bits, int row0, int column0,
-                                              float (&first)[D / 8][4],
+                                              const LanePlace<T, D>& place, const DropoutBits& bits,
+                                              int row0, int column0, float (&first)[D / 8][4],
                                               float (&second)[kKeys ? D / 8 : 1][4]) {
   constexpr int N = kBackwardColumns<T, D>, kBytes = HeadTile<T, D>::kRowBytes;
   const int t = threadIdx.x % 4;
   float s[N / 8][4] = {}, dp[N / 8][4] = {};
-  product_nt<T, D, N>(s, rows, columns, p.gpu.tf32);
-  product_nt<T, D, N>(dp, rows + kBlock * kBytes, columns + N * kBytes, p.gpu.tf32);
+  product_nt<T, D, N>(s, rows, columns, place, p.gpu.tf32);
+  product_nt<T, D, N>(dp, rows + kBlock * kBytes, columns + N * kBytes, place, p.gpu.tf32);
   const float scale = p.scale * kLog2E;
 #pragma unroll
   for (int n = 0; n < N / 8; ++n)
@@ -96,8 +96,8 @@ __device__ __forceinline__ void backward_step(const AttentionBwd& p, const unsig
       x = stays ? x : 0.0f;
     }
   }
-  product_nn<T, D, N>(first, dp, columns, p.gpu.tf32);
-  if constexpr (kKeys) product_nn<T, D, N>(second, s, columns + N * kBytes, p.gpu.tf32);
+  product_nn<T, D, N>(first, dp, columns, place, p.gpu.tf32);
+  if constexpr (kKeys) product_nn<T, D, N>(second, s, columns + N * kBytes, place, p.gpu.tf32);
 }
 
 template <class T, int D, bool kKeys>
@@ -131,13 +131,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   unsigned char* const steps = shared + 2 * kBlock * kBytes;
   float* const columns = reinterpret_cast<float*>(steps + 4 * N * kBytes);
-  TileCopies<T, D, kBlock>(scores_rows, work.first, work.length).load(shared);
-  TileCopies<T, D, kBlock>(dp_rows, work.first, work.length).load(shared + kBlock * kBytes);
-  TileCopies<T, D, N> scores(scores_columns, 0, work.length), dp(dp_columns, 0, work.length);
+  TileCopies<T, D, kBlock, 2>({scores_rows, dp_rows}, work.first, work.length).load(shared);
+  TileCopies<T, D, N, 2> copies({scores_columns, dp_columns}, 0, work.length);
   const auto load_step = [&](int first, int parity) {
-    unsigned char* to = steps + parity * kStepBytes;
-    scores.load(to);
-    dp.load(to + N * kBytes);
+    copies.load(steps + parity * kStepBytes);
     cp_async_commit();
     if (kKeys && threadIdx.x < N) {
       const int query = first + threadIdx.x;
@@ -151,6 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int warp = threadIdx.x / kWarp, row = work.first + warp * 16;
   unsigned char* const mine = shared + warp * 16 * kBytes;
   const DropoutBits bits = dropout_bits(p.dropout, head, work.sequence);
+  const LanePlace<T, D> place;
   float rows[2][2] = {};  // lse and delta of the rows g and g + 8
   if constexpr (!kKeys) {
     cp_async_wait<0>();
@@ -170,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     if (left > N) load_step(column + N, parity ^ 1);
     backward_step<T, D, kKeys>(p, mine, steps + parity * kStepBytes, rows, columns + parity * 2 * N,
-                               left, bits, row, column, first, second);
+                               left, place, bits, row, column, first, second);
   }
   const float scale[2] = {p.scale, p.scale};
   __syncwarp();

@@ -77,29 +77,29 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || D == 128 ? 2 : 4)
                               vector);
   };
   unsigned char* const steps = shared + kBlock * HeadTile<T, D>::kRowBytes;
-  TileCopies<T, D, kBlock>(source(0), work.first, work.length).load(shared);
-  TileCopies<T, D, N> keys(source(1), 0, work.length), values(source(2), 0, work.length);
-  const auto load_step = [&](int at) {
-    keys.load(steps + at);
-    values.load(steps + at + kKeyBytes);
-    cp_async_commit();
-  };
-  load_step(0);
+  TileCopies<T, D, kBlock, 1>({source(0)}, work.first, work.length).load(shared);
+  TileCopies<T, D, N, 2> copies({source(1), source(2)}, 0, work.length);
+  copies.load(steps);
+  cp_async_commit();
 
   const int warp = threadIdx.x / kWarp, query = work.first + warp * 16;
   unsigned char* const mine = shared + warp * 16 * HeadTile<T, D>::kRowBytes;
   const DropoutBits bits = dropout_bits(p.dropout, head, work.sequence);
   const float scale = p.scale * kLog2E;
+  const LanePlace<T, D> place;
   OnlineSoftmax softmax;
   float out[D / 8][4] = {};
   for (int key = 0, at = 0; key < work.length; key += N, at ^= kStepBytes) {
     const int left = work.length - key;
     cp_async_wait<0>();
     __syncthreads();
-    if (left > N) load_step(at ^ kStepBytes);
+    if (left > N) {
+      copies.load(steps + (at ^ kStepBytes));
+      cp_async_commit();
+    }
     const unsigned char* tile = steps + at;
     float scores[N / 8][4] = {};
-    product_nt<T, D, N>(scores, mine, tile, p.gpu.tf32);
+    product_nt<T, D, N>(scores, mine, tile, place, p.gpu.tf32);
 #pragma unroll
     for (int n = 0; n < N / 8; ++n)
 #pragma unroll
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || D == 128 ? 2 : 4)
           if (!(keep >> e & 1)) scores[n + e / 4][e % 4] = 0.0f;
       }
     }
-    product_nn<T, D, N>(out, scores, tile + kKeyBytes, p.gpu.tf32);
+    product_nn<T, D, N>(out, scores, tile + kKeyBytes, place, p.gpu.tf32);
   }
 
   softmax.finish();

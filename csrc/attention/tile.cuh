@@ -20,6 +20,16 @@ constexpr int kThreads = 128;  // of a block: 4 warps of 16 rows
 constexpr int kBlock = 64;     // rows that a block owns
 constexpr int kAlign = 512;    // of shared memory: the longest row of a tile
 
+// x, which is kept in a register from here on: compilers would rather compute addresses anew.
+template <class V>
+__device__ __forceinline__ V keep(V x) {
+  if constexpr (sizeof(V) == 8)
+    asm volatile("" : "+l"(x));
+  else
+    asm volatile("" : "+r"(x));
+  return x;
+}
+
 template <class T, int D>
 struct HeadTile {
   static constexpr int kElements = kGroup<T>;    // of a chunk
@@ -38,6 +48,19 @@ struct HeadTile {
   // Byte offset of an element.
   static __device__ __forceinline__ int element(int row, int column) {
     return at(row, column / kElements) + column % kElements * static_cast<int>(sizeof(T));
+  }
+};
+
+// Where a lane reads its part of the first 16 rows and 2 chunks of a tile, 8 rows at a time down
+// the rows first or across the chunks first. All others lie at constants from there.
+template <class T, int D>
+struct LanePlace {
+  int down, across;
+
+  __device__ __forceinline__ LanePlace() {
+    const int lane = threadIdx.x % kWarp;
+    down = keep(HeadTile<T, D>::at(lane % 16, lane / 16));
+    across = keep(HeadTile<T, D>::at(lane % 8 + lane / 16 * 8, lane / 8 % 2));
   }
 };
 
@@ -76,41 +99,51 @@ struct Rows {
   bool vector;
 };
 
-// A thread's share of the tiles of ROWS rows that a block copies one after the other from row
-// `first` on, asynchronously where it can: a chunk of every kStep-th row. Rows from `end` on become
-// zeros.
-template <class T, int D, int ROWS>
+// A thread's share of what a block copies, asynchronously where it can: tiles of ROWS rows of each
+// source, one source's behind the other's, from row `first` on; rows from `end` on become zeros. A
+// thread copies a chunk of every kStep-th row, at addresses that differ by constants.
+template <class T, int D, int ROWS, int SOURCES>
 struct TileCopies {
   using Shape = HeadTile<T, D>;
   static constexpr int kStep = kThreads / Shape::kChunks;
   static_assert(ROWS % kStep == 0, "every thread copies as many chunks");
-  const T* from;
-  long step;  // elements to the next chunk
-  int to;     // the place of the first in the tile
-  int rows;   // from the first to the end
-  int size;   // elements from the first to the end of the row
+  const char* from[SOURCES];
+  long step[SOURCES];      // bytes to the next chunk
+  int to, rows, elements;  // the first chunk's place in its tile; what is left from there on
   bool vector;
 
-  __device__ __forceinline__ TileCopies(const Rows<const T>& source, int first, int end) {
+  __device__ __forceinline__ TileCopies(const Rows<const T> (&sources)[SOURCES], int first, int end)
+      : vector(sources[0].vector) {
     const int row = threadIdx.x / Shape::kChunks, chunk = threadIdx.x % Shape::kChunks;
-    const int column = chunk * Shape::kElements;
-    from = source.data + (first + row) * source.stride + column;
-    step = kStep * source.stride, to = Shape::at(row, chunk), size = source.size - column;
-    vector = source.vector, rows = size > 0 ? end - first - row : 0;
-  }
-  __device__ __forceinline__ void load(unsigned char* tile) {
-    const auto place = [&](int i) {
-      return tile + (to ^ Shape::swizzle(i * kStep)) + i * kStep * Shape::kRowBytes;
-    };
-    if (vector) {
 #pragma unroll
-      for (int i = 0; i < ROWS / kStep; ++i, from += step)
-        cp_async16(shared_address(place(i)), from, i * kStep < rows ? 16 : 0);
-    } else {
+    for (int s = 0; s < SOURCES; ++s) {
+      const long stride = sources[s].stride * static_cast<long>(sizeof(T));
+      from[s] =
+          reinterpret_cast<const char*>(sources[s].data) + (first + row) * stride + chunk * 16;
+      step[s] = keep(kStep * stride);
+    }
+    to = keep(Shape::at(row, chunk)), elements = sources[0].size - chunk * Shape::kElements;
+    rows = elements > 0 ? end - first - row : 0;
+  }
+  // Copies the next tiles.
+  __device__ __forceinline__ void load(unsigned char* tiles) {
+    const auto place = [&](int s, int i) {
+      return tiles + (to ^ Shape::swizzle(i * kStep)) + (s * ROWS + i * kStep) * Shape::kRowBytes;
+    };
+#pragma unroll
+    for (int s = 0; s < SOURCES; ++s) {
+      const char* p = from[s];
+      if (vector) {
+#pragma unroll
+        for (int i = 0; i < ROWS / kStep; ++i, p = keep(p + step[s]))
+          cp_async16(shared_address(place(s, i)), p, i * kStep < rows ? 16 : 0);
+      } else {
 #pragma unroll 1
-      for (int i = 0; i < ROWS / kStep; ++i, from += step)
-        *reinterpret_cast<Group<T>*>(place(i)) =
-            load_chunk(from, 0, i * kStep < rows ? size : 0, false);
+        for (int i = 0; i < ROWS / kStep; ++i, p += step[s])
+          *reinterpret_cast<Group<T>*>(place(s, i)) =
+              load_chunk(reinterpret_cast<const T*>(p), 0, i * kStep < rows ? elements : 0, false);
+      }
+      from[s] = p;
     }
     rows -= ROWS;
   }
@@ -170,11 +203,10 @@ __device__ __forceinline__ void zero_rows(const Rows<T>& target, long first, lon
 // c[16, N] += a[16, D] b[N, D]^T on tensor cores, both tiles in shared memory.
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nt_mma(float (&c)[N / 8][4], const unsigned char* a,
-                                               const unsigned char* b) {
+                                               const unsigned char* b,
+                                               const LanePlace<T, D>& place) {
   using Shape = HeadTile<T, D>;
-  const int lane = threadIdx.x % kWarp;
-  const unsigned left = shared_address(a) + Shape::at(lane % 16, lane / 16);
-  const unsigned right = shared_address(b) + Shape::at(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  const unsigned left = shared_address(a) + place.down, right = shared_address(b) + place.across;
 #pragma unroll
   for (int k = 0; k < Shape::kChunks; k += 2) {
     unsigned fa[4], fb[4];
@@ -219,10 +251,10 @@ __device__ __forceinline__ void product_nt_fp32(float (&c)[N / 8][4], const unsi
 // c[16, D] += a[16, N] b[N, D]: a in registers, as the products above leave it, rounded to T here.
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nn_16bit(float (&c)[D / 8][4], const float (&a)[N / 8][4],
-                                                 const unsigned char* b) {
+                                                 const unsigned char* b,
+                                                 const LanePlace<T, D>& place) {
   using Shape = HeadTile<T, D>;
-  const int lane = threadIdx.x % kWarp;
-  const unsigned right = shared_address(b) + Shape::at(lane % 16, lane / 16);
+  const unsigned right = shared_address(b) + place.down;
 #pragma unroll
   for (int n = 0; n < N / 8; n += 2) {
     const unsigned fa[4] = {pack<T>(a[n][0], a[n][1]), pack<T>(a[n][2], a[n][3]),
@@ -285,23 +317,25 @@ __device__ __forceinline__ void product_nn_fp32(float (&c)[D / 8][4], const floa
 
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nt(float (&c)[N / 8][4], const unsigned char* a,
-                                           const unsigned char* b, bool tensor_cores) {
+                                           const unsigned char* b, const LanePlace<T, D>& place,
+                                           bool tensor_cores) {
   if constexpr (sizeof(T) == 4) {
     if (!tensor_cores) return product_nt_fp32<D, N>(c, a, b);
   }
-  product_nt_mma<T, D, N>(c, a, b);
+  product_nt_mma<T, D, N>(c, a, b, place);
 }
 
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nn(float (&c)[D / 8][4], const float (&a)[N / 8][4],
-                                           const unsigned char* b, bool tensor_cores) {
+                                           const unsigned char* b, const LanePlace<T, D>& place,
+                                           bool tensor_cores) {
   if constexpr (sizeof(T) == 4) {
     if (tensor_cores)
       product_nn_tf32<D, N>(c, a, b);
     else
       product_nn_fp32<D, N>(c, a, b);
   } else {
-    product_nn_16bit<T, D, N>(c, a, b);
+    product_nn_16bit<T, D, N>(c, a, b, place);
   }
 }
 
