@@ -20,16 +20,6 @@ constexpr int kThreads = 128;  // of a block: 4 warps of 16 rows
 constexpr int kBlock = 64;     // rows that a block owns
 constexpr int kAlign = 512;    // of shared memory: the longest row of a tile
 
-// x, which is kept in a register from here on: compilers would rather compute addresses anew.
-template <class V>
-__device__ __forceinline__ V keep(V x) {
-  if constexpr (sizeof(V) == 8)
-    asm volatile("" : "+l"(x));
-  else
-    asm volatile("" : "+r"(x));
-  return x;
-}
-
 template <class T, int D>
 struct HeadTile {
   static constexpr int kElements = kGroup<T>;    // of a chunk

@@ -294,9 +294,9 @@ struct Core {
 #pragma unroll 1
     for (int to = 0; to < free; to += kStageBytes) load_next(to);
     arrive();
-    for (int at = first; at < last;) {
+    for (int left = last - first; left > 0;) {
       load_next(free);
-      at += ahead + 1;
+      left -= ahead + 1;
       for (;; --ahead) {
         math.multiply(shared, tile, sum);
         free = tile, tile = tile + kStageBytes < kSharedBytes ? tile + kStageBytes : 0;

@@ -96,14 +96,14 @@ struct SharedTile {
       column += group * kGroup<T>;
       from = static_cast<const char*>(of.data) + (row + r) * stride +
              column * static_cast<long>(sizeof(T));
-      step = kStep * stride;
+      step = keep(kStep * stride);
       to = offset(r, group), rows = column < of.columns ? of.rows - row - r : 0;
     }
     // Brings in this tile and goes on to the next; across k all rows are there.
     __device__ __forceinline__ void load(unsigned shared) {
       const char* p = from;
 #pragma unroll
-      for (int i = 0; i < kRows / kStep; ++i, p += step)
+      for (int i = 0; i < kRows / kStep; ++i, p = keep(p + step))
         cp_async16(shared + to + i * kStep * kRowBytes, p, (along ? i * kStep : 0) < rows ? 16 : 0);
       from = along ? from + kDepthBytes : p;
     }

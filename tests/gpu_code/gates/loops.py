@@ -1,8 +1,8 @@
 """What one turn of a kernel's hot loop issues, counted in its SASS.
 
 The hot loops are the innermost ones that hold tensor-core products. Of the ways through such a loop the one counts that
-meets the most products and copies (cp.async), and of those the shortest: whole tiles, no dropout, no mask. It is what a
-warp issues in nearly every turn. Nothing is executed.
+meets the most copies (cp.async), and of those the shortest: whole tiles, no dropout, no mask. It is what a warp issues
+in nearly every turn. Products under a predicate, which few blocks need, count as instructions only. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.M)
 _JUMP = re.compile(r"^(@!?U?P\w+ )?(?:BRA|BRX|RET|EXIT)\b\S*\s*([^;]*)")
-_MARKED = re.compile(r"\b(HMMA|LDGSTS)\.")
 
 
 class Turn(NamedTuple):
@@ -79,7 +78,7 @@ def _body(blocks: dict[int, _Block], head: int, latch: int) -> frozenset[int]:
 
 
 def _turn(blocks: dict[int, _Block], head: int, latch: int, body: frozenset[int]) -> Turn:
-    best: dict[int, tuple[int, int, list[int]]] = {}  # marked, -instructions, the blocks from here
+    best: dict[int, tuple[int, int, list[int]]] = {}  # copies, -instructions, the blocks from here
 
     def walk(at: int, before: frozenset[int]) -> tuple[int, int, list[int]] | None:
         if at not in best:
@@ -89,9 +88,9 @@ def _turn(blocks: dict[int, _Block], head: int, latch: int, body: frozenset[int]
                     ways.append(way)
             if not ways:
                 return None
-            marked, short, path = max(ways, key=lambda way: way[:2])
-            own = sum(bool(_MARKED.search(text)) for text in blocks[at].text)
-            best[at] = (marked + own, short - _issued(blocks[at]), [at, *path])
+            copies, short, path = max(ways, key=lambda way: way[:2])
+            copies += _count(blocks[at], "LDGSTS")
+            best[at] = (copies, short - _issued(blocks[at]), [at, *path])
         return best[at]
 
     path = [blocks[at] for at in walk(head, frozenset())[2]]
@@ -107,4 +106,4 @@ def _issued(block: _Block) -> int:
 
 
 def _count(block: _Block, opcode: str) -> int:
-    return sum(f"{opcode}." in text for text in block.text)
+    return sum(text.startswith(f"{opcode}.") for text in block.text)
