@@ -2,12 +2,13 @@
 
 The hot loops are the innermost ones that hold tensor-core products. Of the ways through such a loop the one counts that
 meets the most copies (cp.async), and of those the shortest: whole tiles, no dropout, no mask. It is what a warp issues
-in nearly every turn. Products under a predicate, which few blocks need, count as instructions only. Nothing is executed.
+in nearly every turn. Products under a predicate, which few blocks need, count as instructions only. Nothing runs here.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.M)
@@ -44,7 +45,7 @@ def turns(sass: str) -> list[Turn]:
 
 def _blocks(lines: list[tuple[int, str]]) -> dict[int, _Block]:
     jumps = {at: _successors(text) for at, text in lines if _JUMP.match(text)}
-    after = {at: following for (at, _), (following, _) in zip(lines, lines[1:], strict=False)}
+    after = {at: following for (at, _), (following, _) in pairwise(lines)}
     starts = {lines[0][0], *(to for targets, _ in jumps.values() for to in targets)}
     starts |= {after[at] for at in jumps if at in after}
     blocks: dict[int, _Block] = {}
