@@ -59,14 +59,14 @@ __device__ __forceinline__ void backward_step(const AttentionBwd& p, const unsig
                                               const unsigned char* columns,
                                               const float (&row_statistics)[2][2],
                                               const float* column_statistics, int valid,
-                                              const DropoutBits& bits, int row0, int column0,
-                                              float (&first)[D / 8][4],
+                                              const LanePlace<T, D>& place, const DropoutBits& bits,
+                                              int row0, int column0, float (&first)[D / 8][4],
                                               float (&second)[kKeys ? D / 8 : 1][4]) {
   constexpr int N = kBackwardColumns<T, D>, kBytes = HeadTile<T, D>::kRowBytes;
   const int t = threadIdx.x % 4;
   float s[N / 8][4] = {}, dp[N / 8][4] = {};
-  product_nt<T, D, N>(s, rows, columns, p.gpu.tf32);
-  product_nt<T, D, N>(dp, rows + kBlock * kBytes, columns + N * kBytes, p.gpu.tf32);
+  product_nt<T, D, N>(s, rows, columns, place, p.gpu.tf32);
+  product_nt<T, D, N>(dp, rows + kBlock * kBytes, columns + N * kBytes, place, p.gpu.tf32);
   const float scale = p.scale * kLog2E;
 #pragma unroll
   for (int n = 0; n < N / 8; ++n)
@@ -96,15 +96,16 @@ __device__ __forceinline__ void backward_step(const AttentionBwd& p, const unsig
       x = stays ? x : 0.0f;
     }
   }
-  product_nn<T, D, N>(first, dp, columns, p.gpu.tf32);
-  if constexpr (kKeys) product_nn<T, D, N>(second, s, columns + N * kBytes, p.gpu.tf32);
+  product_nn<T, D, N>(first, dp, columns, place, p.gpu.tf32);
+  if constexpr (kKeys) product_nn<T, D, N>(second, s, columns + N * kBytes, place, p.gpu.tf32);
 }
 
 template <class T, int D, bool kKeys>
 __global__ void __launch_bounds__(kThreads, 2)
     attention_bwd_kernel(const AttentionBwd p, const bool vector) {
   constexpr int N = kBackwardColumns<T, D>, kBytes = HeadTile<T, D>::kRowBytes;
-  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int kStepBytes = 2 * N * kBytes;
+  extern __shared__ __align__(kAlign) unsigned char shared[];
   const int head = blockIdx.y, size = static_cast<int>(p.head_size);
   const long width = p.heads * p.head_size;
   const int sequences = static_cast<int>(p.sequences);
@@ -130,25 +131,24 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   unsigned char* const steps = shared + 2 * kBlock * kBytes;
   float* const columns = reinterpret_cast<float*>(steps + 4 * N * kBytes);
-  const auto load_step = [&](int step) {
-    unsigned char* to = steps + step % 2 * 2 * N * kBytes;
-    load_tile<T, D, N>(to, scores_columns, step * N, work.length);
-    load_tile<T, D, N>(to + N * kBytes, dp_columns, step * N, work.length);
+  TileCopies<T, D, kBlock, 2>({scores_rows, dp_rows}, work.first, work.length).load(shared);
+  TileCopies<T, D, N, 2> copies({scores_columns, dp_columns}, 0, work.length);
+  const auto load_step = [&](int first, int parity) {
+    copies.load(steps + parity * kStepBytes);
     cp_async_commit();
     if (kKeys && threadIdx.x < N) {
-      const int query = step * N + threadIdx.x;
-      float* at = columns + step % 2 * 2 * N + threadIdx.x;
+      const int query = first + threadIdx.x;
+      float* at = columns + parity * 2 * N + threadIdx.x;
       at[0] = query < work.length ? lse[query] * kLog2E : 0.0f;
       at[N] = query < work.length ? delta[query] : 0.0f;
     }
   };
-  load_tile<T, D, kBlock>(shared, scores_rows, work.first, work.length);
-  load_tile<T, D, kBlock>(shared + kBlock * kBytes, dp_rows, work.first, work.length);
-  load_step(0);
+  load_step(0, 0);
 
   const int warp = threadIdx.x / kWarp, row = work.first + warp * 16;
   unsigned char* const mine = shared + warp * 16 * kBytes;
   const DropoutBits bits = dropout_bits(p.dropout, head, work.sequence);
+  const LanePlace<T, D> place;
   float rows[2][2] = {};  // lse and delta of the rows g and g + 8
   if constexpr (!kKeys) {
     cp_async_wait<0>();
@@ -162,14 +162,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   float first[D / 8][4] = {}, second[kKeys ? D / 8 : 1][4] = {};
-  const int count = static_cast<int>(ceil_div(work.length, N));
-  for (int step = 0; step < count; ++step) {
+  for (int column = 0, parity = 0; column < work.length; column += N, parity ^= 1) {
+    const int left = work.length - column;
     cp_async_wait<0>();
     __syncthreads();
-    if (step + 1 < count) load_step(step + 1);
-    backward_step<T, D, kKeys>(p, mine, steps + step % 2 * 2 * N * kBytes, rows,
-                               columns + step % 2 * 2 * N, work.length - step * N, bits, row,
-                               step * N, first, second);
+    if (left > N) load_step(column + N, parity ^ 1);
+    backward_step<T, D, kKeys>(p, mine, steps + parity * kStepBytes, rows, columns + parity * 2 * N,
+                               left, place, bits, row, column, first, second);
   }
   const float scale[2] = {p.scale, p.scale};
   __syncwarp();

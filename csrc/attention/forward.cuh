@@ -59,7 +59,8 @@ template <class T, int D>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || D == 128 ? 2 : 4)
     attention_fwd_kernel(const AttentionFwd p, const bool vector) {
   constexpr int N = kForwardKeys<T, D>, kKeyBytes = N * HeadTile<T, D>::kRowBytes;
-  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int kStepBytes = 2 * kKeyBytes;
+  extern __shared__ __align__(kAlign) unsigned char shared[];
   const int head = blockIdx.y, size = static_cast<int>(p.head_size);
   const long width = p.heads * p.head_size;
   const int sequences = static_cast<int>(p.sequences);
@@ -75,36 +76,35 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || D == 128 ? 2 : 4)
     return head_rows<const T>(p.qkv, p.qkv_stride, work.start, which * p.heads + head, size,
                               vector);
   };
-  const Rows<const T> queries = source(0), keys = source(1), values = source(2);
   unsigned char* const steps = shared + kBlock * HeadTile<T, D>::kRowBytes;
-  const auto load_step = [&](int step) {
-    unsigned char* to = steps + step % 2 * 2 * kKeyBytes;
-    load_tile<T, D, N>(to, keys, step * N, work.length);
-    load_tile<T, D, N>(to + kKeyBytes, values, step * N, work.length);
-    cp_async_commit();
-  };
-  load_tile<T, D, kBlock>(shared, queries, work.first, work.length);
-  load_step(0);
+  TileCopies<T, D, kBlock, 1>({source(0)}, work.first, work.length).load(shared);
+  TileCopies<T, D, N, 2> copies({source(1), source(2)}, 0, work.length);
+  copies.load(steps);
+  cp_async_commit();
 
   const int warp = threadIdx.x / kWarp, query = work.first + warp * 16;
   unsigned char* const mine = shared + warp * 16 * HeadTile<T, D>::kRowBytes;
   const DropoutBits bits = dropout_bits(p.dropout, head, work.sequence);
   const float scale = p.scale * kLog2E;
+  const LanePlace<T, D> place;
   OnlineSoftmax softmax;
   float out[D / 8][4] = {};
-  const int count = static_cast<int>(ceil_div(work.length, N));
-  for (int step = 0; step < count; ++step) {
+  for (int key = 0, at = 0; key < work.length; key += N, at ^= kStepBytes) {
+    const int left = work.length - key;
     cp_async_wait<0>();
     __syncthreads();
-    if (step + 1 < count) load_step(step + 1);
-    const unsigned char* tile = steps + step % 2 * 2 * kKeyBytes;
+    if (left > N) {
+      copies.load(steps + (at ^ kStepBytes));
+      cp_async_commit();
+    }
+    const unsigned char* tile = steps + at;
     float scores[N / 8][4] = {};
-    product_nt<T, D, N>(scores, mine, tile, p.gpu.tf32);
+    product_nt<T, D, N>(scores, mine, tile, place, p.gpu.tf32);
 #pragma unroll
     for (int n = 0; n < N / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) scores[n][e] *= scale;
-    if (step + 1 == count) mask_columns<N>(scores, work.length - step * N);
+    if (left < N) mask_columns<N>(scores, left);
     float rescale[2];
     softmax.step<N>(scores, rescale);
 #pragma unroll
@@ -114,13 +114,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || D == 128 ? 2 : 4)
     if (p.dropout.seed) {
 #pragma unroll
       for (int n = 0; n < N / 8; n += 2) {
-        const unsigned keep = bits.of<false>(query, step * N + n * 8);
+        const unsigned keep = bits.of<false>(query, key + n * 8);
 #pragma unroll
         for (int e = 0; e < 8; ++e)
           if (!(keep >> e & 1)) scores[n + e / 4][e % 4] = 0.0f;
       }
     }
-    product_nn<T, D, N>(out, scores, tile + kKeyBytes, p.gpu.tf32);
+    product_nn<T, D, N>(out, scores, tile + kKeyBytes, place, p.gpu.tf32);
   }
 
   softmax.finish();

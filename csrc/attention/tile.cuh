@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kThreads = 128;  // of a block: 4 warps of 16 rows
 constexpr int kBlock = 64;     // rows that a block owns
+constexpr int kAlign = 512;    // of shared memory: the longest row of a tile
 
 template <class T, int D>
 struct HeadTile {
@@ -26,13 +27,30 @@ struct HeadTile {
   static constexpr int kRowBytes = D * sizeof(T);
   static constexpr int kSkip = kChunks < 8 ? 8 / kChunks : 1;  // rows that share 128 bytes
 
-  // Byte offset of a chunk.
+  static constexpr __host__ __device__ int swizzle(int row) {
+    return row / kSkip % (8 / kSkip) << 4;
+  }
+  // Byte offset of a chunk. Tiles lie on whole rows, so that even chunks further on are told apart
+  // by bits: at(row, chunk + k) is at(row, chunk) ^ k << 4 for chunk 0 or 1.
   static __device__ __forceinline__ int at(int row, int chunk) {
-    return row * kRowBytes + ((chunk ^ (row / kSkip % (8 / kSkip))) << 4);
+    return row * kRowBytes + (chunk << 4 ^ swizzle(row));
   }
   // Byte offset of an element.
   static __device__ __forceinline__ int element(int row, int column) {
     return at(row, column / kElements) + column % kElements * static_cast<int>(sizeof(T));
+  }
+};
+
+// Where a lane reads its part of the first 16 rows and 2 chunks of a tile, 8 rows at a time down
+// the rows first or across the chunks first. All others lie at constants from there.
+template <class T, int D>
+struct LanePlace {
+  int down, across;
+
+  __device__ __forceinline__ LanePlace() {
+    const int lane = threadIdx.x % kWarp;
+    down = keep(HeadTile<T, D>::at(lane % 16, lane / 16));
+    across = keep(HeadTile<T, D>::at(lane % 8 + lane / 16 * 8, lane / 8 % 2));
   }
 };
 
@@ -71,30 +89,55 @@ struct Rows {
   bool vector;
 };
 
-// The whole block copies the rows [first, first + ROWS) to a tile, asynchronously where it can;
-// rows from `end` on become zeros.
-template <class T, int D, int ROWS>
-__device__ __forceinline__ void load_tile(unsigned char* tile, const Rows<const T>& source,
-                                          int first, int end) {
+// A thread's share of what a block copies, asynchronously where it can: tiles of ROWS rows of each
+// source, one source's behind the other's, from row `first` on; rows from `end` on become zeros. A
+// thread copies a chunk of every kStep-th row, at addresses that differ by constants.
+template <class T, int D, int ROWS, int SOURCES>
+struct TileCopies {
   using Shape = HeadTile<T, D>;
-  static_assert(ROWS * Shape::kChunks % kThreads == 0, "every thread copies as many chunks");
+  static constexpr int kStep = kThreads / Shape::kChunks;
+  static_assert(ROWS % kStep == 0, "every thread copies as many chunks");
+  const char* from[SOURCES];
+  long step[SOURCES];      // bytes to the next chunk
+  int to, rows, elements;  // the first chunk's place in its tile; what is left from there on
+  bool vector;
+
+  __device__ __forceinline__ TileCopies(const Rows<const T> (&sources)[SOURCES], int first, int end)
+      : vector(sources[0].vector) {
+    const int row = threadIdx.x / Shape::kChunks, chunk = threadIdx.x % Shape::kChunks;
 #pragma unroll
-  for (int i = 0; i < ROWS * Shape::kChunks / kThreads; ++i) {
-    const int index = i * kThreads + threadIdx.x;
-    const int row = index / Shape::kChunks, chunk = index % Shape::kChunks;
-    const int column = chunk * Shape::kElements;
-    const bool inside = first + row < end;
-    const T* from = source.data + (inside ? first + row : 0) * source.stride;
-    unsigned char* to = tile + Shape::at(row, chunk);
-    if (source.vector) {
-      const bool some = inside && column < source.size;
-      cp_async16(shared_address(to), from + (some ? column : 0), some ? 16 : 0);
-    } else {
-      const int size = inside ? source.size : 0;
-      *reinterpret_cast<Group<T>*>(to) = load_chunk(from, column, size, false);
+    for (int s = 0; s < SOURCES; ++s) {
+      const long stride = sources[s].stride * static_cast<long>(sizeof(T));
+      from[s] =
+          reinterpret_cast<const char*>(sources[s].data) + (first + row) * stride + chunk * 16;
+      step[s] = keep(kStep * stride);
     }
+    to = keep(Shape::at(row, chunk)), elements = sources[0].size - chunk * Shape::kElements;
+    rows = elements > 0 ? end - first - row : 0;
   }
-}
+  // Copies the next tiles.
+  __device__ __forceinline__ void load(unsigned char* tiles) {
+    const auto place = [&](int s, int i) {
+      return tiles + (to ^ Shape::swizzle(i * kStep)) + (s * ROWS + i * kStep) * Shape::kRowBytes;
+    };
+#pragma unroll
+    for (int s = 0; s < SOURCES; ++s) {
+      const char* p = from[s];
+      if (vector) {
+#pragma unroll
+        for (int i = 0; i < ROWS / kStep; ++i, p = keep(p + step[s]))
+          cp_async16(shared_address(place(s, i)), p, i * kStep < rows ? 16 : 0);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < ROWS / kStep; ++i, p += step[s])
+          *reinterpret_cast<Group<T>*>(place(s, i)) =
+              load_chunk(reinterpret_cast<const T*>(p), 0, i * kStep < rows ? elements : 0, false);
+      }
+      from[s] = p;
+    }
+    rows -= ROWS;
+  }
+};
 
 // One warp writes its 16 rows of fp32 sums, scaled by scale[0] (rows below 8) and scale[1], into
 // the tile and from there to rows [first, end) in memory. All lanes are through with reading the
@@ -150,18 +193,18 @@ __device__ __forceinline__ void zero_rows(const Rows<T>& target, long first, lon
 // c[16, N] += a[16, D] b[N, D]^T on tensor cores, both tiles in shared memory.
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nt_mma(float (&c)[N / 8][4], const unsigned char* a,
-                                               const unsigned char* b) {
+                                               const unsigned char* b,
+                                               const LanePlace<T, D>& place) {
   using Shape = HeadTile<T, D>;
-  const unsigned left = shared_address(a), right = shared_address(b);
-  const int lane = threadIdx.x % kWarp;
+  const unsigned left = shared_address(a) + place.down, right = shared_address(b) + place.across;
 #pragma unroll
   for (int k = 0; k < Shape::kChunks; k += 2) {
     unsigned fa[4], fb[4];
-    ldmatrix_x4(fa, left + Shape::at(lane % 16, k + lane / 16));
+    ldmatrix_x4(fa, left ^ k << 4);
     round_fragment<T>(fa);
 #pragma unroll
     for (int n = 0; n < N / 8; n += 2) {
-      ldmatrix_x4(fb, right + Shape::at(n * 8 + lane % 8 + lane / 16 * 8, k + lane / 8 % 2));
+      ldmatrix_x4(fb, (right ^ k << 4) + n * 8 * Shape::kRowBytes);
       round_fragment<T>(fb);
       mma(c[n], fa, fb[0], fb[1], T());
       mma(c[n + 1], fa, fb[2], fb[3], T());
@@ -198,10 +241,10 @@ __device__ __forceinline__ void product_nt_fp32(float (&c)[N / 8][4], const unsi
 // c[16, D] += a[16, N] b[N, D]: a in registers, as the products above leave it, rounded to T here.
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nn_16bit(float (&c)[D / 8][4], const float (&a)[N / 8][4],
-                                                 const unsigned char* b) {
+                                                 const unsigned char* b,
+                                                 const LanePlace<T, D>& place) {
   using Shape = HeadTile<T, D>;
-  const unsigned right = shared_address(b);
-  const int lane = threadIdx.x % kWarp;
+  const unsigned right = shared_address(b) + place.down;
 #pragma unroll
   for (int n = 0; n < N / 8; n += 2) {
     const unsigned fa[4] = {pack<T>(a[n][0], a[n][1]), pack<T>(a[n][2], a[n][3]),
@@ -209,7 +252,7 @@ __device__ __forceinline__ void product_nn_16bit(float (&c)[D / 8][4], const flo
 #pragma unroll
     for (int d = 0; d < D / 8; d += 2) {
       unsigned fb[4];
-      ldmatrix_x4_trans(fb, right + Shape::at(n * 8 + lane % 16, d + lane / 16));
+      ldmatrix_x4_trans(fb, (right ^ d << 4) + n * 8 * Shape::kRowBytes);
       mma(c[d], fa, fb[0], fb[1], T());
       mma(c[d + 1], fa, fb[2], fb[3], T());
     }
@@ -223,15 +266,16 @@ __device__ __forceinline__ void product_nn_tf32(float (&c)[D / 8][4], const floa
                                                 const unsigned char* b) {
   using Shape = HeadTile<float, D>;
   const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
+  const int even = Shape::element(2 * t, g), odd = Shape::element(2 * t + 1, g);
 #pragma unroll
   for (int n = 0; n < N / 8; ++n) {
+    const unsigned char* const rows = b + n * 8 * Shape::kRowBytes;
     const unsigned fa[4] = {to_tf32(a[n][0]), to_tf32(a[n][2]), to_tf32(a[n][1]), to_tf32(a[n][3])};
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {
-      const int row = n * 8 + 2 * t, column = d * 8 + g;
-      const float* even = reinterpret_cast<const float*>(b + Shape::element(row, column));
-      const float* odd = reinterpret_cast<const float*>(b + Shape::element(row + 1, column));
-      mma(c[d], fa, to_tf32(*even), to_tf32(*odd), 0.0f);
+      const float x = *reinterpret_cast<const float*>(rows + (even ^ d << 5));
+      const float y = *reinterpret_cast<const float*>(rows + (odd ^ d << 5));
+      mma(c[d], fa, to_tf32(x), to_tf32(y), 0.0f);
     }
   }
 }
@@ -263,23 +307,25 @@ __device__ __forceinline__ void product_nn_fp32(float (&c)[D / 8][4], const floa
 
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nt(float (&c)[N / 8][4], const unsigned char* a,
-                                           const unsigned char* b, bool tensor_cores) {
+                                           const unsigned char* b, const LanePlace<T, D>& place,
+                                           bool tensor_cores) {
   if constexpr (sizeof(T) == 4) {
     if (!tensor_cores) return product_nt_fp32<D, N>(c, a, b);
   }
-  product_nt_mma<T, D, N>(c, a, b);
+  product_nt_mma<T, D, N>(c, a, b, place);
 }
 
 template <class T, int D, int N>
 __device__ __forceinline__ void product_nn(float (&c)[D / 8][4], const float (&a)[N / 8][4],
-                                           const unsigned char* b, bool tensor_cores) {
+                                           const unsigned char* b, const LanePlace<T, D>& place,
+                                           bool tensor_cores) {
   if constexpr (sizeof(T) == 4) {
     if (tensor_cores)
       product_nn_tf32<D, N>(c, a, b);
     else
       product_nn_fp32<D, N>(c, a, b);
   } else {
-    product_nn_16bit<T, D, N>(c, a, b);
+    product_nn_16bit<T, D, N>(c, a, b, place);
   }
 }
 

@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(ProductTile::kThreads, ProductTile::kBlocks)
       shared, [&](int) { return d; }, [&](int) { return x; }, row, column, depths > 0 ? depths : 1,
       0, depths, column == 0);
   const float scale = *p.scale;
-  if (p.dbias && column == 0 && Product::warp_n() == 0)
+  if (p.dbias && column == 0 && ProductTile::first_column() == 0)
     core.math.for_each_sum([&](int r, float sum) {
-      const long word = begin + row + Product::warp_m() + r;
+      const long word = begin + row + ProductTile::first_row() + r;
       if (word < end) static_cast<T*>(p.dbias)[word] = from_float<T>(sum * scale);
     });
   if (!p.dweight) return;

@@ -75,14 +75,15 @@ __device__ __forceinline__ void compute_tile(const Product& p, int index, char* 
   const int first = split * p.depths_each;
   const int last = min(first + p.depths_each, p.depths * p.parts);
   TileCore core;
+  // All warps of the block sum, though those of the first columns would do: a condition of the
+  // block costs its loop less than one of the warp.
   core.accumulate(
       shared, [&](int part) { return pick(p.a, output + part); },
-      [&](int part) { return pick(p.b, output + part); }, row, column, p.depths, first, last,
-      sum && TileCore::warp_n() == 0);
+      [&](int part) { return pick(p.b, output + part); }, row, column, p.depths, first, last, sum);
   const long slot = static_cast<long>(split) * p.outputs + output;
-  if (sum && TileCore::warp_n() == 0)
+  if (sum && Shape::first_column() == 0)
     core.math.for_each_sum([&](int r, float value) {
-      const int at = row + TileCore::warp_m() + r;
+      const int at = row + Shape::first_row() + r;
       if (at >= p.m) return;
       if (p.splits > 1)
         p.partial_sum[slot * p.partial_sum_size + at] = value;

@@ -14,82 +14,14 @@
 #pragma once
 #include <type_traits>
 
-#include "common/async.cuh"
 #include "common/launch.cuh"
 #include "common/mma.cuh"
-#include "common/reduce.cuh"
-#include "common/vector.cuh"
+#include "product/tile.cuh"
 
 namespace bf::cuda {
 namespace {
 
-constexpr int kStages = 4, kDepthBytes = 64;
-
-// Block tile kM x kN, shared by warps that own kWarpM x kWarpN each; `blocks` of them are to fit on
-// a multiprocessor's registers.
-template <int m, int n, int warp_m, int warp_n, int blocks>
-struct Tile {
-  static constexpr int kBlocks = blocks;
-  static constexpr int kM = m, kN = n, kWarpM = warp_m, kWarpN = warp_n;
-  static constexpr int kWarpsN = n / warp_n, kWarps = m / warp_m * kWarpsN;
-  static constexpr int kThreads = kWarps * kWarp;
-};
-
-// One operand as it lies in memory.
-struct Operand {
-  const void* data;
-  long stride;  // elements between rows
-  int rows, columns;
-  bool vector;  // 16-byte accesses are possible
-};
-
-// A tile of an operand in shared memory: `extent` along m or n, one depth along k.
-template <class T, int extent, bool along>
-struct SharedTile {
-  static constexpr int kDepth = kDepthBytes / sizeof(T);
-  static constexpr int kRows = along ? extent : kDepth, kColumns = along ? kDepth : extent;
-  static constexpr int kGroups = kColumns / kGroup<T>, kBytes = kRows * kColumns * sizeof(T);
-
-  // Byte offset of a 16-byte group. Along k, 8 rows at one group are read together (ldmatrix); of
-  // 16-bit elements across k likewise; of 32-bit ones across k 4 rows at 2 neighbouring groups.
-  __device__ static __forceinline__ int offset(int row, int group) {
-    const int swizzle = along ? row >> 1 & 3 : sizeof(T) == 2 ? row & 7 : (row & 3) << 1;
-    return (row * kGroups + (group ^ swizzle)) * 16;
-  }
-
-  // Brings in the tile at (row, column) of the operand, zeros where it ends.
-  template <int threads>
-  __device__ static __forceinline__ void load(char* shared, const Operand& from, int row,
-                                              int column) {
-    const T* origin = static_cast<const T*>(from.data) + row * from.stride + column;
-    const int rows = from.rows - row, columns = from.columns - column;
-    const auto group_at = [&](int i, auto body) {
-      const int index = static_cast<int>(threadIdx.x) + i * threads;
-      const int r = index / kGroups, group = index % kGroups;
-      const int left = min(columns - group * kGroup<T>, kGroup<T>), count = r < rows ? left : 0;
-      const T* p = count > 0 ? origin + r * from.stride + group * kGroup<T> : origin;
-      body(shared + offset(r, group), p, max(count, 0));
-    };
-    if (from.vector) {
-#pragma unroll
-      for (int i = 0; i < kRows * kGroups / threads; ++i)
-        group_at(i, [](char* to, const T* p, int count) {
-          cp_async16(shared_address(to), p, count * static_cast<int>(sizeof(T)));
-        });
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < kRows * kGroups / threads; ++i) group_at(i, gather);
-    }
-  }
-
- private:
-  __device__ static __forceinline__ void gather(char* to, const T* p, int count) {
-    Group<T> group;
-#pragma unroll
-    for (int e = 0; e < kGroup<T>; ++e) group.values[e] = e < count ? p[e] : from_float<T>(0.0f);
-    *reinterpret_cast<Group<T>*>(to) = group;
-  }
-};
+constexpr int kStages = 4;
 
 // The arithmetic of a warp on one depth of both tiles, and where its results lie. Fma: plain fp32.
 template <class T, class Tile, bool a_along, bool b_along, bool sums>
@@ -101,41 +33,51 @@ struct TensorMath {
   float c[kTilesM][kTilesN][4] = {};
   float total[sums ? kTilesM : 1][4] = {};  // row sums of a, of which 0 (row g) and 2 (g + 8) count
 
-  // Registers of the fragment of 16 rows (of a) or 2 x 8 columns (of b) from `first` on, 32 bytes
-  // deep along k from group 2 * step on.
+  // Where this lane reads its warp's first fragments; the others lie at constants from there.
   template <class Shared, bool along, bool left>
-  __device__ static __forceinline__ void fragment(unsigned (&r)[4], const char* shared, int first,
-                                                  int step) {
+  __device__ static __forceinline__ int fragment_at(int first) {
     const int lane = threadIdx.x % kWarp, low = lane >> 3 & 1, high = lane >> 4;
+    if constexpr (along)
+      return Shared::offset(first + lane % 8 + 8 * (left ? low : high), left ? high : low);
+    else if constexpr (sizeof(T) == 2)
+      return Shared::offset(lane % 8 + 8 * (left ? high : low), first / 8 + (left ? low : high));
+    else
+      return Shared::offset(lane % 4, first / 4 + lane / 16) + lane / 4 % 4 * 4;
+  }
+  const int left_at = fragment_at<A, a_along, true>(Tile::first_row());
+  const int right_at = fragment_at<B, b_along, false>(Tile::first_column());
+
+  // Registers of the i-th fragment of 16 rows (of a) or 2 x 8 columns (of b), 32 bytes deep along k
+  // from group 2 * step on. Groups of a swizzled row are told apart by bits.
+  template <class Shared, bool along, bool left>
+  __device__ static __forceinline__ void fragment(unsigned (&r)[4], const char* shared, int at,
+                                                  int i, int step) {
     if constexpr (along) {
-      const int row = first + lane % 8 + 8 * (left ? low : high);
-      ldmatrix_x4(r, shared_address(shared + Shared::offset(row, 2 * step + (left ? high : low))));
+      ldmatrix_x4(r, shared_address(shared + (at ^ 32 * step)) + 16 * i * Shared::kRowBytes);
     } else if constexpr (sizeof(T) == 2) {
-      const int row = 16 * step + lane % 8 + 8 * (left ? high : low);
-      ldmatrix_x4_trans(
-          r, shared_address(shared + Shared::offset(row, first / 8 + (left ? low : high))));
+      ldmatrix_x4_trans(r, shared_address(shared + (at ^ 32 * i)) + 16 * step * Shared::kRowBytes);
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = first + lane / 4 + 8 * (left ? i & 1 : i >> 1);
-        const int row = 8 * step + lane % 4 + 4 * (left ? i >> 1 : i & 1);
-        r[i] =
-            *reinterpret_cast<const unsigned*>(shared + Shared::offset(row, at / 4) + at % 4 * 4);
+      for (int j = 0; j < 4; ++j) {
+        const int column = 2 * i + (left ? j & 1 : j >> 1),
+                  row = 2 * step + (left ? j >> 1 : j & 1);
+        const char* from = shared + (at ^ 32 * column) + 4 * row * Shared::kRowBytes;
+        r[j] = *reinterpret_cast<const unsigned*>(from);
       }
     }
   }
 
-  __device__ __forceinline__ void multiply(const char* a, const char* b, int warp_m, int warp_n,
-                                           bool sum) {
+  // a lies at `tile` of shared memory, b behind it.
+  __device__ __forceinline__ void multiply(const char* shared, int tile, bool sum) {
+    const int a = left_at + tile, b = right_at + tile + A::kBytes;
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
       unsigned left[kTilesM][4], right[kTilesN / 2][4];
 #pragma unroll
-      for (int i = 0; i < kTilesM; ++i)
-        fragment<A, a_along, true>(left[i], a, warp_m + 16 * i, step);
+      for (int i = 0; i < kTilesM; ++i) fragment<A, a_along, true>(left[i], shared, a, i, step);
 #pragma unroll
       for (int j = 0; j < kTilesN / 2; ++j) {
-        fragment<B, b_along, false>(right[j], b, warp_n + 16 * j, step);
+        fragment<B, b_along, false>(right[j], shared, b, j, step);
         round_fragment<T>(right[j]);
       }
       if (sums && sum) add_rows(left);
@@ -216,8 +158,9 @@ struct FmaMath {
   __device__ static __forceinline__ float4 read(const char* shared, int offset) {
     return *reinterpret_cast<const float4*>(shared + offset);
   }
-  __device__ __forceinline__ void multiply(const char* a, const char* b, int warp_m, int warp_n,
-                                           bool sum) {
+  __device__ __forceinline__ void multiply(const char* shared, int tile, bool sum) {
+    const char *a = shared + tile, *b = a + A::kBytes;
+    const int warp_m = Tile::first_row(), warp_n = Tile::first_column();
     const int x = threadIdx.x % 8, y = threadIdx.x % kWarp / 8;
 #pragma unroll 1
     for (int group = 0; group < A::kDepth / 4; ++group) {  // 4 deep along k
@@ -309,44 +252,60 @@ struct Core {
 
   Arithmetic math;
 
-  __device__ static __forceinline__ int warp_m() {
-    return static_cast<int>(threadIdx.x) / kWarp / Tile::kWarpsN * Tile::kWarpM;
-  }
-  __device__ static __forceinline__ int warp_n() {
-    return static_cast<int>(threadIdx.x) / kWarp % Tile::kWarpsN * Tile::kWarpN;
-  }
-
   // Adds the depths [first, last) of the list of `parts`' depths, part by part: left(part) and
   // right(part) are its operands, `depths` of them each. With `sum` rows of a are summed as well.
   template <class Left, class Right>
   __device__ __forceinline__ void accumulate(char* shared, Left left, Right right, int row,
                                              int column, int depths, int first, int last,
                                              bool sum = false) {
-    int part = first / depths, depth = first % depths, loaded = first;
-    const auto load_next = [&](int stage) {
-      if (loaded < last) {
-        char* to = shared + stage * kStageBytes;
-        const int k = depth * kDepth;
-        A::template load<Tile::kThreads>(to, left(part), a_along ? row : k, a_along ? k : row);
-        B::template load<Tile::kThreads>(to + A::kBytes, right(part), b_along ? column : k,
-                                         b_along ? k : column);
-        ++loaded;
-        if (++depth == depths) depth = 0, ++part;
-      }
+    typename A::template Stream<Tile::kThreads> a;
+    typename B::template Stream<Tile::kThreads> b;
+    int part = first / depths, depth = first % depths, next = first, ahead = 0;
+    const auto stream = [&](int tile) {
+      a.load(shared_address(shared) + tile);
+      b.load(shared_address(shared) + tile + A::kBytes);
       cp_async_commit();
     };
-#pragma unroll 1
-    for (int stage = 0; stage < kStages - 1; ++stage) load_next(stage);
-    for (int at = first, stage = 0; at < last; ++at) {
+    // The next depth; `ahead` are whole ones behind it, which stream() brings in.
+    const auto load_next = [&](int tile) {
+      if (ahead > 0) return --ahead, stream(tile);
+      if (next == last) return cp_async_commit();
+      const Operand from_a = left(part), from_b = right(part);
+      const int k = depth * kDepth, row_a = a_along ? row : k, column_a = a_along ? k : row;
+      const int row_b = b_along ? column : k, column_b = b_along ? k : column;
+      if (a.fits(from_a, row) && b.fits(from_b, column))
+        ahead = min((a_along ? from_a.columns : from_a.rows) / kDepth - depth, last - next);
+      const int count = max(ahead, 1);
+      next += count, depth += count;
+      if (depth == depths) depth = 0, ++part;
+      if (ahead > 0) {
+        a.aim(from_a, row_a, column_a), b.aim(from_b, row_b, column_b);
+        return --ahead, stream(tile);
+      }
+      A::template load<Tile::kThreads>(shared + tile, from_a, row_a, column_a);
+      B::template load<Tile::kThreads>(shared + tile + A::kBytes, from_b, row_b, column_b);
+      cp_async_commit();
+    };
+    const auto arrive = [] {
       cp_async_wait<kStages - 2>();
-      __syncthreads();  // the depth has arrived for all, and the stage before is free
-      load_next(stage == 0 ? kStages - 1 : stage - 1);
-      const char* tile = shared + stage * kStageBytes;
-      math.multiply(tile, tile + A::kBytes, warp_m(), warp_n(), sum);
-      if (++stage == kStages) stage = 0;
+      __syncthreads();  // a tile is there for all, and the one before is free
+    };
+    int tile = 0, free = kSharedBytes - kStageBytes;
+#pragma unroll 1
+    for (int to = 0; to < free; to += kStageBytes) load_next(to);
+    arrive();
+    for (int left = last - first; left > 0;) {
+      load_next(free);
+      left -= ahead + 1;
+      for (;; --ahead) {
+        math.multiply(shared, tile, sum);
+        free = tile, tile = tile + kStageBytes < kSharedBytes ? tile + kStageBytes : 0;
+        arrive();
+        if (ahead == 0) break;
+        stream(free);
+      }
     }
     math.finish();
-    __syncthreads();  // shared memory is free: all copies have been waited for
   }
 
   // Calls body(values, row, column) for each group of kGroup<T> neighbours of the tile, row by
@@ -365,7 +324,7 @@ struct Core {
         const int row = pass * kRows + lane / kLanes, column = lane % kLanes * kValues;
         float v[kValues];
         read_group(v, slab + row * kSlabStride + column, lane);
-        body(v, warp_m() + 16 * s + row, warp_n() + column);
+        body(v, Tile::first_row() + 16 * s + row, Tile::first_column() + column);
       }
       if (s + 1 < Tile::kWarpM / 16) __syncwarp();
     }

@@ -140,6 +140,16 @@ class CudaBudget(NamedTuple):
     why: str = "one block computes while the other waits for memory"
 
 
+class LoopBudget(NamedTuple):
+    """Fields:
+    issued: the most instructions for each tensor-core instruction in a turn of a hot loop; loops.py says what counts.
+    loops: hot loops of the kernel, one a layout of the operands.
+    """
+
+    issued: float
+    loops: int = 1
+
+
 # part of the mangled name -> CudaBudget; the longest that fits counts.
 _LARGE = "64 KiB of stages, or of rows: one fits into the 99 KiB of a block on small cards, two on sm_80 and sm_90"
 _ROWS = "16 warps that hold whole rows, and their sums, in registers"
@@ -174,3 +184,36 @@ def cuda_budget(kernel: str) -> CudaBudget:
     """The budget of a CUDA kernel."""
     fitting = [part for part in CUDA_BUDGETS if part in kernel]
     return CUDA_BUDGETS[max(fitting, key=len)] if fitting else CudaBudget()
+
+
+# The same for hot loops, of elements of 16 bits. A product has 16 tensor-core instructions a turn with tiles of 64x64,
+# 64 with 128x128. Attention's loop has the softmax too, whose share falls with the width of a head: of 411 instructions
+# forward at 64 are 64 products, 224 softmax, 44 fragments and copies.
+LOOP_BUDGETS: dict[str, LoopBudget] = {
+    "forward_tilesI{16}NS1_4TileILi64": LoopBudget(4.5),
+    "forward_tilesI{16}NS1_4TileILi128": LoopBudget(2.5),
+    "backward_tilesI{16}NS1_4TileILi64": LoopBudget(4.5, 2),
+    "backward_tilesI{16}NS1_4TileILi128": LoopBudget(2.5, 2),
+    "sum_logitsI{16}": LoopBudget(3.2),
+    "logit_gradientsI{16}": LoopBudget(3.2),
+    "weight_gradientsI{16}": LoopBudget(3.2),
+    "row_gradientsI{16}": LoopBudget(3.2),
+    "attention_fwd_kernelI{16}Li32": LoopBudget(10.4),
+    "attention_fwd_kernelI{16}Li64": LoopBudget(6.7),
+    "attention_fwd_kernelI{16}Li128": LoopBudget(4.7),
+    "attention_bwd_kernelI{16}Li32ELb0": LoopBudget(8.1),
+    "attention_bwd_kernelI{16}Li64ELb0": LoopBudget(5.2),
+    "attention_bwd_kernelI{16}Li128ELb0": LoopBudget(4.2),
+    "attention_bwd_kernelI{16}Li32ELb1": LoopBudget(9.0),
+    "attention_bwd_kernelI{16}Li64ELb1": LoopBudget(5.5),
+    "attention_bwd_kernelI{16}Li128ELb1": LoopBudget(4.3),
+}
+
+
+def loop_budget(kernel: str) -> LoopBudget | None:
+    """The budget of a CUDA kernel's hot loops; None without products of 16-bit elements."""
+    for type_ in ("6__half", "13__nv_bfloat16"):
+        for part, found in LOOP_BUDGETS.items():
+            if part.replace("{16}", type_) in kernel:
+                return found
+    return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpu_code import cuda_driver, nvcc
+from gpu_code.gates import loops
 
 _PROPERTIES = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -29,6 +30,7 @@ class Cubin(NamedTuple):
     spills: int
     shared: int
     products: int  # HMMA instructions
+    turns: list[loops.Turn]  # of the hot loops
 
 
 def compiled(target: int) -> dict[str, Cubin]:
@@ -42,28 +44,23 @@ def compiled(target: int) -> dict[str, Cubin]:
 def _compile(ptx: Path, target: int, folder: Path) -> dict[str, Cubin]:
     cubin = folder / f"{ptx.stem}.cubin"
     said = _say(Path(nvcc.find()).with_name("ptxas"), "-v", f"-arch=sm_{target}", ptx, "-o", cubin)
-    products = _products(cubin)
+    sass = _sass(cubin)
     found = {}
     for match in _PROPERTIES.finditer(said):
         static = _STATIC.search(match["rest"])
         spills = int(match["stores"]) + int(match["loads"])
         found[match["name"]] = Cubin(
             int(match["registers"]), int(match["stack"]), spills, int(static[1]) if static else 0,
-            products.get(match["name"], 0),
+            sass[match["name"]].count(" HMMA."), loops.turns(sass[match["name"]]),
         )  # fmt: skip
     return found
 
 
-def _products(cubin: Path) -> dict[str, int]:
+def _sass(cubin: Path) -> dict[str, str]:
     from gpu_code.gates.resources import CUOBJDUMP
 
-    counts, name = {}, ""
-    for line in _say(CUOBJDUMP, "--dump-sass", cubin).splitlines():
-        if found := _FUNCTION.search(line):
-            name = found[1]
-        elif " HMMA." in line:
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+    _, *pieces = _FUNCTION.split(_say(CUOBJDUMP, "--dump-sass", cubin))
+    return dict(zip(pieces[::2], pieces[1::2], strict=True))
 
 
 def _say(*command: object) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from gpu_code import cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
-from gpu_code.gates import budgets, census, cubins
+from gpu_code.gates import budgets, census, cubins, loops
 from gpu_code.gates.cards import CARDS, resident_blocks
 from harness import Case
 
@@ -80,7 +80,11 @@ def test_within_budget(target, kernels, shapes):
         for name, cubin, threads, shared in rows
     }
     for name, cubin, threads, shared in rows:  # `make gates` shows it
-        print(f"sm_{target} {threads:>5}{cubin.registers:>5}{shared:>8}{blocks[name]:>4}  {name}")
+        turns = " ".join(f"{x.instructions}/{x.products}" for x in cubin.turns)
+        print(
+            f"sm_{target} {threads:>5}{cubin.registers:>5}{shared:>8}{blocks[name]:>4}"
+            f"{turns:>16}  {name}"
+        )
     assert rows
     found = [
         f"sm_{target} {name}: {fault}"
@@ -100,8 +104,39 @@ def _faults(target, name, cubin, shared, blocks):
         yield f"{blocks} resident blocks, {allowed.blocks} asked"
     if bool(cubin.products) != allowed.products:
         yield f"{cubin.products} tensor-core instructions"
+    if loop := budgets.loop_budget(name):
+        if len(cubin.turns) != loop.loops:
+            yield f"{len(cubin.turns)} hot loops, {loop.loops} expected"
+        for turn in cubin.turns:
+            if turn.instructions > loop.issued * turn.products or not turn.copies:
+                yield f"{turn} of a hot loop, {loop.issued} instructions a product allowed"
 
 
 def test_a_spill_is_seen(target):
-    fault = next(_faults(target, "add_columns", cubins.Cubin(255, 8, 16, 0, 0), 0, 2))
+    fault = next(_faults(target, "add_columns", cubins.Cubin(255, 8, 16, 0, 0, []), 0, 2))
     assert fault == "8 bytes of stack, 16 of spills"
+
+
+_LOOP = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   LDSM.16.M88.4 R4, [R2] ;
+        /*0020*/              @!P0 BRA 0x50 ;
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R3], [R6.64], P1 ;
+        /*0040*/                   NOP ;
+        /*0050*/               @P1 BRA 0x80 ;
+        /*0060*/                   STS [R3], R4 ;
+        /*0070*/               @P2 BRA 0x60 ;
+        /*0080*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0090*/               @P3 HMMA.16816.F32.BF16 R12, R4, R6, R12 ;
+        /*00a0*/               @P4 BRA 0x10 ;
+        /*00b0*/                   EXIT ;
+"""
+
+
+def test_a_turn_is_the_way_of_the_copies(target):
+    turn = loops.Turn(instructions=7, products=1, copies=1)
+    assert loops.turns(_LOOP) == [turn]
+    cubin = cubins.Cubin(64, 0, 0, 0, 2, [turn])
+    faults = list(_faults(target, "forward_tilesI6__halfNS1_4TileILi64", cubin, 0, 2))
+    assert faults == [f"{turn} of a hot loop, 4.5 instructions a product allowed"]
+    assert not loops.turns(_LOOP.replace("BRA 0x10", "BRA 0xb0"))
