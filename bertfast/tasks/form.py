@@ -46,6 +46,20 @@ class Columns:
     separator: str = ","
     mismatched: str | None = None
 
+    def of_task(self, task: str) -> Columns:
+        """With the defaults that a task has of its own."""
+        names = _NAMES.get(task, {})
+        own = Columns()
+        changed = {k: v for k, v in names.items() if getattr(self, k) == getattr(own, k)}
+        return dataclasses.replace(self, **changed)
+
+
+# of questions those of SQuAD in the library datasets
+_NAMES = {
+    "pair": {"text_pair": "text_pair"},
+    "qa": {"text": "question", "text_pair": "context", "label": "answers"},
+}
+
 
 @dataclass(frozen=True)
 class Form:

@@ -159,4 +159,4 @@ def _guessed(config: dict[str, Any], tokenizer: Tokenizer, name: str) -> Form:
         labels = ()
     several = problem == "multi_label_classification"
     long = "truncate" if task in ("single", "choice") else "slide"
-    return Form(task, Columns(), None, labels, several, length, long)
+    return Form(task, Columns().of_task(task), None, labels, several, length, long)

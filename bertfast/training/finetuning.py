@@ -101,8 +101,8 @@ class FineTuning(Settings):
             )
             sides = (*found.texts, None)[:2]
             columns = Columns(text=sides[0], text_pair=sides[1], label=found.label, kind="tsv")
-        elif task == "pair" and columns.text_pair is None:
-            columns = replace(columns, text_pair="text_pair")
+        else:
+            columns = columns.of_task(task)
         long = self.long or ("slide" if task in ("tokens", "qa") else "truncate")
         if task == "qa" and long == "truncate":
             advice = "Answers are searched in all windows."

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from bertfast.data.labelled.questions import Answer, read_squad
+from bertfast.data.labelled.questions import Answer, Question, questions_of, read_squad
+from bertfast.data.labelled.tables import read_table
 from bertfast.errors import ArgumentError, InputFileError
 
 CONTEXT = "Ülo lives in Tartu."
@@ -124,3 +125,23 @@ def test_other_files(tmp_path):
         read_squad(tmp_path / "b.json")
     with pytest.raises(ArgumentError, match="mismatched: expected drop or keep"):
         read(tmp_path, PLAIN, mismatched="fix")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_table_has_what_the_json_has(tmp_path, listed):
+    """As the library datasets has SQuAD's answers, or as a list of them; ids and titles where they are."""
+    path = tmp_path / "a.jsonl"
+    answers = [{"text": "Rome", "answer_start": 3}, {"text": "Roma", "answer_start": 3}]
+    if not listed:
+        answers = {key: [answer[key] for answer in answers] for key in ("text", "answer_start")}
+    row = {"question": "where", "context": "to Rome", "answers": answers}
+    rows = [{**row, "id": "x", "title": "t"}, {**row, "id": "y", "title": "t", "answers": []}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = read_table(path)
+    found = questions_of(table, "question", "context", "answers")
+    first, second = found.questions
+    assert first == Question("x", "t", "where", "to Rome", (Answer("Rome", 3),))
+    assert second.answers == ()
+    assert [m.found for m in found.mismatched] == ["Rome"]
+    kept = questions_of(table, "question", "context", "answers", "keep")
+    assert len(kept.questions[0].answers) == 2

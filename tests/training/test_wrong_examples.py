@@ -35,6 +35,7 @@ def texts_of(labels: list[Any], texts: list[str] | None = None) -> list[dict[str
 
 GOOD = texts_of(["x", "y"] * 10)
 WORDS = {"text": ["a", "b"], "label": ["O", "X"]}
+ASKED = {"question": "a", "context": "b"}
 CHOICE = {"text": "a", "choices": ["b", "c"], "label": 0}
 CONLL = "anna B-PER\nwent O\n\n" * 10
 
@@ -72,7 +73,11 @@ def write(path: Path, content: Any) -> Path:
         ("choice", "a.jsonl", [{**CHOICE, "label": 2}] * 9, "line 1: label: expected a label of 0, 1, got '2'"),
         ("choice", "a.jsonl", [{**CHOICE, "choices": ["b"]}] * 9, "expected a list of two texts or more"),
         ("choice", "a.jsonl", [CHOICE, {**CHOICE, "choices": ["b"] * 3}], "line 2: expected 2 choices, got 3"),
-        ("qa", "a.csv", [{"text": "a", "context": "b"}], "expected a file of SQuAD's form, .json"),
+        ("qa", "a.jsonl", [{"text": "a", "context": "b"}], "no field 'question', only text, context"),
+        ("qa", "a.jsonl", [{"question": "a", "context": "b"}], "no field 'answers'"),
+        ("qa", "a.jsonl", [{**ASKED, "answers": {"text": ["b"]}}], "line 1: answers: answer_start: expected list"),
+        ("qa", "a.jsonl", [{**ASKED, "answers": {"text": ["b"], "answer_start": []}}], "got 0 and 1"),
+        ("qa", "a.jsonl", [{**ASKED, "answers": "b"}], "expected list, got str"),
         ("qa", "a.json", '{"data": []}', "expected questions, got none"),
     ],
 )  # fmt: skip

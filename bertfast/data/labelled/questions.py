@@ -1,15 +1,18 @@
-"""SQuAD's json, versions 1.1 and 2.0: questions about paragraphs, whose answers are parts of these."""
+"""Questions about texts, whose answers are parts of these: SQuAD's json, versions 1.1 and 2.0, and tables with its
+columns, as the library datasets has them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..._files import read_json
 from ...errors import ArgumentError, InputFileError
 from ...text.readers import kind_of
+from . import columns
+from .tables import Table, check_columns
 
 MISMATCHED = ("drop", "keep")
 
@@ -66,10 +69,56 @@ def read_squad(path: str | os.PathLike[str], mismatched: str = "drop") -> Questi
             an id comes twice, or there is no question.
         ArgumentError: another `mismatched`.
     """
+    name = os.fspath(path)
+    return _checked(_questions(name), mismatched, name)
+
+
+def questions_of(
+    table: Table, question: str, context: str, answers: str, mismatched: str = "drop"
+) -> Questions:
+    """The questions of a table.
+
+    Args:
+        question, context, answers: names of columns. The answers of a row are
+            {"text": [...], "answer_start": [...]}, or a list of {"text": ..., "answer_start": ...}; none where the context has no answer. Columns id and title
+            are read where they are; without ids the rows' numbers stand for them.
+        mismatched: as in `read_squad`.
+
+    Raises: as `read_squad`.
+    """
+    asked, contexts = columns.texts(table, question), columns.texts(table, context)
+    check_columns(table.name, [answers], list(table.columns))
+    ids = table.columns.get("id", table.numbers)
+    titles = table.columns.get("title", [""] * len(table))
+
+    def rows() -> Iterator[tuple[str, Question]]:
+        for index, (i, title) in enumerate(zip(ids, titles, strict=True)):
+            place = f"{table.place(index)}: {answers}"
+            gold = tuple(_answers(place, table.columns[answers][index]))
+            yield place, Question(str(i), str(title), asked[index], contexts[index], gold)
+
+    return _checked(rows(), mismatched, table.name)
+
+
+def _answers(place: str, value: Any) -> Iterator[Answer]:
+    """Of a row of a table."""
+    if isinstance(value, dict):
+        sides = [_get(place, value, key, list) for key in ("text", "answer_start")]
+        if len(sides[0]) != len(sides[1]):
+            raise InputFileError(
+                f"{place}: expected as many starts as texts, got {len(sides[1])} and {len(sides[0])}."
+            )
+        value = [{"text": text, "answer_start": start} for text, start in zip(*sides, strict=True)]
+    for where, answer in _items(place, {"answers": value}, "answers"):
+        yield Answer(_get(where, answer, "text", str), _get(where, answer, "answer_start", int))
+
+
+def _checked(questions: Iterable[tuple[str, Question]], mismatched: str, name: str) -> Questions:
+    """The questions (with the place of each), without the answers that are not where they should be."""
     if mismatched not in MISMATCHED:
         raise ArgumentError("mismatched", " or ".join(MISMATCHED), repr(mismatched))
     found, seen = Questions([], [], []), {}
-    for place, question in _questions(os.fspath(path)):
+    for place, question in questions:
         if question.id in seen:
             raise InputFileError(
                 f"{place}.id: expected an id of its own, got {question.id!r} of {seen[question.id]}, too."
@@ -87,7 +136,7 @@ def read_squad(path: str | os.PathLike[str], mismatched: str = "drop") -> Questi
         found.questions.append(question)
     if not found.questions:
         lost = f", as {len(found.dropped)} lost their answers" if found.dropped else ""
-        raise InputFileError(f"{os.fspath(path)}: expected questions, got none{lost}.")
+        raise InputFileError(f"{name}: expected questions, got none{lost}.")
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ...core.heads import fp32
 from ...data.labelled import columns
-from ...data.labelled.questions import Answer, Questions, read_squad
+from ...data.labelled.questions import Answer, Questions, questions_of, read_squad
 from ...data.labelled.tables import Table, read_table
 from ...data.sequences import Batch, Sequences
 from ...errors import ArgumentError
@@ -100,15 +100,16 @@ class Answers(Kind):
 
     @staticmethod
     def open(form: Form, path: str, part: str) -> Questions | Table:
-        """SQuAD's json; or, to predict on, a table with the columns of question (text) and context (text_pair)."""
-        if os.path.splitext(path)[1].lower() == ".json":
-            default = "drop" if part == "train" else "keep"
-            return read_squad(path, form.columns.mismatched or default)
-        if part != "test":
-            raise ArgumentError("train", "a file of SQuAD's form, .json", repr(path))
+        """SQuAD's json; or a table with the columns of question (text), context (text_pair) and answers (label), which
+        one to predict on need not have."""
         named = form.columns
-        wanted = [named.text, named.text_pair or "context"]
-        return read_table(path, wanted, kind=named.kind, header=named.header)
+        mismatched = named.mismatched or ("drop" if part == "train" else "keep")
+        if os.path.splitext(path)[1].lower() == ".json":
+            return read_squad(path, mismatched)
+        table = read_table(path, None, kind=named.kind, header=named.header)
+        if part == "test":
+            return table
+        return questions_of(table, named.text, named.text_pair, named.label, mismatched)
 
     @staticmethod
     def learn(form: Form, opened: Questions) -> Form:
@@ -119,7 +120,7 @@ class Answers(Kind):
     def examples(form: Form, opened: Questions | Table, labelled: bool) -> Examples:
         if isinstance(opened, Table):
             named = form.columns
-            sides = [columns.texts(opened, c) for c in (named.text, named.text_pair or "context")]
+            sides = [columns.texts(opened, c) for c in (named.text, named.text_pair)]
             names = [str(number) for number in opened.numbers]
             return Examples(list(zip(*sides, strict=True)), None, names)
         asked = opened.questions
