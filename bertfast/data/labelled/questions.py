@@ -79,8 +79,8 @@ def questions_of(
     """The questions of a table.
 
     Args:
-        question, context, answers: names of columns. The answers of a row are
-            {"text": [...], "answer_start": [...]}, or a list of {"text": ..., "answer_start": ...}; none where the context has no answer. Columns id and title
+        question, context, answers: names of columns. The answers of a row are {"text": [...], "answer_start": [...]},
+            or a list of {"text": ..., "answer_start": ...}; none where the context has no answer. Columns id and title
             are read where they are; without ids the rows' numbers stand for them.
         mismatched: as in `read_squad`.
 
