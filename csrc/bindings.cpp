@@ -233,13 +233,13 @@ struct Variant {
 };
 
 #define BF_OF(ISA, NAME, PARAMS) ISA::NAME,
-#define BF_VARIANT(ISA)                                 \
-  {#ISA,                                                \
+#define BF_VARIANT(ISA)                             \
+  {#ISA,                                            \
    BF_FOR_EACH_KERNEL(BF_OF, ISA) ISA::pack_weight, \
-   ISA::unpack_weight,                                  \
-   ISA::packed_size,                                    \
-   ISA::tanh_each,                                      \
-   ISA::int8_layout,                                    \
+   ISA::unpack_weight,                              \
+   ISA::packed_size,                                \
+   ISA::tanh_each,                                  \
+   ISA::int8_layout,                                \
    ISA::fma_peak},
 const Variant kVariants[] = {BF_FOR_EACH_ISA(BF_VARIANT)};
 

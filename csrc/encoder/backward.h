@@ -72,8 +72,8 @@ struct Backward : Layers<EncoderBwd, Machine> {
     const bool few = this->is_short(layer);
     const bool attention =
         dx || wants(layer, kQuery) || wants(layer, kQuery + 1) || wants(layer, kQuery + 2);
-    const bool first_half = attention || wants(layer, kOut) || grad(layer, kOutNorm) ||
-                            grad(layer, kOutNorm + 1);
+    const bool first_half =
+        attention || wants(layer, kOut) || grad(layer, kOutNorm) || grad(layer, kOutNorm + 1);
     const long rows = few ? p.sequences : p.tokens;
     const char* context = s.context;
     char* dcontext = g.context;

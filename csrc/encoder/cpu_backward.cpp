@@ -1,6 +1,5 @@
 // Memory for the backward of all layers on a CPU; encoder/backward.h walks through it.
 #include "encoder/backward.h"
-
 #include "encoder/cpu_machine.h"
 
 namespace bf::BF_ISA {

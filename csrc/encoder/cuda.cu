@@ -69,12 +69,12 @@ struct Card {
   Gpu gpu;
   std::size_t* most;
 
-#define BF_RUN(NAME, OP)                              \
-  void run_part(OP q) const {                         \
-    q.gpu = gpu;                                      \
-    if (!most) return NAME(q);                        \
-    const std::size_t bytes = NAME##_workspace(q);    \
-    if (bytes > *most) *most = bytes;                 \
+#define BF_RUN(NAME, OP)                           \
+  void run_part(OP q) const {                      \
+    q.gpu = gpu;                                   \
+    if (!most) return NAME(q);                     \
+    const std::size_t bytes = NAME##_workspace(q); \
+    if (bytes > *most) *most = bytes;              \
   }
   BF_FOR_EACH_PART(BF_RUN)
 #undef BF_RUN
@@ -96,10 +96,11 @@ struct Card {
 
   void add(const Stream&, DType dtype, char* to, const char* from, long count) const {
     if (most) return;
-    BF_DISPATCH_DTYPE(dtype, T,
-                      BF_LAUNCH(add_rows<T>, static_cast<unsigned>(ceil_div(count, kThreads * kGroup<T>)),
-                                kThreads, 0, gpu, reinterpret_cast<T*>(to),
-                                reinterpret_cast<const T*>(from), count))
+    BF_DISPATCH_DTYPE(
+        dtype, T,
+        BF_LAUNCH(add_rows<T>, static_cast<unsigned>(ceil_div(count, kThreads * kGroup<T>)),
+                  kThreads, 0, gpu, reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from),
+                  count))
   }
 };
 

@@ -9,14 +9,14 @@
 #include "qkv_projection/op.h"
 
 // X(name, struct) for what a layer is made of.
-#define BF_FOR_EACH_PART(X)                       \
-  X(qkv_projection_fwd, QkvProjectionFwd)         \
-  X(qkv_projection_bwd, QkvProjectionBwd)         \
-  X(attention_fwd, AttentionFwd)                  \
-  X(attention_bwd, AttentionBwd)                  \
-  X(linear_gelu_fwd, LinearGeluFwd)               \
-  X(linear_gelu_bwd, LinearGeluBwd)               \
-  X(linear_layernorm_fwd, LinearLayernormFwd)     \
+#define BF_FOR_EACH_PART(X)                   \
+  X(qkv_projection_fwd, QkvProjectionFwd)     \
+  X(qkv_projection_bwd, QkvProjectionBwd)     \
+  X(attention_fwd, AttentionFwd)              \
+  X(attention_bwd, AttentionBwd)              \
+  X(linear_gelu_fwd, LinearGeluFwd)           \
+  X(linear_gelu_bwd, LinearGeluBwd)           \
+  X(linear_layernorm_fwd, LinearLayernormFwd) \
   X(linear_layernorm_bwd, LinearLayernormBwd)
 
 namespace bf::BF_ISA {

@@ -58,9 +58,9 @@ enum EncoderSaved {
   FIELD(bool, recompute)            /* of `saved` there is kRows alone */                    \
   BF_WHERE(FIELD)
 
-#define BF_ENCODER_FWD(FIELD)                                      \
-  BF_ENCODER(FIELD)                                                \
-  FIELD(void*, out)    /* [tokens, hidden]; [sequences, hidden] */ \
+#define BF_ENCODER_FWD(FIELD)                                                                  \
+  BF_ENCODER(FIELD)                                                                            \
+  FIELD(void*, out)    /* [tokens, hidden]; [sequences, hidden] */                             \
   FIELD(void*, states) /* [layers, tokens, hidden]: each layer's output; or null (first_only). \
                           `out` is the last of them */
 

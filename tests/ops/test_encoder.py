@@ -276,7 +276,7 @@ ODD = {
     "its layers are not alike": changed(13, lambda t: t[:-1]),
     "its layers are not alike ": changed(40, lambda t: t[:-1]),
     "a weight is not contiguous": changed(1, lambda t: t.t().contiguous().t()),
-    "a weight is not on the CPU": changed(47, lambda t: t.to("meta")),
+    "a weight is on another device": changed(47, lambda t: t.to("meta")),
     "some weights are prepacked or quantized, others are not in the same way": changed(
         6, lambda t: _prepacked(t)
     ),

@@ -1,0 +1,93 @@
+"""What the automatic choice on a GPU says to the operations of the layers, before one call computes them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ... import dispatch
+from .._contract import CONTRACTS
+
+Needs = tuple[tuple[bool, ...], ...]
+
+
+def elsewhere(call: Any, grad: bool) -> str | None:
+    """Which operation of a layer another backend than `cuda` is chosen for, or None."""
+    if dispatch.backend() != "auto" or dispatch.is_batch_invariant():  # no table is asked
+        return None
+    for part in _parts(call, grad):
+        chosen = dispatch.on_gpu(part)
+        if chosen != "cuda":
+            return f"{chosen} is chosen for {part.operation}, {part.direction}"
+    return None
+
+
+def _parts(call: Any, grad: bool) -> Iterator[Any]:
+    """A call of each kind that the layers make."""
+    wanted = _wanted(call) if grad else []
+    saves = {bool(wanted)} if len(wanted) in (0, call.layers) else {True, False}
+    kinds = [*(("forward", save) for save in saves), *(("backward", needs) for needs in set(wanted))]
+    rows = {call.cu_seqlens.shape[0] - 1} if call.first_only else set()
+    rows |= {call.x.shape[0]} if call.layers > 1 or not call.first_only else set()
+    for direction, wants in kinds:
+        yield from _attending(call, direction, wants)
+        for count in rows:
+            yield from _rowwise(call, direction, wants, count)
+
+
+def _wanted(call: Any) -> list[Needs]:
+    """Of each layer from the lowest with anything to differentiate: what its four products want gradients of."""
+    trained, found = [tensor.requires_grad for tensor in call.weights], []
+    below = call.x.requires_grad
+    for layer in range(call.layers):
+        t = trained[layer :: call.layers]
+        if below or any(t):
+            qkv = below, *t[:3], *t[6:9]
+            out = any(qkv), t[3], t[9], below, t[12], t[13]
+            inner = any(out), t[4], t[10]
+            found.append((qkv, out, inner, (any(inner), t[5], t[11], any(out), t[14], t[15])))
+            below = True
+    return found
+
+
+def _attending(call: Any, direction: str, wants: bool | Needs) -> Iterator[Any]:
+    wq, wk, wv = call.weights[: 3 * call.layers : call.layers]
+    heads, (width, _) = call.num_heads, wq.shape
+    qkv = _like(call.x, call.x.shape[0], 3, heads, width // heads)
+    of_attention = {"qkv": qkv, "max_seqlen": call.max_seqlen, "p": call.p[0]}
+    if direction == "forward" or any(wants[0]):
+        needs = {"needs": wants[0]} if direction == "backward" else {}
+        yield _part(
+            "qkv_projection", direction, x=call.x, wq=wq, wk=wk, wv=wv, num_heads=heads, **needs
+        )
+        save = {"save": wants} if direction == "forward" else {}
+        yield _part("attention", direction, **of_attention, **save)
+
+
+def _rowwise(call: Any, direction: str, wants: bool | Needs, rows: int) -> Iterator[Any]:
+    out, inner, outer = (call.weights[which * call.layers] for which in (3, 4, 5))
+    norm = call.weights[12 * call.layers]
+    parts = (
+        ("linear_layernorm", out, {"ln_weight": norm, "p": call.p[1]}),
+        ("linear_gelu", inner, {}),
+        ("linear_layernorm", outer, {"ln_weight": norm, "p": call.p[2]}),
+    )
+    for place, (operation, weight, more) in enumerate(parts, 1):
+        wanted = wants if direction == "forward" else wants[place]
+        if direction == "forward" or any(wanted):
+            more = {**more, "save" if direction == "forward" else "needs": wanted}
+            x = _like(call.x, rows, weight.shape[1])
+            yield _part(operation, direction, x=x, weight=weight, **more)
+
+
+def _part(operation: str, direction: str, **given: Any) -> Any:
+    """A call of which only what a choice reads is there."""
+    kind = getattr(CONTRACTS[operation], direction)
+    return kind(*map(given.get, kind._fields))
+
+
+def _like(x: Tensor, *shape: int) -> Tensor:
+    """Shape, dtype and device of an intermediate, without memory."""
+    return x.detach().as_strided(shape, (0,) * len(shape))
