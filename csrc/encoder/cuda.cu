@@ -104,16 +104,6 @@ struct Card {
   }
 };
 
-// Walks with the workspace, or without one: walk(machine, arena) takes rows of the arena, and gives
-// the machine what is left.
-template <class Params, class Walk>
-std::size_t lay_out(const Params& p, void* workspace, Walk walk) {
-  std::size_t most = 0;
-  Arena arena(workspace ? workspace : reinterpret_cast<void*>(kWorkspaceAlignment));
-  walk(Card{p.gpu, workspace ? nullptr : &most}, arena);
-  return arena.used() + most;
-}
-
 struct Encoder : Layers<EncoderFwd, Card> {
   using Layers::Layers;
 
@@ -138,29 +128,41 @@ struct Encoder : Layers<EncoderFwd, Card> {
   }
 };
 
-std::size_t walk(const EncoderFwd& p, void* workspace) {
+void walk(const EncoderFwd& p, Card card, Arena& arena) {
   check_lists(p);
-  return lay_out(p, workspace, [&](Card card, Arena& arena) { Encoder(p, card).run(arena); });
+  Encoder(p, card).run(arena);
 }
 
-std::size_t walk(const EncoderBwd& p, void* workspace) {
+void walk(const EncoderBwd& p, Card card, Arena& arena) {
   check_grads(p);
-  return lay_out(p, workspace, [&](Card card, Arena& arena) {
-    Backward<Card> backward(p, card);
-    Stream s = backward.whole();
-    Grads grads;
-    backward.carve_all(arena, grads, s);
-    backward.gpu.workspace = arena.rest();
-    backward.run(s, grads);
-  });
+  Backward<Card> backward(p, card);
+  Stream s = backward.whole();
+  Grads grads;
+  backward.carve_all(arena, grads, s);
+  backward.gpu.workspace = arena.rest();
+  backward.run(s, grads);
+}
+
+template <class Params>
+void launch_all(const Params& p) {
+  Arena arena(p.gpu.workspace);
+  walk(p, {p.gpu, nullptr}, arena);
+}
+
+template <class Params>
+std::size_t workspace_of(const Params& p) {
+  std::size_t most = 0;
+  Arena arena(reinterpret_cast<void*>(kWorkspaceAlignment));
+  walk(p, {p.gpu, &most}, arena);
+  return arena.used() + most;
 }
 
 }  // namespace
 
-std::size_t encoder_fwd_workspace(const EncoderFwd& p) { return walk(p, nullptr); }
-void encoder_fwd(const EncoderFwd& p) { walk(p, p.gpu.workspace); }
+std::size_t encoder_fwd_workspace(const EncoderFwd& p) { return workspace_of(p); }
+void encoder_fwd(const EncoderFwd& p) { launch_all(p); }
 
-std::size_t encoder_bwd_workspace(const EncoderBwd& p) { return walk(p, nullptr); }
-void encoder_bwd(const EncoderBwd& p) { walk(p, p.gpu.workspace); }
+std::size_t encoder_bwd_workspace(const EncoderBwd& p) { return workspace_of(p); }
+void encoder_bwd(const EncoderBwd& p) { launch_all(p); }
 
 }  // namespace bf::cuda

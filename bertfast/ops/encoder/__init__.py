@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import dispatch
-from ...extension import contiguous, on_gpu
+from ... import dispatch, extension
+from ...extension import contiguous
 from .._checks import check_dropout, check_example_ids, check_matrix, check_sequences
 from .._contract import through_library
 from .._loading import Backends
@@ -103,7 +103,7 @@ def encoder(
     if torch.compiler.is_compiling():
         return None
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in chain((x,), weights))
-    name = "cuda" if on_gpu(x) else "cpu"
+    name = "cuda" if extension.on_gpu(x) else "cpu"
     reason = _reason(call, name, grad)
     if reason is not None:
         dispatch.note("encoder", "forward", "by layers", {name: reason})
