@@ -26,29 +26,35 @@ def elsewhere(call: Any, grad: bool) -> str | None:
 
 def _parts(call: Any, grad: bool) -> Iterator[Any]:
     """A call of each kind that the layers make."""
-    wanted = _wanted(call) if grad else []
-    saves = {bool(wanted)} if len(wanted) in (0, call.layers) else {True, False}
-    kinds = [*(("forward", save) for save in saves), *(("backward", needs) for needs in set(wanted))]
-    rows = {call.cu_seqlens.shape[0] - 1} if call.first_only else set()
-    rows |= {call.x.shape[0]} if call.layers > 1 or not call.first_only else set()
-    for direction, wants in kinds:
+    wanted = _wanted(call) if grad else [None] * call.layers
+    rows = [call.x.shape[0]] * call.layers
+    if call.first_only:
+        rows[-1] = call.cu_seqlens.shape[0] - 1
+    kinds = [
+        ("forward", needs is not None, count) for needs, count in zip(wanted, rows, strict=True)
+    ]
+    kinds += [
+        ("backward", needs, count) for needs, count in zip(wanted, rows, strict=True) if needs
+    ]
+    for direction, wants, count in dict.fromkeys(kinds):
         yield from _attending(call, direction, wants)
-        for count in rows:
-            yield from _rowwise(call, direction, wants, count)
+        yield from _rowwise(call, direction, wants, count)
 
 
-def _wanted(call: Any) -> list[Needs]:
-    """Of each layer from the lowest with anything to differentiate: what its four products want gradients of."""
+def _wanted(call: Any) -> list[Needs | None]:
+    """Of each layer what its four products want gradients of; None below the lowest with anything to differentiate."""
     trained, found = [tensor.requires_grad for tensor in call.weights], []
     below = call.x.requires_grad
     for layer in range(call.layers):
         t = trained[layer :: call.layers]
-        if below or any(t):
-            qkv = below, *t[:3], *t[6:9]
-            out = any(qkv), t[3], t[9], below, t[12], t[13]
-            inner = any(out), t[4], t[10]
-            found.append((qkv, out, inner, (any(inner), t[5], t[11], any(out), t[14], t[15])))
-            below = True
+        if not below and not any(t):
+            found.append(None)
+            continue
+        qkv = below, *t[:3], *t[6:9]
+        out = any(qkv), t[3], t[9], below, t[12], t[13]
+        inner = any(out), t[4], t[10]
+        found.append((qkv, out, inner, (any(inner), t[5], t[11], any(out), t[14], t[15])))
+        below = True
     return found
 
 
@@ -56,7 +62,8 @@ def _attending(call: Any, direction: str, wants: bool | Needs) -> Iterator[Any]:
     wq, wk, wv = call.weights[: 3 * call.layers : call.layers]
     heads, (width, _) = call.num_heads, wq.shape
     qkv = _like(call.x, call.x.shape[0], 3, heads, width // heads)
-    of_attention = {"qkv": qkv, "max_seqlen": call.max_seqlen, "p": call.p[0]}
+    starts, longest = call.cu_seqlens, call.max_seqlen
+    of_attention = {"qkv": qkv, "cu_seqlens": starts, "max_seqlen": longest, "p": call.p[0]}
     if direction == "forward" or any(wants[0]):
         needs = {"needs": wants[0]} if direction == "backward" else {}
         yield _part(
