@@ -32,14 +32,15 @@ __global__ void __launch_bounds__(kThreads) add_rows(T* to, const T* from, long 
   store_group(to + first, sum, left, vector);
 }
 
-// A row of `bytes` (even) from `from`, or zeros where that is null, by the threads of a block.
+// A row of `bytes` from `from`, or zeros where that is null, by the threads of a block.
+template <class Word>
+__device__ __forceinline__ void copy_row(const char* from, char* to, long bytes) {
+#pragma unroll 1
+  for (long i = threadIdx.x * sizeof(Word); i < bytes; i += kThreads * sizeof(Word))
+    *reinterpret_cast<Word*>(to + i) = from ? *reinterpret_cast<const Word*>(from + i) : Word{};
+}
 __device__ __forceinline__ void copy_row(const char* from, char* to, long bytes, bool vector) {
-  const auto copy = [&](auto zero) {
-    using Word = decltype(zero);
-    for (long i = threadIdx.x; i < bytes / static_cast<long>(sizeof(Word)); i += kThreads)
-      reinterpret_cast<Word*>(to)[i] = from ? reinterpret_cast<const Word*>(from)[i] : zero;
-  };
-  vector ? copy(uint4{}) : copy(std::uint16_t{});
+  vector ? copy_row<uint4>(from, to, bytes) : copy_row<std::uint16_t>(from, to, bytes);
 }
 
 // A block a sequence. `ones` is told that each of these rows is a sequence.

@@ -95,6 +95,14 @@ def gradients_of(out, weights, x):
     return [None if t.grad is None else t.grad.clone() for t in (x, *parts)]
 
 
+def differentiate(dtype):
+    """Forward and backward in one call, of first rows: whatever that launches."""
+    x, batch = stream((5, 0, 2), dtype)
+    weights, x = trained(layers_of(dtype, 1), (0,), (0.0, 0.0, 0.0)), x.requires_grad_()
+    out, _ = together(weights, x, batch, first_only=True)
+    out.backward(torch.ones_like(out))
+
+
 def both_ways(weights, x, batch, kind, recompute=False):
     """(result, gradients) in one call, and layer by layer."""
     first_only, dropout, layers, of_x, lowest = TRAINING[kind]

@@ -176,8 +176,8 @@ def _plan(
     tokens: int, rows: int, output: bool, hidden: int, inner: int, width: int, heads: int, size: int, recompute: bool,
     piece: int,
 ) -> Plan:  # fmt: skip
-    """On a CPU large tensors in memory of their own, which malloc then has ready for the next call; small ones share it.
-    On a GPU one block a layer: there an allocation takes longer than a launch.
+    """On a CPU large tensors have memory of their own, which malloc then has ready for the next call; others share it.
+    On a GPU a layer has one piece: there an allocation takes longer than a launch.
     """
     row = rows * size
     bytes_of = [row * hidden * output, 3 * tokens * width * size, tokens * width * size]
