@@ -28,7 +28,9 @@ def differentiable(call: Any, name: str, backend: Any) -> Tensor:
 
 
 def _first_trained(call: Any) -> int:
-    return min(i % call.layers for i, t in enumerate(call.weights) if t.requires_grad)
+    weights, layers = call.weights, call.layers
+    trained = (any(t.requires_grad for t in weights[i::layers]) for i in range(layers))
+    return next(layer for layer, wanted in enumerate(trained) if wanted)
 
 
 class _Layers(torch.autograd.Function):

@@ -18,6 +18,7 @@ from .._quantized import QuantizedParameter
 from .._weights import KeptParameter, PrepackedParameter
 
 PRODUCTS = 6  # of a layer's tensors
+_ALIGNED = 8  # elements: 16 bytes at least, as kernels read and write at once
 _PIECE = 1 << 20  # bytes; smaller tensors share memory
 
 
@@ -110,12 +111,26 @@ def backward(
     x, sizes, dout = call.x, sizes_of(call), dout.contiguous()
     dx = torch.empty_like(x) if needs[0] else None
     shapes = _shapes(call.layers, sizes)
-    grads = [x.new_empty(s) if need else None for s, need in zip(shapes, needs[1:], strict=True)]
+    grads = _gradients(x, shapes, needs[1:])
     extension.launch(
         "encoder_bwd", x, **_fields(call, x, sizes), saved=_addresses(_plans(call, sizes), kept),
         dout=dout.data_ptr(), grads=extension.pointers(grads), dx=extension.pointer(dx),
     )  # fmt: skip
     return [dx, *grads]
+
+
+def _gradients(
+    x: Tensor, shapes: Sequence[tuple[int, ...]], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Memory for the wanted ones; on a GPU one piece, as an allocation takes longer there than a launch."""
+    wanted = [shape for shape, need in zip(shapes, needs, strict=True) if need]
+    sizes = list(map(math.prod, wanted))
+    if extension.on_gpu(x) and not any(size % _ALIGNED for size in sizes):
+        pieces = x.new_empty(sum(sizes)).split(sizes)
+        found = map(Tensor.view, pieces, wanted)
+    else:
+        found = map(x.new_empty, wanted)
+    return [next(found) if need else None for need in needs]
 
 
 def sizes_of(call) -> dict[str, int]:
