@@ -7,11 +7,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bertfast import dispatch
+from bertfast import BertConfig, BertModel, dispatch
 from bertfast.core import encode
 from bertfast.core.weights import prepack_layers
 from bertfast.dispatch import decisions
 from bertfast.dispatch.calls import key_of
+from bertfast.models import engine
 from bertfast.ops import encoder
 from gpu_code import cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
@@ -111,6 +112,21 @@ def test_launches_only_the_operations_kernels():
     assert seen[0] == seen[1]
     assert len(seen[0]) == 3 * 7
     assert sum("add_rows" in name for name in backward) == 2 * 3 - 1  # x wants none
+
+
+def test_launches_of_a_model(monkeypatch):
+    """In training one launch draws all seeds, and between the embeddings and the end there is nothing but the layers."""
+    monkeypatch.setattr(engine, "_reason_of_moment", lambda: None)
+    config = BertConfig(
+        hidden_size=64, num_attention_heads=2, intermediate_size=128, num_hidden_layers=2
+    )
+    model = BertModel(config, add_pooling_layer=False).train()
+    with cuda_driver.emulated(execute=False) as device, dispatch.use_backend("cuda"):
+        with dispatch.record() as log:
+            model(torch.ones(2, 9, dtype=torch.int64))
+    assert [c.backend for c in log if c.operation == "encoder"] == ["cuda"]
+    assert [n for n in device.memory.launching() if n.startswith("random")] == ["random_.from"]
+    assert len(device.launches) == 1 + 2 * 7
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

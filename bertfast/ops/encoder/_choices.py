@@ -17,6 +17,8 @@ def elsewhere(call: Any, grad: bool) -> str | None:
     """Which operation of a layer another backend than `cuda` is chosen for, or None."""
     if dispatch.backend() != "auto" or dispatch.is_batch_invariant():  # no table is asked
         return None
+    if not dispatch.decisions.knows(call.x.device):  # the first in order is `cuda`
+        return None
     for part in _parts(call, grad):
         chosen = dispatch.on_gpu(part)
         if chosen != "cuda":

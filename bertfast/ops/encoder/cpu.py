@@ -110,8 +110,7 @@ def backward(
     """
     x, sizes, dout = call.x, sizes_of(call), dout.contiguous()
     dx = torch.empty_like(x) if needs[0] else None
-    shapes = _shapes(call.layers, sizes)
-    grads = _gradients(x, shapes, needs[1:])
+    grads = _gradients(x, call.layers, sizes, needs[1:])
     extension.launch(
         "encoder_bwd", x, **_fields(call, x, sizes), saved=_addresses(_plans(call, sizes), kept),
         dout=dout.data_ptr(), grads=extension.pointers(grads), dx=extension.pointer(dx),
@@ -120,17 +119,19 @@ def backward(
 
 
 def _gradients(
-    x: Tensor, shapes: Sequence[tuple[int, ...]], needs: Sequence[bool]
+    x: Tensor, layers: int, sizes: dict[str, int], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Memory for the wanted ones; on a GPU one piece, as an allocation takes longer there than a launch."""
-    wanted = [shape for shape, need in zip(shapes, needs, strict=True) if need]
-    sizes = list(map(math.prod, wanted))
-    if extension.on_gpu(x) and not any(size % _ALIGNED for size in sizes):
-        pieces = x.new_empty(sum(sizes)).split(sizes)
-        found = map(Tensor.view, pieces, wanted)
-    else:
-        found = map(x.new_empty, wanted)
-    return [next(found) if need else None for need in needs]
+    """Memory for the wanted ones; on a GPU, where an allocation takes longer than a launch, one piece for all layers'
+    first, all layers' second, ...
+    """
+    found: list[Tensor | None] = []
+    for which, shape in enumerate(_shapes(sizes)):
+        own = needs[which * layers : (which + 1) * layers]
+        if extension.on_gpu(x) and all(own) and math.prod(shape) % _ALIGNED == 0:
+            found += x.new_empty(layers, *shape).unbind()
+        else:
+            found += [x.new_empty(shape) if need else None for need in own]
+    return found
 
 
 def sizes_of(call) -> dict[str, int]:
@@ -144,12 +145,11 @@ def sizes_of(call) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _shapes(layers: int, sizes: dict[str, int]) -> list[tuple[int, ...]]:
-    """Of a call's weights."""
+def _shapes(sizes: dict[str, int]) -> list[tuple[int, ...]]:
+    """Of a layer's weights."""
     hidden, inner, width = sizes["hidden"], sizes["inner"], sizes["heads"] * sizes["head_size"]
     products = [(width, hidden)] * 3 + [(hidden, width), (inner, hidden), (hidden, inner)]
-    of_one = products + [shape[:1] for shape in products] + [(hidden,)] * 4
-    return [shape for shape in of_one for _ in range(layers)]
+    return products + [shape[:1] for shape in products] + [(hidden,)] * 4
 
 
 def _fields(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
