@@ -115,15 +115,18 @@ def test_launches_only_the_operations_kernels():
 
 
 def test_launches_of_a_model(monkeypatch):
-    """In training one launch draws all seeds, and between the embeddings and the end there is nothing but the layers."""
+    """In training one launch draws all seeds, and what follows the embeddings is the layers alone."""
     monkeypatch.setattr(engine, "_reason_of_moment", lambda: None)
     config = BertConfig(
         hidden_size=64, num_attention_heads=2, intermediate_size=128, num_hidden_layers=2
     )
     model = BertModel(config, add_pooling_layer=False).train()
-    with cuda_driver.emulated(execute=False) as device, dispatch.use_backend("cuda"):
-        with dispatch.record() as log:
-            model(torch.ones(2, 9, dtype=torch.int64))
+    with (
+        cuda_driver.emulated(execute=False) as device,
+        dispatch.use_backend("cuda"),
+        dispatch.record() as log,
+    ):
+        model(torch.ones(2, 9, dtype=torch.int64))
     assert [c.backend for c in log if c.operation == "encoder"] == ["cuda"]
     assert [n for n in device.memory.launching() if n.startswith("random")] == ["random_.from"]
     assert len(device.launches) == 1 + 2 * 7
