@@ -167,7 +167,7 @@ def choose(call: Any) -> tuple[str, Backend]:
     return _first(names, rejected, call, slower)
 
 
-def on_gpu(call: Any) -> str | None:
+def chosen_on_gpu(call: Any) -> str | None:
     """The backend that the automatic choice takes for a call on a GPU, None where all refuse; nothing is recorded."""
     known, names = decisions.on_gpu(call)
     found, rejected = _BACKENDS[call.operation], known.rejected if known else {}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ... import dispatch
+from ...dispatch import decisions
 from .._contract import CONTRACTS
 
 Needs = tuple[tuple[bool, ...], ...]
@@ -17,10 +18,10 @@ def elsewhere(call: Any, grad: bool) -> str | None:
     """Which operation of a layer another backend than `cuda` is chosen for, or None."""
     if dispatch.backend() != "auto" or dispatch.is_batch_invariant():  # no table is asked
         return None
-    if not dispatch.decisions.knows(call.x.device):  # the first in order is `cuda`
+    if not decisions.knows(call.x.device):  # the first in order is `cuda`
         return None
     for part in _parts(call, grad):
-        chosen = dispatch.on_gpu(part)
+        chosen = dispatch.chosen_on_gpu(part)
         if chosen != "cuda":
             return f"{chosen} is chosen for {part.operation}, {part.direction}"
     return None
