@@ -1,5 +1,6 @@
-"""All layers in one call of the backend cuda, executed: the bits of its operations one by one, in every order of
-blocks; what it launches; and a reason wherever the operations have to be called.
+"""All layers in one call of the backend cuda: what it launches, and why its operations are called one by one elsewhere.
+
+tests/ops/test_encoder_cuda.py compares the bits.
 """
 
 from __future__ import annotations
@@ -15,84 +16,23 @@ from bertfast.dispatch.calls import key_of
 from bertfast.models import engine
 from bertfast.ops import encoder
 from gpu_code import cuda_driver, nvcc
-from gpu_code.backends import allowing_tf32
 from harness.layers import (
-    TRAINING,
-    both_ways,
     call_of,
     gradients_of,
     layers_of,
     one_by_one,
-    same_bits,
     stream,
     together,
     trained,
 )
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-RAGGED = (0, 40, 1, 0, 25, 0)
 
 
 @pytest.fixture(autouse=True)
 def _watched(monkeypatch):
     """What executes kernels is a dispatch mode, under which the layers run one by one."""
     monkeypatch.setattr(encoder, "through_library", lambda: False)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("lengths", [(1,), RAGGED, (70, 60)], ids=["one token", "ragged", "long"])
-def test_equal_bits(lengths, dtype):
-    weights = layers_of(DTYPES[dtype], 2)
-    x, batch = stream(lengths, DTYPES[dtype])
-    with cuda_driver.emulated(), dispatch.use_backend("cuda"):
-        expected = one_by_one(weights, x, batch)
-        out, states = together(weights, x, batch, states=True)
-        alone, none = together(weights, x, batch)
-        first, _ = together(weights, x, batch, first_only=True)
-        assert none is None
-        assert torch.equal(states, torch.stack(expected))
-        assert torch.equal(out, expected[-1])
-        assert torch.equal(alone, expected[-1])
-        assert torch.equal(first, one_by_one(weights, x, batch, first_only=True)[-1])
-
-
-@torch.no_grad()
-def test_rows_of_no_sequence():
-    weights, (x, batch) = layers_of(count=2), stream((30, 9, 20))
-    batch = batch._replace(cu_seqlens=batch.cu_seqlens[:-1])
-    with cuda_driver.emulated(), dispatch.use_backend("cuda"):
-        assert torch.equal(together(weights, x, batch)[0], one_by_one(weights, x, batch)[-1])
-
-
-def _train(kind, dtype, recompute=False, **options):
-    x, batch = stream(RAGGED, DTYPES[dtype])
-    with cuda_driver.emulated(**options), dispatch.use_backend("cuda"):
-        return both_ways(layers_of(DTYPES[dtype]), x, batch, kind, recompute)
-
-
-@pytest.mark.parametrize("kind", TRAINING)
-def test_equal_gradients(kind):
-    same_bits(*_train(kind, "fp32" if "LN" in kind else "bf16"))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_equal_gradients_of_layers_that_run_again(dtype):
-    same_bits(*_train("first rows, dropout", dtype, recompute=True))
-
-
-@pytest.mark.parametrize("order", ["reversed", "shuffled"])
-def test_equal_bits_in_every_order(order):
-    kind = "first rows, dropout"
-    same_bits(_train(kind, "bf16")[0], _train(kind, "bf16", order=order, seed=3)[0])
-
-
-def test_what_a_call_asks_of_products_holds_inside():
-    with allowing_tf32(True), dispatch.batch_invariant():
-        found = _train("all", "fp32")
-    same_bits(*found)
-    assert not torch.equal(found[0][0], _train("all", "fp32")[0][0])
 
 
 def test_launches_only_the_operations_kernels():
@@ -134,23 +74,21 @@ def test_launches_of_a_model(monkeypatch):
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(
-    "operation", ["qkv_projection", "attention", "linear_layernorm", "linear_gelu"]
+    "chosen", ["qkv_projection", "attention", "linear_layernorm", "linear_gelu"]
 )
-def test_one_by_one_where_a_table_chose_another_backend(operation, direction, monkeypatch):
+def test_one_by_one_where_a_table_chose_another_backend(chosen, direction, monkeypatch):
     weights, (x, batch) = layers_of(torch.bfloat16, 2), stream((9, 4), torch.bfloat16)
     weights = trained(weights, (0, 1), (0.1, 0.1, 0.1))
     given = {"first_only": True, "seeds": torch.arange(6).view(2, 3)}
     calls, choose = [], dispatch.choose
     monkeypatch.setattr(dispatch, "choose", lambda call: calls.append(call) or choose(call))
-    reason = f"eager is chosen for {operation}, {direction}"
+    reason = f"eager is chosen for {chosen}, {direction}"
     try:
         with cuda_driver.emulated(execute=False):
             with dispatch.use_backend("cuda"):
                 out = one_by_one(weights, x, batch, **given)[-1]
                 out.backward(torch.ones_like(out))
-            keys = [
-                key_of(c) for c in calls if (c.operation, c.direction) == (operation, direction)
-            ]
+            keys = [key_of(c) for c in calls if (c.operation, c.direction) == (chosen, direction)]
             lines = {key.text(): LINE for key in keys}
             assert lines
             for name in lines:  # one kind of the operation's calls is enough

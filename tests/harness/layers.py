@@ -12,9 +12,9 @@ from bertfast.core.weights import BertWeights, example_weights
 from . import seeds
 
 
-def layers_of(dtype=torch.float32, count=3) -> BertWeights:
+def layers_of(dtype=torch.float32, count=3, device="cpu") -> BertWeights:
     """An encoder whose attention has another width than its hidden states, as after pruning of heads."""
-    weights, _ = example_weights("cpu", layers=count)
+    weights, _ = example_weights(device, layers=count)
     return weights._replace(layers=[_narrowed(layer, dtype) for layer in weights.layers])
 
 
@@ -30,12 +30,12 @@ def _narrowed(layer, dtype):
     return layer._replace(**parts, num_heads=2)
 
 
-def stream(lengths, dtype=torch.float32):
+def stream(lengths, dtype=torch.float32, device="cpu"):
     """(hidden states [T,96], the batch)."""
-    batch = pack_rows([[1] * length for length in lengths], "cpu")
+    batch = pack_rows([[1] * length for length in lengths], device)
     ids = torch.arange(2 * len(lengths), 0, -1) * 0xF1234567  # of the examples
-    x = torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(dtype)
-    return x, batch._replace(example_ids=ids[::2])
+    x = torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(device, dtype)
+    return x, batch._replace(example_ids=ids.to(device)[::2])
 
 
 def together(weights, x, batch, first_only=False, states=False, seeds=None):
@@ -90,7 +90,7 @@ def trained(weights, layers, dropout, lowest=_WHOLE):
 
 def gradients_of(out, weights, x):
     gradient = torch.randn(out.shape, generator=seeds.generator(3))
-    out.backward(gradient.to(out.dtype))
+    out.backward(gradient.to(out))
     parts = [t for layer in weights.layers for part in layer[:8] for t in part[:2]]
     return [None if t.grad is None else t.grad.clone() for t in (x, *parts)]
 
@@ -106,7 +106,7 @@ def differentiate(dtype):
 def both_ways(weights, x, batch, kind, recompute=False):
     """(result, gradients) in one call, and layer by layer."""
     first_only, dropout, layers, of_x, lowest = TRAINING[kind]
-    seeds = torch.arange(9).view(3, 3) * 977 + 5 if any(dropout) else None
+    seeds = torch.arange(9, device=x.device).view(3, 3) * 977 + 5 if any(dropout) else None
     found = []
     for run in (together, one_by_one):
         copy, start = trained(weights, layers, dropout, lowest), x.clone()
