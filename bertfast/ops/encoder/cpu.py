@@ -66,10 +66,10 @@ def odd(call) -> str | None:
         return "its weights are not in one dtype"
     if not all(map(Tensor.is_contiguous, read)):
         return "a weight is not contiguous"
-    if {tensor.is_cpu for tensor in read} != {x.is_cpu}:
-        return "a weight is on another device"
-    same = set(map(Tensor.get_device, read)) == {x.get_device()}  # the number of a GPU; else -1
-    return None if same else "a weight is on another device"
+    alike = {tensor.is_cpu for tensor in read} == {x.is_cpu}
+    if alike and not x.is_cpu:
+        alike = set(map(Tensor.get_device, read)) == {x.get_device()}
+    return None if alike else "a weight is on another device"
 
 
 def forward(call) -> tuple[Tensor, Tensor | None]:
