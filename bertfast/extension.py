@@ -187,7 +187,7 @@ def pointer(tensor: Tensor | None) -> int:
 
 def pointers(tensors: Sequence[Tensor | None]) -> list[int]:
     """The address of each."""
-    return [pointer(tensor) for tensor in tensors]
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def with_dense_rows(x: Tensor) -> Tensor:

@@ -47,10 +47,8 @@
   X(WITH, gelu_layernorm_fwd, GeluLayernormFwd)            \
   X(WITH, gelu_layernorm_bwd, GeluLayernormBwd)            \
   X(WITH, masked_cross_entropy_fwd, MaskedCrossEntropyFwd) \
-  X(WITH, masked_cross_entropy_bwd, MaskedCrossEntropyBwd)
-#define BF_FOR_EACH_CPU_KERNEL(X, WITH) \
-  BF_FOR_EACH_KERNEL(X, WITH)           \
-  X(WITH, encoder_fwd, EncoderFwd)      \
+  X(WITH, masked_cross_entropy_bwd, MaskedCrossEntropyBwd) \
+  X(WITH, encoder_fwd, EncoderFwd)                         \
   X(WITH, encoder_bwd, EncoderBwd)
 
 namespace py = pybind11;
@@ -225,7 +223,7 @@ PYBIND11_MODULE(_cuda, m) {
 struct Variant {
   const char* name;
 #define BF_POINTER(_, NAME, PARAMS) void (*NAME)(const PARAMS&);
-  BF_FOR_EACH_CPU_KERNEL(BF_POINTER, )
+  BF_FOR_EACH_KERNEL(BF_POINTER, )
   void (*pack_weight)(const PackWeight&);
   void (*unpack_weight)(const PackWeight&);
   long (*packed_size)(long, long);
@@ -235,13 +233,13 @@ struct Variant {
 };
 
 #define BF_OF(ISA, NAME, PARAMS) ISA::NAME,
-#define BF_VARIANT(ISA)                                 \
-  {#ISA,                                                \
-   BF_FOR_EACH_CPU_KERNEL(BF_OF, ISA) ISA::pack_weight, \
-   ISA::unpack_weight,                                  \
-   ISA::packed_size,                                    \
-   ISA::tanh_each,                                      \
-   ISA::int8_layout,                                    \
+#define BF_VARIANT(ISA)                             \
+  {#ISA,                                            \
+   BF_FOR_EACH_KERNEL(BF_OF, ISA) ISA::pack_weight, \
+   ISA::unpack_weight,                              \
+   ISA::packed_size,                                \
+   ISA::tanh_each,                                  \
+   ISA::int8_layout,                                \
    ISA::fma_peak},
 const Variant kVariants[] = {BF_FOR_EACH_ISA(BF_VARIANT)};
 
@@ -399,7 +397,7 @@ void define(py::module_& m, const char* name, void (*Variant::*kernel)(const Par
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "bertfast's C++ kernels: raw pointers and sizes; call them through bertfast.ops";
-  BF_FOR_EACH_CPU_KERNEL(BF_DEFINE, )
+  BF_FOR_EACH_KERNEL(BF_DEFINE, )
   m.def("pack_weight", pack_weight);
   m.def("unpack_weight", unpack_weight);
   m.def("tanh", tanh_each);

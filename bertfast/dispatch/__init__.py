@@ -167,6 +167,14 @@ def choose(call: Any) -> tuple[str, Backend]:
     return _first(names, rejected, call, slower)
 
 
+def chosen_on_gpu(call: Any) -> str | None:
+    """The backend that the automatic choice takes for a call on a GPU, None where all refuse; nothing is recorded."""
+    known, names = decisions.on_gpu(call)
+    found, rejected = _BACKENDS[call.operation], known.rejected if known else {}
+    fitting = (name for name in names if name in found and name not in rejected)
+    return next((name for name in fitting if found[name].supports(call) is None), None)
+
+
 def _first(
     names: tuple[str, ...], rejected: Mapping[str, str], call: Any, slower: Mapping[str, str] = {}
 ) -> tuple[str, Backend]:

@@ -69,6 +69,11 @@ def on_gpu(call: tuple) -> tuple[Decision | None, tuple[str, ...]]:
     return known, (*first, *(name for name in order("cuda") if name not in first))
 
 
+def knows(device: torch.device) -> bool:
+    """Whether any table has a line for a GPU."""
+    return bool(table(device)) or _capability(device) in SHIPPED
+
+
 _text = functools.lru_cache(maxsize=4096)(Key.text)
 
 

@@ -2,12 +2,14 @@
 // and waits for no other. Where groups of equal work cannot be made, or would be so small that
 // weights are what takes the time, and where something is saved or dropped, all threads work on one
 // operation after the other. A row's bits are the same either way.
-#include "encoder/layer.h"
+#include "encoder/cpu_machine.h"
 
 namespace bf::BF_ISA {
 namespace {
 
-struct Encoder : Layers<EncoderFwd> {
+struct Encoder : Layers<EncoderFwd, Processor> {
+  explicit Encoder(const EncoderFwd& p) : Layers(p, {}) {}
+
   char* state(long layer) const { return static_cast<char*>(p.states) + layer * p.tokens * row; }
 
   // done(layer) after every layer. s.out is the last layer's, `next` the others'.
@@ -32,7 +34,7 @@ struct Encoder : Layers<EncoderFwd> {
     });
     s.out = static_cast<char*>(p.out);
     run(s, next, [&](long layer, const char* rows) {
-      if (p.states) std::memcpy(state(layer), rows, p.tokens * row);
+      if (p.states && layer + 1 < p.layers) std::memcpy(state(layer), rows, p.tokens * row);
     });
   }
 
@@ -97,7 +99,7 @@ struct Encoder : Layers<EncoderFwd> {
     };
     Carver size;
     lay_out(size, &next);
-    char* memory = Layers::take(size.used * p.threads);
+    char* memory = take(size.used * p.threads, p.tokens);
     bool failed = false;
     parallel_tasks(p.threads, groups.count, [&](long i, int thread) {
       try {
@@ -117,7 +119,7 @@ struct Encoder : Layers<EncoderFwd> {
 
 void encoder_fwd(const EncoderFwd& p) {
   check_encoder(p);
-  const Encoder encoder{{p}};
+  const Encoder encoder(p);
   if (p.saved.size) return encoder.saving();
   const Groups groups = encoder.drops() ? Groups{} : make_groups(p);
   groups.count ? encoder.apart(groups) : encoder.together();

@@ -1,17 +1,28 @@
-// One layer, forward: its five operations, for whoever walks through the layers.
+// One layer, forward: its five operations, for whoever walks through the layers. On CPUs and, with
+// BF_ISA as cuda, on GPUs: the Machine runs an operation and picks rows (cpu_machine.h, cuda.cu).
 #pragma once
 #include "attention/op.h"
-#include "common/parallel.h"
-#include "encoder/groups.h"
+#include "encoder/op.h"
 #include "linear_gelu/op.h"
 #include "linear_layernorm/op.h"
 #include "product/int8_weight.h"
 #include "qkv_projection/op.h"
 
+// X(name, struct) for what a layer is made of.
+#define BF_FOR_EACH_PART(X)                   \
+  X(qkv_projection_fwd, QkvProjectionFwd)     \
+  X(qkv_projection_bwd, QkvProjectionBwd)     \
+  X(attention_fwd, AttentionFwd)              \
+  X(attention_bwd, AttentionBwd)              \
+  X(linear_gelu_fwd, LinearGeluFwd)           \
+  X(linear_gelu_bwd, LinearGeluBwd)           \
+  X(linear_layernorm_fwd, LinearLayernormFwd) \
+  X(linear_layernorm_bwd, LinearLayernormBwd)
+
 namespace bf::BF_ISA {
 namespace {
 
-BF_INLINE long larger(long a, long b) { return a > b ? a : b; }
+static inline long larger(long a, long b) { return a > b ? a : b; }
 
 // Rows on their way through a layer; everything in the dtype of the call but the statistics.
 struct Stream {
@@ -26,9 +37,11 @@ struct Stream {
   float *lse, *mean[2], *rstd[2];
 };
 
-template <class Params>
-struct Layers {
+template <class Params, class Machine>
+struct Layers : Machine {
   const Params& p;
+  Layers(const Params& params, Machine machine) : Machine(machine), p(params) {}
+
   long width = p.heads * p.head_size, size = dtype_bytes(p.dtype), row = p.hidden * size;
 
   const void* weight(long layer, int which) const {
@@ -63,7 +76,7 @@ struct Layers {
       q.weight_stride[i] = stride(p.hidden);
     }
     q.weight_dtype = p.dtype, q.out = s.qkv;
-    qkv_projection_fwd(q);
+    this->run_part(q);
   }
 
   template <class Op>
@@ -78,7 +91,7 @@ struct Layers {
   void attend(const Stream& s, long layer) const {
     auto q = attention<AttentionFwd>(s, layer);
     q.out = s.context, q.lse = s.lse;
-    attention_fwd(q);
+    this->run_part(q);
   }
 
   // LN(residual + dropout(x weight^T + bias)), the end of the layer's half 0 or 1.
@@ -94,7 +107,7 @@ struct Layers {
     q.z = s.sum[half], q.mean = s.mean[half], q.rstd = s.rstd[half];
     q.eps = p.eps.data[2 * layer + half];
     drop(q, s, layer, half);
-    linear_layernorm_fwd(q);
+    this->run_part(q);
   }
 
   // The dropout of a half's end: its counters are positions in the sequences.
@@ -109,16 +122,7 @@ struct Layers {
     q.weight = weight(layer, kInner), q.bias = weight(layer, kBias + kInner);
     q.weight_stride = stride(p.hidden);
     q.weight_dtype = p.dtype, q.out = s.inner, q.pre = s.pre;
-    linear_gelu_fwd(q);
-  }
-
-  // The first row of every sequence; zeros for an empty one.
-  void first_rows(const Stream& s, const char* from, long bytes, char* to) const {
-    for (long i = 0; i < s.sequences; ++i, to += bytes)
-      if (s.cu_seqlens[i + 1] > s.cu_seqlens[i])
-        std::memcpy(to, from + s.cu_seqlens[i] * bytes, bytes);
-      else
-        std::memset(to, 0, bytes);
+    this->run_part(q);
   }
 
   // s.x -> s.out, through the other members.
@@ -129,8 +133,8 @@ struct Layers {
     long rows = s.tokens;
     if (is_short(layer)) {
       rows = s.sequences;
-      first_rows(s, s.context, width * size, s.first_context);
-      first_rows(s, s.x, row, s.first);
+      this->first_rows(s, s.context, width * size, s.first_context);
+      this->first_rows(s, s.x, row, s.first);
       context = s.first_context, residual = s.first;
     }
     end_half(s, layer, 0, context, residual, s.y, rows);
@@ -139,19 +143,21 @@ struct Layers {
   }
 
   // Memory for a stream that saves nothing, behind x and out.
-  void carve(Carver& c, Stream& s, long tokens, long sequences) const {
+  template <class Memory>
+  void carve(Memory& c, Stream& s, long tokens, long sequences) const {
     const long rows = larger(tokens, sequences);  // with empty sequences there are more of these
-    s.y = c.take<char>(rows * row);
-    s.qkv = c.take<char>(tokens * 3 * width * size);
-    s.context = c.take<char>(tokens * width * size);
-    s.inner = c.take<char>(rows * p.inner * size);
+    s.y = c.template take<char>(rows * row);
+    s.qkv = c.template take<char>(tokens * 3 * width * size);
+    s.context = c.template take<char>(tokens * width * size);
+    s.inner = c.template take<char>(rows * p.inner * size);
     carve_first(c, s, sequences);
   }
-  void carve_first(Carver& c, Stream& s, long sequences) const {
+  template <class Memory>
+  void carve_first(Memory& c, Stream& s, long sequences) const {
     if (!p.first_only) return;
-    s.first = c.take<char>(sequences * row);
-    s.first_context = c.take<char>(sequences * width * size);
-    s.ones = c.take<std::int32_t>(sequences + 1);
+    s.first = c.template take<char>(sequences * row);
+    s.first_context = c.template take<char>(sequences * width * size);
+    s.ones = c.template take<std::int32_t>(sequences + 1);
   }
 
   // All the rows of the call, on all its threads.
@@ -170,24 +176,6 @@ struct Layers {
     for (int half = 0; half < 2; ++half) {
       s.sum[half] = saved(layer, kSum + half);
       s.mean[half] = statistic(layer, kMean + half), s.rstd[half] = statistic(layer, kRstd + half);
-    }
-  }
-
-  // One block of memory, laid out by lay_out(carver, stream).
-  template <class LayOut>
-  void take(Stream& s, LayOut lay_out) const {
-    Carver size;
-    Stream none = s;
-    lay_out(size, none);
-    Carver memory{take(size.used), 0};
-    lay_out(memory, s);
-    for (long i = 0; s.ones && i <= s.sequences; ++i) s.ones[i] = static_cast<std::int32_t>(i);
-  }
-  char* take(long bytes) const {
-    try {
-      return static_cast<char*>(scratch(bytes, Slot::kEncoder));
-    } catch (...) {
-      no_memory_for_layers(bytes, p.tokens);
     }
   }
 };

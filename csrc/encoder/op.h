@@ -58,10 +58,11 @@ enum EncoderSaved {
   FIELD(bool, recompute)            /* of `saved` there is kRows alone */                    \
   BF_WHERE(FIELD)
 
-#define BF_ENCODER_FWD(FIELD)                                      \
-  BF_ENCODER(FIELD)                                                \
-  FIELD(void*, out)    /* [tokens, hidden]; [sequences, hidden] */ \
-  FIELD(void*, states) /* [layers, tokens, hidden]: each layer's output; or null (first_only) */
+#define BF_ENCODER_FWD(FIELD)                                                                  \
+  BF_ENCODER(FIELD)                                                                            \
+  FIELD(void*, out)    /* [tokens, hidden]; [sequences, hidden] */                             \
+  FIELD(void*, states) /* [layers, tokens, hidden]: each layer's output; or null (first_only). \
+                          `out` is the last of them */
 
 #define BF_ENCODER_BWD(FIELD)                                  \
   BF_ENCODER(FIELD)                                            \
@@ -69,9 +70,7 @@ enum EncoderSaved {
   FIELD(List<void*>, grads) /* as weights; null: not wanted */ \
   FIELD(void*, dx)          /* [tokens, hidden] or null */
 
-BF_STRUCT(EncoderFwd, BF_ENCODER_FWD)
-BF_STRUCT(EncoderBwd, BF_ENCODER_BWD)
-BF_DECLARE_CPU(void encoder_fwd(const EncoderFwd&))
-BF_DECLARE_CPU(void encoder_bwd(const EncoderBwd&))
+BF_KERNEL(encoder_fwd, EncoderFwd, BF_ENCODER_FWD)
+BF_KERNEL(encoder_bwd, EncoderBwd, BF_ENCODER_BWD)
 
 }  // namespace bf

@@ -247,22 +247,36 @@ def emulated(
 ) -> Iterator[Device]:
     """Makes `_cuda` compute on CPU tensors inside the block; options as those of triton_driver.emulated."""
     device = Device({"check": check, "order": order, "seed": seed}, execute, mutate, keep, blocks)
-    made = module()
-    runtime().fake_cudart_on_launch(
-        _on_launch, ctypes.c_int(multiprocessors), ctypes.c_void_p(STREAM)
-    )
-    saved = {name: getattr(extension, name) for name in _REPLACED}
-    extension.cuda, extension.CUDA_REASON = made, None
-    extension.on_gpu = lambda x: True
-    extension.driver_refuses = lambda: None
-    extension._current = lambda _: contextlib.nullcontext(STREAM)
-    extension.launch = _forgetting(device, saved["launch"])
     _DEVICE.append(device)
     try:
-        with device.memory, _noting_addresses(device):
+        with _shipped(_on_launch, multiprocessors), device.memory, _noting_addresses(device):
+            extension.launch = _forgetting(device, extension.launch)
             yield device
     finally:
         _DEVICE.pop()
+
+
+@contextlib.contextmanager
+def launching_nothing(multiprocessors: int = 108) -> Iterator[Callable[[], int]]:
+    """The shipped host code alone inside the block, for its time: launches are counted. Gives what tells how many."""
+    with _shipped(_CALLBACK(), multiprocessors):
+        yield runtime().fake_cudart_launches
+
+
+@contextlib.contextmanager
+def _shipped(on_launch: object, multiprocessors: int) -> Iterator[None]:
+    """`_cuda` in the place of a GPU's on CPU tensors."""
+    runtime().fake_cudart_on_launch(
+        on_launch, ctypes.c_int(multiprocessors), ctypes.c_void_p(STREAM)
+    )
+    saved = {name: getattr(extension, name) for name in _REPLACED}
+    extension.cuda, extension.CUDA_REASON = module(), None
+    extension.on_gpu = lambda x: True
+    extension.driver_refuses = lambda: None
+    extension._current = lambda _: contextlib.nullcontext(STREAM)
+    try:
+        yield
+    finally:
         for name, value in saved.items():
             setattr(extension, name, value)
 

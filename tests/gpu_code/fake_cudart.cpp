@@ -1,7 +1,8 @@
 // A CUDA runtime for machines without a GPU: the functions that bertfast's host code calls. It is
 // linked in the place of libcudart; a launch goes to a callback with the kernel's name, grid,
 // block, shared bytes and arguments, memory calls act on host memory. What a GPU of sm_80 refuses
-// is refused, and so is a call on another stream than the caller's. Types are the driver's ABI,
+// is refused, and so is a call on another stream than the caller's; only where the host's time is
+// what is looked at, launches are counted and nothing else. Types are the driver's ABI,
 // written out so that no CUDA header is needed.
 #include <algorithm>
 #include <cstddef>
@@ -31,7 +32,8 @@ constexpr int kMaxDynamicShared = 8;  // of cudaFuncAttribute
 // Bytes of a block's shared memory, static and dynamic: without asking, and at most on sm_80.
 constexpr std::size_t kSharedByDefault = 48 * 1024, kSharedAtMost = 163 * 1024;
 
-Launch callback = nullptr;
+Launch callback = nullptr;  // null: launches are counted
+long launches = 0;
 void* callers_stream = nullptr;
 // One device for each number of multiprocessors that was asked for, as callers remember a device's.
 constexpr int kDevices = 64;
@@ -89,6 +91,8 @@ EXPORT void fake_cudart_on_launch(Launch function, int count, void* stream) {
   multiprocessors[current] = count;
 }
 
+EXPORT long fake_cudart_launches() { return launches; }
+
 EXPORT void fake_cudart_static_shared(const char* kernel, std::size_t bytes) {
   static_shared()[kernel] = bytes;
 }
@@ -123,8 +127,9 @@ EXPORT int __cudaPopCallConfiguration(Dim3* grid, Dim3* block, std::size_t* shar
 }
 EXPORT int cudaLaunchKernel(const void* host, Dim3 grid, Dim3 block, void** arguments,
                             std::size_t shared, void* stream) {
+  if (++launches; !callback) return 0;
   const auto found = kernels().find(host);
-  if (found == kernels().end() || !callback) return report(kInvalidDeviceFunction);
+  if (found == kernels().end()) return report(kInvalidDeviceFunction);
   if (const int error = refusal(found->second, grid, block, shared, stream)) return report(error);
   const unsigned grid_size[] = {grid.x, grid.y, grid.z}, block_size[] = {block.x, block.y, block.z};
   return report(callback(found->second.c_str(), grid_size, block_size, shared, arguments, stream));

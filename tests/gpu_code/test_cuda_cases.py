@@ -1,4 +1,5 @@
-"""Every shipped CUDA kernel is held to the accuracy check: the cases that tests/ops executes launch them all.
+"""Every shipped CUDA kernel is held to the accuracy check, or to bits that are: the cases that tests/ops executes, and
+the layers of test_cuda_encoder.py, launch them all.
 
 Nothing is executed here, for what is launched follows from sizes, dtype and the number of multiprocessors alone.
 """
@@ -10,8 +11,10 @@ import torch
 
 import harness
 from bertfast import dispatch
+from bertfast.ops import encoder
 from gpu_code import cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
+from harness import layers
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 DTYPES = {
@@ -22,7 +25,7 @@ DTYPES = {
 }
 
 
-def test_every_kernel_is_compared():
+def test_every_kernel_is_compared(monkeypatch):
     with cuda_driver.emulated(execute=False) as device, dispatch.use_backend("cuda"):
         for name, dtype in DTYPES.items():
             with allowing_tf32(name == "tf32"):
@@ -31,5 +34,7 @@ def test_every_kernel_is_compared():
                         if harness.refusal(operation, "forward", case, dtype, "cuda"):
                             continue
                         harness.differentiate(operation, case, dtype, harness.public(operation))
+                monkeypatch.setattr(encoder, "through_library", lambda: False)
+                layers.differentiate(dtype)
     launched = {launch.name for launch in device.launches}
     assert not set(cuda_driver.entries()) - launched

@@ -10,11 +10,23 @@ import torch
 
 from bertfast import dispatch, extension
 from bertfast.core import encode
-from bertfast.core.batch import pack_rows
-from bertfast.core.weights import BertWeights, example_weights, prepack_layers
+from bertfast.core.weights import example_weights, prepack_layers
 from bertfast.errors import ArgumentError, UnsupportedError
 from bertfast.ops.encoder import Call, encoder, reference
-from harness import near, seeds
+from harness import near
+from harness.layers import (
+    TRAINING,
+    both_ways,
+    call_of,
+    gradients_of,
+    layers_of,
+    one_by_one,
+    same_bits,
+    stream,
+    tensors_of,
+    together,
+    trained,
+)
 
 pytestmark = pytest.mark.skipif(extension.cpu is None, reason=str(extension.REASON))
 BATCHES = {
@@ -26,50 +38,6 @@ BATCHES = {
     "long": [60] * 40,  # several groups a thread
     "empty sequences": [0, 30, 0, 60, 64, 55, 0],
 }
-
-
-def layers_of(dtype=torch.float32, count=3) -> BertWeights:
-    """An encoder whose attention has another width than its hidden states, as after pruning of heads."""
-    weights, _ = example_weights("cpu", layers=count)
-    return weights._replace(layers=[_narrowed(layer, dtype) for layer in weights.layers])
-
-
-def _narrowed(layer, dtype):
-    def cut(part, rows=None, columns=None):
-        tensors = part.weight[:rows, :columns] if part.weight.ndim == 2 else part.weight, part.bias
-        tensors = tensors[0], tensors[1][:rows]
-        return part._replace(weight=tensors[0].to(dtype).contiguous(), bias=tensors[1].to(dtype))
-
-    parts = {name: cut(getattr(layer, name), rows=64) for name in ("query", "key", "value")}
-    parts["out"] = cut(layer.out, columns=64)
-    parts |= {name: cut(getattr(layer, name)) for name in ("out_norm", "inner", "outer", "norm")}
-    return layer._replace(**parts, num_heads=2)
-
-
-def stream(lengths, dtype=torch.float32):
-    """(hidden states [T,96], the batch)."""
-    batch = pack_rows([[1] * length for length in lengths], "cpu")
-    ids = torch.arange(2 * len(lengths), 0, -1) * 0xF1234567  # of the examples
-    x = torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(dtype)
-    return x, batch._replace(example_ids=ids[::2])
-
-
-def together(weights, x, batch, first_only=False, states=False, seeds=None):
-    """By the operation `encoder`."""
-    found = encode.encode_layers(weights, x, batch, first_only, states, seeds)
-    assert found is not None
-    return found
-
-
-def one_by_one(weights, x, batch, first_only=False, seeds=None):
-    """Each layer's output."""
-    found = []
-    for index, layer in enumerate(weights.layers):
-        last = index + 1 == len(weights.layers)
-        own = (None,) * 3 if seeds is None else seeds[index].split(1)
-        x = encode.encode_layer(layer, x, batch, own, first_only and last)
-        found.append(x)
-    return found
 
 
 @pytest.fixture(params=[1, 2, 3], ids="{}-threads".format)
@@ -95,66 +63,6 @@ def test_equal_bits(lengths, dtype, threads):
     assert torch.equal(first, one_by_one(weights, x, batch, first_only=True)[-1])
     prepack_layers(weights.layers)
     assert torch.equal(together(weights, x, batch)[0], expected[-1])
-
-
-TRAINING = {  # name -> (first_only, dropout, layers trained, x too)
-    "all": (False, (0.0, 0.0, 0.0), (0, 1, 2), True),
-    "dropout": (False, (0.1, 0.2, 0.3), (0, 1, 2), True),
-    "first rows, dropout": (True, (0.1, 0.2, 0.3), (0, 1, 2), True),
-    "no dropout of attention": (True, (0.0, 0.2, 0.0), (0, 1, 2), True),
-    "layers above": (False, (0.1, 0.1, 0.1), (1, 2), False),
-    "the last layer": (True, (0.1, 0.1, 0.1), (2,), False),
-    "the first layer": (False, (0.1, 0.1, 0.1), (0,), False),
-    "x alone": (False, (0.1, 0.1, 0.1), (), True),
-}
-
-
-def trained(weights, layers, dropout):
-    """The same weights, of which those of some layers want a gradient."""
-
-    def part(index, value):
-        leaves = (t.detach().requires_grad_(index in layers) for t in value[:2])
-        return value._replace(weight=next(leaves), bias=next(leaves))
-
-    views = []
-    for index, layer in enumerate(weights.layers):
-        parts = (part(index, value) for value in layer[:8])
-        views.append(type(layer)(*parts, *layer[8:10], *dropout))
-    return weights._replace(layers=views)
-
-
-def gradients_of(out, weights, x):
-    gradient = torch.randn(out.shape, generator=seeds.generator(3))
-    out.backward(gradient.to(out.dtype))
-    parts = [t for layer in weights.layers for part in layer[:8] for t in part[:2]]
-    return [None if t.grad is None else t.grad.clone() for t in (x, *parts)]
-
-
-def both_ways(weights, x, batch, kind, recompute=False):
-    """(result, gradients) in one call, and layer by layer."""
-    first_only, dropout, layers, of_x = TRAINING[kind]
-    seeds = torch.arange(9).view(3, 3) * 977 + 5 if any(dropout) else None
-    found = []
-    for run in (together, one_by_one):
-        copy, start = trained(weights, layers, dropout), x.clone().requires_grad_(of_x)
-        if run is together and recompute:
-            copy = copy._replace(checkpointed=copy.layers)
-        with dispatch.record() as log:
-            results = run(copy, start, batch, first_only=first_only, seeds=seeds)
-            out = results[0] if run is together else results[-1]
-            found.append((out, gradients_of(out, copy, start)))
-        ran = [(c.operation, c.direction) for c in log]
-        if run is together:  # with frozen layers below, they go first
-            assert ran == [("encoder", "forward"), ("encoder", "backward")]
-    return found
-
-
-def same_bits(one, other):
-    (out, grads), (expected, right) = one, other
-    assert torch.equal(out, expected)
-    assert [g is None for g in grads] == [g is None for g in right]
-    for index, (got, want) in enumerate(zip(grads, right, strict=True)):
-        assert got is None or torch.equal(got, want), f"gradient {index}"
 
 
 @pytest.mark.parametrize("kind", TRAINING)
@@ -242,25 +150,6 @@ def test_accuracy(dtype, first_only):
     near("encoder", got, definition(torch.float64), definition(dtype))
 
 
-def tensors_of(weights):
-    """In the order of the operation: products, their biases, LN; of all layers one after the other."""
-    parts = [[layer[i] for layer in weights.layers] for i in range(8)]
-    products = [parts[i] for i in (0, 1, 2, 3, 5, 6)]
-    columns = [[p[j] for p in part] for j in (0, 1) for part in products]
-    columns += [[p[j] for p in part] for part in (parts[4], parts[7]) for j in (0, 1)]
-    return [t for column in columns for t in column]
-
-
-def call_of(weights, x, batch):
-    return (
-        x,
-        tensors_of(weights),
-        [1e-12] * 2 * len(weights.layers),
-        batch.cu_seqlens,
-        batch.max_seqlen,
-    )
-
-
 def changed(index, change):
     """A way to make one tensor of the layers another."""
 
@@ -276,7 +165,7 @@ ODD = {
     "its layers are not alike": changed(13, lambda t: t[:-1]),
     "its layers are not alike ": changed(40, lambda t: t[:-1]),
     "a weight is not contiguous": changed(1, lambda t: t.t().contiguous().t()),
-    "a weight is not on the CPU": changed(47, lambda t: t.to("meta")),
+    "a weight is on another device": changed(47, lambda t: t.to("meta")),
     "some weights are prepacked or quantized, others are not in the same way": changed(
         6, lambda t: _prepacked(t)
     ),

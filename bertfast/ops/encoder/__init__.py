@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import dispatch
+from ... import dispatch, extension
 from ...extension import contiguous
 from .._checks import check_dropout, check_example_ids, check_matrix, check_sequences
 from .._contract import through_library
 from .._loading import Backends
+from ._choices import elsewhere
 from ._training import differentiable
 
 _BACKENDS = Backends("encoder")
@@ -102,9 +103,10 @@ def encoder(
     if torch.compiler.is_compiling():
         return None
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in chain((x,), weights))
-    reason = _reason(call, grad)
+    name = "cuda" if extension.on_gpu(x) else "cpu"
+    reason = _reason(call, name, grad)
     if reason is not None:
-        dispatch.note("encoder", "forward", "by layers", {"cpu": reason})
+        dispatch.note("encoder", "forward", "by layers", {name: reason})
         return None
     check_matrix("x", x)
     check_sequences(cu_seqlens, x.shape[0], x.device, max_seqlen)
@@ -114,24 +116,26 @@ def encoder(
         check_example_ids(example_ids, cu_seqlens)
     x, cu_seqlens, seeds, example_ids = contiguous(x, cu_seqlens, seeds, example_ids)
     call = call._replace(x=x, cu_seqlens=cu_seqlens, seeds=seeds, example_ids=example_ids)
-    dispatch.note("encoder", "forward", "cpu", {})
+    dispatch.note("encoder", "forward", name, {})
     if not grad:
-        return _BACKENDS["cpu"].forward(call)
-    return differentiable(call, _BACKENDS["cpu"]), None
+        return _BACKENDS[name].forward(call)
+    return differentiable(call, name, _BACKENDS[name]), None
 
 
-def _reason(call: Call, grad: bool) -> str | None:
-    """Why the five operations have to be called, or None."""
-    name = dispatch.backend()
-    if name not in ("auto", "cpu"):
-        return f"{name} was asked for"
+def _reason(call: Call, name: str, grad: bool) -> str | None:
+    """Why the five operations have to be called, or None: the backend of that name computes them in one call."""
+    asked = dispatch.backend()
+    if asked not in ("auto", name):
+        return f"{asked} was asked for"
     if through_library():
         return "something traces the call"
     if torch.is_autocast_enabled(call.x.device.type):
         return "autocast is on"
     if grad and call.states:
         return "every layer's output is wanted, with a gradient"
-    reason = _BACKENDS["cpu"].supports(call)
+    reason = _BACKENDS[name].supports(call)
+    if reason is None and name == "cuda":
+        reason = elsewhere(call, grad)
     if reason is None and grad and torch.overrides.has_torch_function((call.x, *call.weights)):
         return "a gradient is wanted of what are no plain tensors"
     return reason

@@ -15,8 +15,8 @@ _READ = (*range(6), 12, 14)  # of a layer's sixteen tensors those that backward 
 _KEPT = ("cu_seqlens", "seeds", "example_ids")  # of a call's tensors, besides x and weights
 
 
-def differentiable(call: Any, backend: Any) -> Tensor:
-    """The last layer's output on the graph.
+def differentiable(call: Any, name: str, backend: Any) -> Tensor:
+    """The last layer's output on the graph, by the backend of that name.
 
     Layers below the first with anything to differentiate save nothing, and backward ends above them.
     """
@@ -24,16 +24,18 @@ def differentiable(call: Any, backend: Any) -> Tensor:
     if first:
         below = call.slice(0, first, first_only=False)
         call = call.slice(first, call.layers, x=backend.forward(below)[0])
-    return _Layers.apply(call._replace(x=None, weights=()), backend, call.x, *call.weights)
+    return _Layers.apply(call._replace(x=None, weights=()), name, backend, call.x, *call.weights)
 
 
 def _first_trained(call: Any) -> int:
-    return min(i % call.layers for i, t in enumerate(call.weights) if t.requires_grad)
+    weights, layers = call.weights, call.layers
+    trained = (any(t.requires_grad for t in weights[i::layers]) for i in range(layers))
+    return next(layer for layer, wanted in enumerate(trained) if wanted)
 
 
 class _Layers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call, backend, x, *weights):
+    def forward(ctx, call, name, backend, x, *weights):
         call = call._replace(x=x, weights=weights)
         out, kept = backend.forward_saving(call)
         read = range(len(weights)) if call.recompute else _places(call.layers)
@@ -46,27 +48,27 @@ class _Layers(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.call = call._replace(x=None, weights=(), **dict.fromkeys(_KEPT))
         ctx.read = read
-        ctx.backend, ctx.scope, ctx.count = backend, dispatch.scope(), len(weights)
+        ctx.name, ctx.backend, ctx.scope, ctx.count = name, backend, dispatch.scope(), len(weights)
         return out
 
     @staticmethod
     def backward(ctx, dout):
         if dout is None:
-            return (None,) * (ctx.count + 3)
+            return (None,) * (ctx.count + 4)
         x, *rest = ctx.saved_tensors
         kept, rest = rest[: len(_KEPT)], rest[len(_KEPT) :]
         weights: list[Tensor | None] = [None] * ctx.count
         for place, weight in zip(ctx.read, rest, strict=False):
             weights[place] = weight
         call = ctx.call._replace(x=x, weights=weights, **dict(zip(_KEPT, kept, strict=True)))
-        needs = ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[3:]
         with dispatch.inside(ctx.scope):  # this may be autograd's own thread
-            dispatch.note("encoder", "backward", "cpu", {})
+            dispatch.note("encoder", "backward", ctx.name, {})
             with torch.no_grad():
                 grads = ctx.backend.backward(call, dout, rest[len(ctx.read) :], needs)
         if torch.is_grad_enabled():  # create_graph: a gradient of these would be missing
             grads = _refusing(grads, (dout, x, *weights))
-        return None, None, *grads
+        return None, None, None, *grads
 
 
 def _places(layers: int) -> list[int]:

@@ -1,9 +1,10 @@
-"""The C++ backend of this operation."""
+"""The C++ backend of this operation. What allocates and launches serves the CUDA backend too."""
 
 from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -17,19 +18,22 @@ from .._quantized import QuantizedParameter
 from .._weights import KeptParameter, PrepackedParameter
 
 PRODUCTS = 6  # of a layer's tensors
+_ALIGNED = 8  # elements: 16 bytes at least, as kernels read and write at once
 _PIECE = 1 << 20  # bytes; smaller tensors share memory
 
 
 def supports(call) -> str | None:
-    """None where the C++ backend computes this call, else the reason.
+    """None where the C++ backend computes this call, else the reason."""
+    return extension.refuses(call.x) or odd(call)
+
+
+def odd(call) -> str | None:
+    """Why the layers' tensors are none that C++ can be given, or None.
 
     Addresses go to C++, and a weight may have become another tensor since the last call: each is looked at, in few
     passes over all.
     """
-    x, weights = call.x, call.weights
-    layers = call.layers
-    if reason := extension.refuses(x):
-        return reason
+    x, weights, layers = call.x, call.weights, call.layers
     if not layers or not x.shape[0]:
         return "no layers" if x.shape[0] else "no tokens"
     if call.first_only and call.states:
@@ -37,6 +41,8 @@ def supports(call) -> str | None:
     products, vectors = weights[: PRODUCTS * layers], weights[PRODUCTS * layers :]
     kinds, read = set(map(type, products)), [*products, *vectors]
     if any(issubclass(kind, KeptParameter) for kind in kinds):
+        if extension.on_gpu(x):
+            return "some weights are prepacked or quantized, which is the cpu backend's"
         if len(kinds) > 1:
             return "some weights are prepacked or quantized, others are not in the same way"
         if QuantizedParameter in kinds and not _share_columns(products, layers):
@@ -60,14 +66,18 @@ def supports(call) -> str | None:
         return "its weights are not in one dtype"
     if not all(map(Tensor.is_contiguous, read)):
         return "a weight is not contiguous"
-    return None if {tensor.is_cpu for tensor in read} == {True} else "a weight is not on the CPU"
+    alike = {tensor.is_cpu for tensor in read} == {x.is_cpu}
+    if alike and not x.is_cpu:
+        alike = set(map(Tensor.get_device, read)) == {x.get_device()}
+    return None if alike else "a weight is on another device"
 
 
 def forward(call) -> tuple[Tensor, Tensor | None]:
     """See `bertfast.ops.encoder`; without a gradient. The call's tensors are contiguous, here and below."""
-    x, sizes, first_only = call.x, _sizes(call), call.first_only
-    out = x.new_empty(sizes["sequences"] if first_only else sizes["tokens"], sizes["hidden"])
+    x, sizes, first_only = call.x, sizes_of(call), call.first_only
     kept = x.new_empty(call.layers, *x.shape) if call.states else None
+    rows = sizes["sequences"] if first_only else sizes["tokens"]
+    out = x.new_empty(rows, sizes["hidden"]) if kept is None else kept[-1]
     fields = _fields(call, x, sizes)
     extension.launch(
         "encoder_fwd", x, **fields, saved=[], out=out.data_ptr(), states=extension.pointer(kept)
@@ -77,10 +87,10 @@ def forward(call) -> tuple[Tensor, Tensor | None]:
 
 def forward_saving(call) -> tuple[Tensor, list[Tensor]]:
     """The result, and the memory in which lies what `backward` needs."""
-    x, sizes = call.x, _sizes(call)
+    x, sizes = call.x, sizes_of(call)
     out = x.new_empty(sizes["sequences"] if call.first_only else sizes["tokens"], sizes["hidden"])
     plans = _plans(call, sizes)
-    kept = [torch.empty(size, dtype=torch.uint8) for plan in plans for size in plan[0]]
+    kept = [x.new_empty(size, dtype=torch.uint8) for plan in plans for size in plan[0]]
     saved = _addresses(plans, kept)
     saved[call.layers - 1] = out.data_ptr()
     fields = _fields(call, x, sizes)
@@ -98,10 +108,9 @@ def backward(
         kept: the second result of `forward_saving`.
         needs: of x, then of each weight.
     """
-    x, sizes, dout = call.x, _sizes(call), dout.contiguous()
+    x, sizes, dout = call.x, sizes_of(call), dout.contiguous()
     dx = torch.empty_like(x) if needs[0] else None
-    shapes = _shapes(call.layers, sizes)
-    grads = [x.new_empty(s) if need else None for s, need in zip(shapes, needs[1:], strict=True)]
+    grads = _gradients(x, call.layers, sizes, needs[1:])
     extension.launch(
         "encoder_bwd", x, **_fields(call, x, sizes), saved=_addresses(_plans(call, sizes), kept),
         dout=dout.data_ptr(), grads=extension.pointers(grads), dx=extension.pointer(dx),
@@ -109,7 +118,24 @@ def backward(
     return [dx, *grads]
 
 
-def _sizes(call) -> dict[str, int]:
+def _gradients(
+    x: Tensor, layers: int, sizes: dict[str, int], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Memory for the wanted ones; on a GPU, where an allocation takes longer than a launch, one piece for all layers'
+    first, all layers' second, ...
+    """
+    found: list[Tensor | None] = []
+    for which, shape in enumerate(_shapes(sizes)):
+        own = needs[which * layers : (which + 1) * layers]
+        if extension.on_gpu(x) and all(own) and math.prod(shape) % _ALIGNED == 0:
+            found += x.new_empty(layers, *shape).unbind()
+        else:
+            found += [x.new_empty(shape) if need else None for need in own]
+    return found
+
+
+def sizes_of(call) -> dict[str, int]:
+    """By the names of csrc/encoder/op.h."""
     weights, layers, (tokens, hidden) = call.weights, call.layers, call.x.shape
     with torch._C.DisableTorchFunctionSubclass():  # prepacked ones would ask Python
         width, inner = weights[0].shape[0], weights[4 * layers].shape[0]
@@ -119,12 +145,11 @@ def _sizes(call) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _shapes(layers: int, sizes: dict[str, int]) -> list[tuple[int, ...]]:
-    """Of a call's weights."""
+def _shapes(sizes: dict[str, int]) -> list[tuple[int, ...]]:
+    """Of a layer's weights."""
     hidden, inner, width = sizes["hidden"], sizes["inner"], sizes["heads"] * sizes["head_size"]
     products = [(width, hidden)] * 3 + [(hidden, width), (inner, hidden), (hidden, inner)]
-    of_one = products + [shape[:1] for shape in products] + [(hidden,)] * 4
-    return [shape for shape in of_one for _ in range(layers)]
+    return products + [shape[:1] for shape in products] + [(hidden,)] * 4
 
 
 def _fields(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
@@ -135,8 +160,9 @@ def _fields(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
         weights[0].packed.check_variant()
         products = PRODUCTS * call.layers
         weights = [*map(kind.operand, weights[:products]), *weights[products:]]
-    seeds = (None,) * 3 if call.seeds is None else call.seeds.view(-1)[:3].split(1)
-    drops = [dropout(p, seed, call.example_ids) for p, seed in zip(call.p, seeds, strict=True)]
+    drops = [dropout(p, call.seeds, call.example_ids) for p in call.p]
+    seeds = [drop["seed"] and drop["seed"] + 8 * i for i, drop in enumerate(drops)]
+    drops = [{**drop, "seed": seed} for drop, seed in zip(drops, seeds, strict=True)]
     return {
         **sizes, "x": x.data_ptr(), "weights": extension.pointers(weights), "eps": list(call.eps),
         "cu_seqlens": call.cu_seqlens.data_ptr(), "scale": sizes["head_size"] ** -0.5,
@@ -153,7 +179,8 @@ def _plans(call, sizes: dict[str, int]) -> list[Plan]:
     """Where each layer keeps what its backward needs: sizes of its memory, and (which, offset) of each tensor."""
     tokens, sequences = sizes["tokens"], sizes["sequences"]
     hidden, inner, width = sizes["hidden"], sizes["inner"], sizes["heads"] * sizes["head_size"]
-    shared = hidden, inner, width, sizes["heads"], call.x.element_size(), call.recompute
+    size, piece = call.x.element_size(), sys.maxsize if extension.on_gpu(call.x) else _PIECE
+    shared = hidden, inner, width, sizes["heads"], size, call.recompute, piece
     plan = _plan(tokens, tokens, True, *shared)
     last = _plan(tokens, sequences if call.first_only else tokens, False, *shared)
     return [*(plan for _ in range(call.layers - 1)), last]
@@ -161,9 +188,12 @@ def _plans(call, sizes: dict[str, int]) -> list[Plan]:
 
 @functools.lru_cache(maxsize=16)
 def _plan(
-    tokens: int, rows: int, output: bool, hidden: int, inner: int, width: int, heads: int, size: int, recompute: bool
+    tokens: int, rows: int, output: bool, hidden: int, inner: int, width: int, heads: int, size: int, recompute: bool,
+    piece: int,
 ) -> Plan:  # fmt: skip
-    """Large tensors in memory of their own, which malloc then has ready for the next call; small ones share it."""
+    """On a CPU large tensors have memory of their own, which malloc then has ready for the next call; others share it.
+    On a GPU a layer has one piece: there an allocation takes longer than a launch.
+    """
     row = rows * size
     bytes_of = [row * hidden * output, 3 * tokens * width * size, tokens * width * size]
     bytes_of += [4 * heads * tokens, row * hidden, *(row * inner,) * 2, *(row * hidden,) * 2]
@@ -172,7 +202,7 @@ def _plan(
         bytes_of[1:] = [0] * 12
     memory, places = [0], []
     for number in bytes_of:
-        if number and memory[-1] and memory[-1] + number > _PIECE:
+        if number and memory[-1] and memory[-1] + number > piece:
             memory.append(0)
         places.append((len(memory) - 1, memory[-1]))
         memory[-1] += math.ceil(number / 64) * 64

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import pytest
 
+from bertfast import dispatch
+from bertfast.ops import encoder
 from gpu_code import cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
 from gpu_code.gates import budgets, census, cubins, loops
 from gpu_code.gates.cards import CARDS, resident_blocks
-from harness import Case
+from harness import Case, layers
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 QUICK = (80, 120)
@@ -64,7 +66,14 @@ def shapes():
                             device, operation, case, census.DTYPES[dtype], "cuda"
                         )
                         list(launched)
+            _launch_layers(census.DTYPES[dtype])
     return cubins.shapes(device.launches)
+
+
+def _launch_layers(dtype):
+    with pytest.MonkeyPatch.context() as patch, dispatch.use_backend("cuda"):
+        patch.setattr(encoder, "through_library", lambda: False)
+        layers.differentiate(dtype)
 
 
 def test_every_kernel_is_launched(kernels, shapes):
