@@ -59,8 +59,8 @@ struct TensorMath {
     } else {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const int column = 2 * i + (left ? j & 1 : j >> 1),
-                  row = 2 * step + (left ? j >> 1 : j & 1);
+        const int column = 2 * i + (left ? j & 1 : j >> 1);
+        const int row = 2 * step + (left ? j >> 1 : j & 1);
         const char* from = shared + (at ^ 32 * column) + 4 * row * Shared::kRowBytes;
         r[j] = *reinterpret_cast<const unsigned*>(from);
       }

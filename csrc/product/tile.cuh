@@ -21,6 +21,8 @@ struct Tile {
   static constexpr int kM = m, kN = n, kWarpM = warp_m, kWarpN = warp_n;
   static constexpr int kWarpsN = n / warp_n, kWarps = m / warp_m * kWarpsN;
   static constexpr int kThreads = kWarps * kWarp;
+  static_assert((warp_m & (warp_m - 1)) == 0 && (warp_n & (warp_n - 1)) == 0,
+                "fragments of a swizzled row are told apart by bits");
 
   // Where the part of this thread's warp begins.
   __device__ static __forceinline__ int first_row() {
@@ -55,7 +57,7 @@ struct SharedTile {
     return row * kRowBytes + (group ^ swizzle) * 16;
   }
 
-  // Brings in the tile at (row, column) of the operand, zeros where it ends.
+  // Brings in the tile at (row, column) of the operand, zeros where it ends: any tile, slowly.
   template <int threads>
   __device__ static __forceinline__ void load(char* shared, const Operand& from, int row,
                                               int column) {
