@@ -78,7 +78,7 @@ class Supervised:
         with torch.no_grad():
             right = self.kind.right(output, batch)
         if right is not None:
-            counted |= {"right": right[0], "asked": torch.tensor(right[1], device=loss.device)}
+            counted |= {"right": right[0], "asked": torch.tensor(right[1])}
         return loss, counted
 
     def metrics(

@@ -14,6 +14,7 @@ from .loop import Done
 
 FILE = "log.jsonl"
 CURVES = "curves.svg"
+_SCORES = ("accuracy", "f1", "exact_match", "matthews", "pearson", "spearman")  # ends of names
 
 
 class Log:
@@ -103,7 +104,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Losses and accuracies over steps as a picture; None without the package matplotlib, or without lines."""
+    """Losses and scores over steps as a picture; None without the package matplotlib, or without lines."""
     lines = read(folder)
     try:
         require("matplotlib", "Curves")
@@ -112,16 +113,16 @@ def draw_curves(folder: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    losses, accuracies = figure.subplots(1, 2)
+    losses, scores = figure.subplots(1, 2)
     for name in sorted({key for line in lines for key in line}):
-        for kind, axes in (("loss", losses), ("accuracy", accuracies)):
-            if name.endswith(kind):
+        for kinds, axes in (("loss", losses), (_SCORES, scores)):
+            if name.endswith(kinds):
                 style = "o--" if name.startswith("held_out_") else "-"
                 points = [(line["step"], line[name]) for line in lines if name in line]
                 axes.plot(
                     *zip(*points, strict=True), style, ms=3, lw=1, label=name.replace("_", " ")
                 )
-    for axes, title in ((losses, "loss, nats"), (accuracies, "accuracy")):
+    for axes, title in ((losses, "loss, nats"), (scores, "scores")):
         axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend(fontsize=7, frameon=False)

@@ -209,8 +209,9 @@ def add(counted: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
 
 
 def summed(counted: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
-    """Counts over all processes."""
-    values = processes.sum(torch.stack([counted[name] for name in sorted(counted)]))
+    """Counts over all processes; some may be on the host, others where the model is."""
+    values = [counted[name].to(processes.device) for name in sorted(counted)]
+    values = processes.sum(torch.stack(values))
     return dict(zip(sorted(counted), values.tolist(), strict=True))
 
 

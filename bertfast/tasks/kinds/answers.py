@@ -30,7 +30,7 @@ from ..windows import (
     null_score,
     windows,
 )
-from .base import Examples, Kind, Targets, numpy
+from .base import Examples, Kind, Targets, as_array
 
 STRIDE = 128
 MAX_QUESTION = 64
@@ -172,7 +172,7 @@ class Answers(Kind):
 
     def outputs(self, output: Any, batch: Batch) -> list[np.ndarray]:
         """[2, tokens] of each window: start and end logits."""
-        logits = numpy(fp32(torch.cat([output.start_logits, output.end_logits])))
+        logits = as_array(fp32(torch.cat([output.start_logits, output.end_logits])))
         return np.split(logits, batch.cu_seqlens[1:-1].tolist(), axis=1)
 
     def gather(self, sequences: Sequences, outputs: Sequence[np.ndarray]) -> list[Best]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ from ...data.sequences import Batch, Sequences
 from ...text.tokenizer import Tokenizer
 from ..form import Form
 from ..metrics import temperature
-
-logger = logging.getLogger("bertfast")
 
 
 class Examples(NamedTuple):
@@ -51,7 +48,7 @@ class Targets(NamedTuple):
 
 
 class Kind:
-    """A kind of task. A subclass has the parts below that raise nothing here.
+    """A kind of task. A subclass has to have the parts that raise TypeError here.
 
     Args:
         form: of the task. tokenizer: of the model.
@@ -80,7 +77,7 @@ class Kind:
 
     @staticmethod
     def open(form: Form, path: str, part: str) -> Any:
-        """A file, read but not understood yet. part: "train", "dev" or "test", for a message, or a split of GLUE."""
+        """A file, read but not understood. part: "train", "dev" or "test", which has no labels, or a split of GLUE."""
         raise TypeError("expected a kind of task")
 
     @staticmethod
@@ -135,6 +132,6 @@ def fitted_temperature(logits: np.ndarray, gold: np.ndarray) -> float:
     return temperature(logits, gold)
 
 
-def numpy(tensor: Tensor) -> np.ndarray:
+def as_array(tensor: Tensor) -> np.ndarray:
     """As float32."""
     return tensor.detach().to(torch.float32).cpu().numpy()

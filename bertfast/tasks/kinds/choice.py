@@ -16,7 +16,7 @@ from ...data.sequences import Batch, Sequences
 from ...errors import ArgumentError, InputFileError
 from .. import metrics
 from ..form import Columns, Form
-from .base import Examples, Kind, Targets, fitted_temperature, numpy
+from .base import Examples, Kind, Targets, as_array, fitted_temperature
 from .classification import joined, shortened
 
 
@@ -95,7 +95,7 @@ class Choice(Kind):
         return (output.logits.argmax(1) == labels).sum(), len(labels)
 
     def outputs(self, output: Any, batch: Batch) -> list[np.ndarray]:
-        return list(numpy(fp32(output.logits)).reshape(-1))
+        return list(as_array(fp32(output.logits)).reshape(-1))
 
     def gather(self, sequences: Sequences, outputs: Sequence[np.ndarray]) -> np.ndarray:
         """Logits [examples, choices]."""

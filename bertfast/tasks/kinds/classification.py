@@ -19,7 +19,7 @@ from ...errors import ArgumentError
 from .. import glue, metrics
 from ..form import Form
 from ..windows import windows
-from .base import Examples, Kind, Targets, fitted_temperature, numpy
+from .base import Examples, Kind, Targets, as_array, fitted_temperature
 
 
 class Label(NamedTuple):
@@ -161,7 +161,7 @@ class Classification(Kind):
     # answers
 
     def outputs(self, output: Any, batch: Batch) -> list[np.ndarray]:
-        return list(numpy(fp32(output.logits)))
+        return list(as_array(fp32(output.logits)))
 
     def gather(self, sequences: Sequences, outputs: Sequence[np.ndarray]) -> np.ndarray:
         """Logits [examples, labels], the mean over an example's windows."""

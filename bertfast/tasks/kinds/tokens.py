@@ -20,7 +20,7 @@ from ...errors import ArgumentError, InputFileError
 from .. import metrics
 from ..form import Form
 from ..windows import owners, windows
-from .base import Examples, Kind, Targets, fitted_temperature, numpy
+from .base import Examples, Kind, Targets, as_array, fitted_temperature
 
 # A Chinese character, a run of letters and digits, or one other sign.
 _WORDS = re.compile(
@@ -134,7 +134,7 @@ class Tokens(Kind):
         return (output.logits[0].argmax(1) == labels)[real].sum(), int(real.sum())
 
     def outputs(self, output: Any, batch: Batch) -> list[np.ndarray]:
-        logits = numpy(fp32(output.logits[0]))
+        logits = as_array(fp32(output.logits[0]))
         return np.split(logits, batch.cu_seqlens[1:-1].tolist())
 
     def gather(self, sequences: Sequences, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
