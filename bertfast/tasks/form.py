@@ -80,7 +80,6 @@ class Form:
         longest: the most tokens of an answer. nulls: a question may have no answer, as in SQuAD 2.
         null_threshold: a question has none where [CLS] scores more than this above the best answer.
         temperature: divides logits before they become probabilities.
-        threshold: the probability from which one of several labels is told.
 
     Raises:
         ArgumentError: a field is none of its choices, or out of range.
@@ -99,7 +98,6 @@ class Form:
     nulls: bool = False
     null_threshold: float = 0.0
     temperature: float = 1.0
-    threshold: float = 0.5
 
     def __post_init__(self) -> None:
         choices = (("task", TASKS), ("long", LONG), ("language", ("en", "zh")))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..data.labelled.conll import Sentences
 from ..data.labelled.questions import Questions
-from ..data.labelled.tables import Table, read_table
+from ..data.labelled.tables import Table
 from ..errors import ArgumentError
 from ..text.readers import reading
 from .form import Columns
@@ -45,23 +44,10 @@ def read_inputs(kind: Kind, path: str, columns: Columns, said: str | None) -> In
             texts = list(lines)
         return Inputs(texts, [{"text": text} for text in texts])
     path = PIPE if path == "-" else path
-    form = replace(kind.form, columns=columns, glue=None)
-    opened = _opened(kind, form, path, said)
+    form = replace(kind.form, columns=replace(columns, kind=said), glue=None)
+    opened = kind.open(form, path, "test")
     examples = kind.examples(form, opened, False)
     return Inputs(examples.inputs, _rows(opened, examples.inputs))
-
-
-def _opened(kind: Kind, form: Any, path: str, said: str | None) -> Any:
-    task = kind.form.task
-    if task == "qa" and os.path.splitext(path)[1].lower() == ".json":
-        return kind.open(form, path, "test")
-    if task == "tokens" and (said == "conll" or (said is None and _is_conll(path))):
-        return kind.open(form, path, "test")
-    return read_table(path, None, kind=said, header=form.columns.header)
-
-
-def _is_conll(path: str) -> bool:
-    return not os.path.isdir(path) and not path.endswith((".jsonl", ".ndjson", ".csv", ".tsv"))
 
 
 def _rows(opened: Any, inputs: Sequence[Any]) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ class Answers(Kind):
         mismatched = named.mismatched or ("drop" if part == "train" else "keep")
         if os.path.splitext(path)[1].lower() == ".json":
             return read_squad(path, mismatched)
-        table = read_table(path, None, kind=named.kind, header=named.header)
+        table = read_table(path, None, kind=named.kind, header=named.header)  # id and title, too
         if part == "test":
             return table
         return questions_of(table, named.text, named.text_pair, named.label, mismatched)

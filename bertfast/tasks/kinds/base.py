@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.labelled.tables import Table, read_table
 from ...data.sequences import Batch, Sequences
 from ...text.tokenizer import Tokenizer
 from ..form import Form
@@ -122,6 +123,13 @@ class Kind:
     def answers(self, inputs: Sequence[Any], found: Any) -> list[Any]:
         """What a user is told of each example."""
         raise TypeError("expected a kind of task")
+
+
+def table_of(form: Form, path: str, part: str, *wanted: str | None) -> Table:
+    """The table of a file with the wanted columns and that of labels; of one to predict on all columns."""
+    named = form.columns
+    columns = None if part == "test" else [c for c in (*wanted, named.label) if c is not None]
+    return read_table(path, columns, kind=named.kind, header=named.header)
 
 
 def fitted_temperature(logits: np.ndarray, gold: np.ndarray) -> float:

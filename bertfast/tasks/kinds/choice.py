@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ...core.heads import fp32
 from ...data.labelled import columns
-from ...data.labelled.tables import Table, check_columns, read_table
+from ...data.labelled.tables import Table, check_columns
 from ...data.sequences import Batch, Sequences
 from ...errors import ArgumentError, InputFileError
 from .. import metrics
 from ..form import Columns, Form
-from .base import Examples, Kind, Targets, as_array, fitted_temperature
+from .base import Examples, Kind, Targets, as_array, fitted_temperature, table_of
 from .classification import joined, shortened
 
 
@@ -45,9 +45,7 @@ class Choice(Kind):
     @staticmethod
     def open(form: Form, path: str, part: str) -> Table:
         named = form.columns
-        wanted = [named.text, *named.choices, named.prefix, named.label if part != "test" else None]
-        wanted = [name for name in wanted if name is not None]
-        return read_table(path, wanted, kind=named.kind, header=named.header)
+        return table_of(form, path, part, named.text, *named.choices, named.prefix)
 
     @staticmethod
     def learn(form: Form, opened: Table) -> Form:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from ...core.heads import fp32
 from ...data.labelled import columns
-from ...data.labelled.tables import Table, read_table
+from ...data.labelled.tables import Table
 from ...data.sequences import Batch, Sequences
 from ...errors import ArgumentError
 from .. import glue, metrics
 from ..form import Form
 from ..windows import windows
-from .base import Examples, Kind, Targets, as_array, fitted_temperature
+from .base import Examples, Kind, Targets, as_array, fitted_temperature, table_of
 
 
 class Label(NamedTuple):
@@ -31,7 +30,7 @@ class Label(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """labels: those of at least the threshold. probabilities: of all labels, by name."""
+    """labels: those of a probability above .5. probabilities: of all labels, by name."""
 
     labels: list[str]
     probabilities: dict[str, float]
@@ -58,10 +57,7 @@ class Classification(Kind):
     def open(form: Form, path: str, part: str) -> Table | glue.Examples:
         if form.glue:
             return glue.read(path, form.glue, part)
-        named, given = form.columns, part != "test"
-        wanted = [named.text, named.text_pair, named.label if given else None]
-        wanted = [name for name in wanted if name is not None]
-        return read_table(path, wanted, kind=named.kind, header=named.header)
+        return table_of(form, path, part, form.columns.text, form.columns.text_pair)
 
     @staticmethod
     def learn(form: Form, opened: Table | glue.Examples) -> Form:
@@ -187,7 +183,7 @@ class Classification(Kind):
                 "mean_squared_error": float(np.mean((gold - told) ** 2)),
             }
         if self.form.several:
-            return _several_scores(gold, found > self._least)
+            return _several_scores(gold, found > 0)
         told = found.argmax(1)
         if self.form.glue:
             return glue.scores(self.form.glue, gold, told)
@@ -196,12 +192,6 @@ class Classification(Kind):
             "macro_f1": metrics.macro_f1(gold, told),
             "matthews": metrics.matthews(gold, told),
         }
-
-    @property
-    def _least(self) -> float:
-        """The logit of the threshold."""
-        share = min(max(self.form.threshold, 1e-6), 1 - 1e-6)
-        return math.log(share / (1 - share))
 
     def answers(self, inputs: Sequence[Any], found: np.ndarray) -> list[float | Label | Labels]:
         if self.problem == "regression":
@@ -212,7 +202,7 @@ class Classification(Kind):
 
     def _several(self, row: np.ndarray) -> Labels:
         shares = 1 / (1 + np.exp(-row))
-        told = [name for name, logit in zip(self.labels, row, strict=True) if logit > self._least]
+        told = [name for name, logit in zip(self.labels, row, strict=True) if logit > 0]
         return Labels(told, dict(zip(self.labels, shares.tolist(), strict=True)))
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ...core.heads import IGNORED, fp32
 from ...data.labelled.conll import Sentences, read_conll
-from ...data.labelled.tables import Table, check_columns, described, read_table
+from ...data.labelled.tables import Table, check_columns, described
 from ...data.sequences import Batch, Sequences
 from ...errors import ArgumentError, InputFileError
 from .. import metrics
 from ..form import Form
 from ..windows import owners, windows
-from .base import Examples, Kind, Targets, as_array, fitted_temperature
+from .base import Examples, Kind, Targets, as_array, fitted_temperature, table_of
 
 # A Chinese character, a run of letters and digits, or one other sign.
 _WORDS = re.compile(
@@ -64,10 +64,9 @@ class Tokens(Kind):
 
     @staticmethod
     def open(form: Form, path: str, part: str) -> Sentences | Table:
-        named, given = form.columns, part != "test"
-        if named.kind in ("jsonl", "datasets") or (named.kind is None and not _is_conll(path)):
-            wanted = [named.text, *([named.label] if given else [])]
-            return read_table(path, wanted, kind=named.kind)
+        named = form.columns
+        if _is_table(named.kind, path, part):
+            return table_of(form, path, part, named.text)
         return read_conll(path, named.word, named.tag)
 
     @staticmethod
@@ -262,8 +261,12 @@ def _places(word_ids: Sequence[int | None], count: int, found: Any) -> Word:
     return Word(sequence, position)
 
 
-def _is_conll(path: str) -> bool:
-    return not os.path.isdir(path) and not path.endswith((".jsonl", ".ndjson"))
+def _is_table(kind: str | None, path: str, part: str) -> bool:
+    """Else it is CoNLL. What is asked about may also be texts in a csv or tsv file, which hold no lists of labels."""
+    kinds, ends = ("jsonl", "datasets"), (".jsonl", ".ndjson")
+    if part == "test":
+        kinds, ends = (*kinds, "csv", "tsv"), (*ends, ".csv", ".tsv")
+    return kind in kinds if kind else os.path.isdir(path) or path.endswith(ends)
 
 
 def _read(
