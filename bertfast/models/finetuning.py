@@ -38,7 +38,7 @@ def make_model(
     Raises:
         ConfigError, CheckpointError: it is no BERT, its files are damaged, or its head has another shape.
     """
-    said = head_of(folder)
+    said = next(iter(read_config(folder).get("architectures") or []), None)
     wrong = CheckpointError(
         f"{folder}: expected a checkpoint that a {head} with {len(labels)} scores can begin with; its head was made "
         "for another task. Take the model that it was made of."
@@ -58,25 +58,22 @@ def make_model(
 
 
 def load_finetuned(
-    folder: str | os.PathLike[str], head: str | None, dtype: torch.dtype | str | None = None
+    folder: str | os.PathLike[str], head: str, dtype: torch.dtype | str | None = None
 ) -> nn.Module:
     """A model with its head, in eval mode.
 
     Args:
-        head: the class's name; None: as the checkpoint's config says.
-        dtype: default: the checkpoint's.
+        head: the class's name. dtype: default: the checkpoint's.
 
     Raises:
         ConfigError, CheckpointError: it is no BERT, its files are damaged, or it has not all weights of the head.
     """
-    said = read_config(folder)
-    head = head or next(iter(said.get("architectures") or ["none"]))
-    own = getattr(heads, head, None)
-    if own not in heads.HEADS.values():
-        raise CheckpointError(f"{folder}: expected a model with a head for a task, got {head}.")
+    read_config(folder)
     kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype or "auto"
     with quiet():
-        model, found = own.from_pretrained(folder, dtype=kind, output_loading_info=True)
+        model, found = getattr(heads, head).from_pretrained(
+            folder, dtype=kind, output_loading_info=True
+        )
     missing = sorted(found["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -105,8 +102,3 @@ def freeze(model: nn.Module, what: str | int | None) -> None:
         raise ArgumentError("freeze", expected, repr(what))
     for module in (model.bert.embeddings, *layers[:count]):
         module.requires_grad_(False)
-
-
-def head_of(folder: str | os.PathLike[str]) -> str | None:
-    """The class that a checkpoint's config names first."""
-    return next(iter(read_config(folder).get("architectures") or []), None)

@@ -1,11 +1,9 @@
 // The product core: a block computes one tile of c = a b in fp32, a thread's share in registers.
 //
 // a is [m, k] and b is [k, n]; each lies in memory either along k (rows of k neighbours, as x and
-// weight in x weight^T) or across it (rows of m or n neighbours). A tile of either is kept in
-// shared memory as it lies in global memory, 64 bytes deep along k, and brought in by cp.async,
-// kStages - 1 tiles ahead of the arithmetic. The 16-byte groups of a shared row are exchanged
-// (swizzled) so that neither the copies nor the reads of fragments meet a bank twice.
-// Rows that are no multiple of 16 bytes, or not aligned, are read element by element instead.
+// weight in x weight^T) or across it (rows of m or n neighbours). Tiles of either (tile.cuh) are
+// brought in by cp.async, kStages - 1 of them ahead of the arithmetic; rows that are no multiple of
+// 16 bytes, or not aligned, are read element by element instead.
 //
 // 16-bit elements: mma m16n8k16 on fragments from ldmatrix (transposed where the operand lies
 // across k). fp32: the same with tf32 m16n8k8, or, where that is not allowed, fused multiply-adds
