@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from bertfast.errors import ArgumentError, RunError, StoreError
 from bertfast.training import log, run, state
 from bertfast.training.pretraining import Job, pretrain
 from bertfast.training.run import Stopped
+from harness.disk import full_after
 from harness.minilm import MINILM
 from training.processes import LOSSES, MOMENTS
 from training.runs import CONFIG, digest, recipe_of
@@ -134,20 +134,10 @@ def test_a_signal_saves(store, whole, tmp_path, recipe):
         (state, "_flush", 1),
     ],
 )
-def test_no_space(whole, tmp_path, recipe, monkeypatch, owner, name, works):
+def test_no_space(whole, tmp_path, recipe, owner, name, works):
     """Whatever part of a checkpoint cannot be written, the one before is there, and the run goes on from it."""
-    original, calls = getattr(owner, name), []
-
-    def full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) > works:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, full)
-    with pytest.raises(OSError, match="No space left"):
+    with full_after(works, owner, name), pytest.raises(OSError, match="No space left"):
         pretrain(recipe, tmp_path)
-    monkeypatch.undo()
     assert [p.name for p in (tmp_path / state.FOLDER).iterdir()] == ["step-00000004"]
     assert state.newest(tmp_path).state["step"] == 4
     pretrain(recipe, tmp_path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from bertfast.tasks.supervised import Supervised
 from bertfast.training import loop, run, state
 from bertfast.training.finetuning import Job, finetune
 from harness import seeds, toys
+from harness.disk import full_after
 
 pytestmark = pytest.mark.xdist_group("finetuning")
 
@@ -298,22 +297,12 @@ def test_not_a_number(tmp_path, checkpoint, monkeypatch):
     ("owner", "name", "works"),
     [(Job, "save_model", 1), (run.shutil, "copytree", 0), (report, "write_predictions", 0)],
 )
-def test_no_space(owner, name, works, tmp_path, checkpoint, monkeypatch):
+def test_no_space(owner, name, works, tmp_path, checkpoint):
     """While a checkpoint is saved, and while the model is finished: no half of a model; the run goes on from there."""
     train = toys.write_examples(tmp_path, "single")
     recipe = toys.recipe_of("single", train, checkpoint)
-    original, calls = getattr(owner, name), []
-
-    def full(*args, **kwargs):
-        calls.append(1)
-        if len(calls) > works:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, full)
-    with pytest.raises(OSError, match="No space left"):
+    with full_after(works, owner, name), pytest.raises(OSError, match="No space left"):
         finetune(recipe, tmp_path / "run", say=silent)
-    monkeypatch.undo()
     last = "step-00000004" if works else "step-00000008"
     folders = {path.name for path in (tmp_path / "run" / state.FOLDER).iterdir()}
     assert max(folders) == last
