@@ -39,12 +39,11 @@ def columns_of(given: dict[str, Any], base: Any = None) -> Any:
     """The `Columns` of a command's options, which are taken out of `given`; `base` says what is not given."""
     from ..tasks.form import Columns
 
-    names = {"choices": "choices", "header": "header"}
     changes: dict[str, Any] = {}
     for name in ("text", "text_pair", "label", "prefix", "word", "tag"):
         changes[name] = given.pop(name)
-    for option, name in names.items():
-        value = given.pop(option)
+    for name in ("choices", "header"):
+        value = given.pop(name)
         changes[name] = None if value is None else tuple(value.split(","))
     kind = given.pop("input_format")
     changes["kind"] = None if kind == "conll" else kind

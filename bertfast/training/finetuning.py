@@ -152,13 +152,7 @@ class Job:
         self.kind = _learned(recipe, self.kind, self.train, sequences)
         self.training = _supervised(self.kind, self.train, sequences)
         self.held_out = _supervised(self.kind, self.dev, self.kind.encode(self.dev.inputs))
-        if self.training.sequences.cut:
-            count, form = self.training.sequences.cut, self.kind.form
-            lost = "their end; long=slide reads them in windows"
-            if form.long == "slide":  # the first of two texts
-                lost = "the end of their first text"
-            said = f"examples are longer than {form.max_length} tokens and lose {lost}"
-            say(f"{count} of {len(self.train.inputs)} {said}")
+        _say_long(self.training, len(self.train.inputs), say)
         self.settings = _planned(recipe, self.training)
         self.tasks = [self.training]
         self.patience = recipe.patience
@@ -266,6 +260,25 @@ def _learned(recipe: FineTuning, kind: Kind, train: Examples, sequences: Sequenc
         raise ArgumentError("weights", "a task with single labels", recipe.task)
     weights = balanced(train.gold, len(kind.labels))
     return Weighted(kind.form, kind.tokenizer, weights=weights)
+
+
+def _say_long(task: Supervised, count: int, say: Callable[[str], None]) -> None:
+    """How many of the examples do not fit a sequence, and what becomes of them."""
+    form, cut = task.kind.form, task.sequences.cut
+    slides = form.long == "slide"
+    if cut:
+        lost = (
+            "the end of their first text"
+            if slides
+            else "their end; long=slide reads them in windows"
+        )
+        say(f"{cut} of {count} examples are longer than {form.max_length} tokens and lose {lost}")
+    windows = np.bincount(task.sequences.owner)
+    if slides and (several := int((windows > 1).sum())):
+        said = (
+            f"longer than {form.max_length} tokens and read in {windows[windows > 1].sum()} windows"
+        )
+        say(f"{several} of {count} examples are {said}")
 
 
 def _supervised(kind: Kind, examples: Examples, sequences: Sequences) -> Supervised:

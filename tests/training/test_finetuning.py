@@ -7,6 +7,7 @@ import hashlib
 import json
 import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ LABELS = {
 
 def silent(line: str) -> None:
     pass
+
+
+def test_what_becomes_of_long_texts_is_said(tmp_path, checkpoint):
+    texts = ["went to rome by train " * 4, "rome"] * 10
+    rows = [{"text": text, "label": str(number % 3)} for number, text in enumerate(texts)]
+    train = toys.write_rows(tmp_path / "long.csv", rows)
+    recipe = toys.recipe_of("single", train, checkpoint, length=12, dev=str(train))
+    for long, expected in (
+        ("truncate", "10 of 20 examples are longer than 12 tokens and lose their end"),
+        ("slide", "10 of 20 examples are longer than 12 tokens and read in 30 windows"),
+    ):
+        said: list[str] = []
+        Job(replace(recipe, long=long), said.append)
+        (line,) = said
+        assert line.startswith(expected)
 
 
 def run_of(task: str, folder: Path, checkpoint: Path, **changes) -> Path:
