@@ -51,7 +51,12 @@ def minilm(folder: Path) -> None:
 
 
 def scratch(folder: Path) -> None:
-    run, store = folder / "scratch", english(folder)
+    texts, vocabulary = fetch(folder / "texts"), folder / "words"
+    store, run = folder / "store-scratch", folder / "scratch"
+    inputs = [texts / name for name in ENGLISH]
+    if not vocabulary.exists():
+        bertfast("vocab", *inputs, "-o", vocabulary, "--size", 8000)
+    bertfast("prepare", *inputs, "-o", store, "--tokenizer", vocabulary)
     bertfast("pretrain", HERE / "scratch.yaml", "--store", store, "-o", run)
     bertfast("evaluate", run / "model", store, "--json", folder / "scratch.json")
 

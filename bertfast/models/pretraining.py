@@ -23,12 +23,22 @@ _WORDS, _PAIRS = "cls.predictions.transform.dense.weight", "cls.seq_relationship
 
 
 def make_config(model: str | os.PathLike[str] | None, fields: Mapping[str, Any]) -> BertConfig:
-    """That of a checkpoint, or with `model` None one of these fields. Raises ArgumentError where there is none."""
+    """That of a checkpoint with these fields in the place of its own, or with `model` None one of these fields.
+
+    Raises:
+        ArgumentError: there is none, or the checkpoint's has no such field.
+    """
+    unknown: dict[str, Any] = {}
     try:
-        return BertConfig(**fields) if model is None else BertConfig.from_pretrained(model)
+        if model is None:
+            return BertConfig(**fields)
+        config, unknown = BertConfig.from_pretrained(model, return_unused_kwargs=True, **fields)
     except (TypeError, ValueError, OSError) as error:
         name = "config" if model is None else "model"
         raise ArgumentError(name, "what makes a BertConfig", str(error)) from error
+    if unknown:
+        raise ArgumentError("config", "fields of a BertConfig", ", ".join(unknown))
+    return config
 
 
 def make_model(
@@ -40,16 +50,16 @@ def make_model(
         folder: of a checkpoint; weights that it lacks, and with None all, are new. seed: of what is new.
 
     Raises:
-        ArgumentError: the config makes no model.
+        ArgumentError: the config makes no model, or another than the checkpoint's.
     """
     kind = BertForPreTraining if next_sentence else BertForMaskedLM
     torch.manual_seed(seed)
-    if folder is not None:
-        with quiet():
-            return kind.from_pretrained(folder, dtype=torch.float32)
     try:
-        return kind(config)
-    except ValueError as error:
+        if folder is None:
+            return kind(config)
+        with quiet():
+            return kind.from_pretrained(folder, config=config, dtype=torch.float32)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: sizes of weights differ
         raise ArgumentError("config", "what makes a model", str(error)) from error
 
 

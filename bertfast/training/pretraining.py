@@ -90,8 +90,10 @@ def make_config(recipe: Recipe, store: Store) -> Any:
     """
     from ..models import pretraining
 
-    fields = {"vocab_size": store.vocab_size, "pad_token_id": store.pad}
-    config = pretraining.make_config(recipe.model, {**(recipe.config or {}), **fields})
+    fields = dict(recipe.config or {})
+    if recipe.model is None:
+        fields |= {"vocab_size": store.vocab_size, "pad_token_id": store.pad}
+    config = pretraining.make_config(recipe.model, fields)
     longest, positions = max(p.length for p in recipe.phases), config.max_position_embeddings
     if longest > positions:
         raise ArgumentError("phases: length", f"at most {positions}, the positions", str(longest))

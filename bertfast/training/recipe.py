@@ -138,8 +138,9 @@ class Recipe(Settings):
 
     Args:
         store: folder of `bertfast prepare`.
-        model: a checkpoint to go on with; or None, and
-        config: fields of transformers' BertConfig for a new model; vocab_size is the store's.
+        model: a checkpoint to go on with; None: a new model.
+        config: fields of transformers' BertConfig: of a new model (vocab_size is the store's), or those that replace
+            `model`'s, as dropout.
         next_sentence, hard, short, held_out: see `tasks.pretraining.Pretraining`; masking: `data.masking.Masking`.
 
     Raises:
@@ -158,9 +159,8 @@ class Recipe(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_shares(self, "held_out", "hard", "short")
-        if (self.model is None) == (self.config is None):
-            got = "neither" if self.model is None else "both"
-            raise ArgumentError("model, config", "one of the two", got)
+        if self.model is None and self.config is None:
+            raise ArgumentError("model, config", "one of the two at least", "neither")
         if self.evaluate_every and not self.held_out:
             raise ArgumentError("held_out", "a share above 0 with evaluate_every", "0")
 

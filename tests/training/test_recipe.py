@@ -27,7 +27,6 @@ FIELDS = {"store": "s", "config": {}}
         ({"phases": [{"length": 0}]}, "phases: length: expected a whole number"),
         ({"phases": [{"lenght": 8}]}, "Did you mean length"),
         ({"masking": {"share": 2}}, "share: expected"),
-        ({"model": "m"}, "model, config: expected one of the two, got both"),
         ({"config": None}, "got neither"),
         ({"budget": "24h"}, 'budget: expected a time with schedule "budget" alone'),
         ({"budget": "soon", "schedule": "budget"}, 'such as "24h"'),

@@ -15,12 +15,13 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 import bertfast
 from bertfast.cli import main
 from bertfast.errors import ArgumentError, RunError, StoreError
 from bertfast.training import log, run, state
-from bertfast.training.pretraining import Job, pretrain
+from bertfast.training.pretraining import Job, make_model, pretrain
 from bertfast.training.run import Stopped
 from harness.disk import full_after
 from harness.minilm import MINILM
@@ -192,6 +193,27 @@ def test_another_store(whole, store, tmp_path, recipe):
 def test_another_vocabulary(store, tmp_path):
     with pytest.raises(StoreError, match="another vocabulary"):
         pretrain(recipe_of(store.folder, config=None, model=str(MINILM)), tmp_path)
+
+
+def test_a_model_with_other_dropout(whole, store):
+    changes = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.25}
+    model = make_model(recipe_of(store.folder, model=str(whole / "model"), config=changes), store)
+    assert {name: getattr(model.config, name) for name in changes} == changes
+    assert model.bert.encoder.layer[0].output.dropout.p == 0
+    kept = load_file(whole / "model" / "model.safetensors")
+    assert all(torch.equal(kept[name], model.state_dict()[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"hidden_dropout": 0.0}, "fields of a BertConfig, got hidden_dropout"),
+        ({"hidden_size": 64}, "size mismatch|sizes"),
+    ],
+)
+def test_a_model_with_what_it_cannot_have(whole, store, config, said):
+    with pytest.raises(ArgumentError, match=said):
+        make_model(recipe_of(store.folder, model=str(whole / "model"), config=config), store)
 
 
 @pytest.mark.parametrize(
