@@ -31,8 +31,13 @@ def config(shape: str) -> dict:
 
 def model(shape: str, pooler: bool = True) -> BertModel:
     """A BertModel in eval mode, the same weights every time."""
+    return model_of(config(shape), pooler)
+
+
+def model_of(fields: dict, pooler: bool = True) -> BertModel:
+    """The same with these fields of config.json."""
     torch.manual_seed(20)
-    return BertModel(BertConfig(**config(shape)), add_pooling_layer=pooler).eval()
+    return BertModel(BertConfig(**fields), add_pooling_layer=pooler).eval()
 
 
 def batch(load: str) -> dict[str, Tensor]:

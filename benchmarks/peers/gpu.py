@@ -24,27 +24,53 @@ class Peer(NamedTuple):
     cells: Tensor | None = None
 
 
-def peers(operation: str, case: Case, inputs: dict, skipped: dict[str, str]) -> dict[str, Peer]:
+def peers(
+    operation: str,
+    case: Case,
+    inputs: dict,
+    skipped: dict[str, str],
+    compiled: Callable = torch.compile,
+) -> dict[str, Peer]:
     """The peers by name; reasons of those that are absent go to `skipped`. Inputs are as for the public function."""
     if operation != "attention":
-        skipped.update(dict.fromkeys(("sdpa", "flash-attn"), "a peer of attention only"))
+        skipped.update(dict.fromkeys(("sdpa", *PACKED), "a peer of attention only"))
         function = _EAGER[operation]
-        return {"eager": Peer(function, inputs), "compile": Peer(torch.compile(function), inputs)}
+        return {"eager": Peer(function, inputs), "compile": Peer(compiled(function), inputs)}
     cells, padded, mask = _pad(case, inputs)
     eager, sdpa = _padded_attention(len(case.lengths), mask)
-    found = {"eager": eager, "compile": torch.compile(eager), "sdpa": sdpa}
+    found = {"eager": eager, "compile": compiled(eager), "sdpa": sdpa}
     named = {name: Peer(function, padded, cells) for name, function in found.items()}
-    try:
-        from flash_attn import flash_attn_varlen_qkvpacked_func
-    except ImportError:
-        skipped["flash-attn"] = "flash_attn is not installed"
-        return named
+    for name, make in PACKED.items():
+        try:
+            named[name] = Peer(make(), inputs)
+        except ImportError as error:
+            skipped[name] = str(error)
+    return named
+
+
+def _varlen() -> Callable:
+    """torch's own attention of packed sequences, from torch 2.10 on; its scale is ours, 1/√d."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def varlen(qkv, cu_seqlens, max_seqlen, **_):
+        lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        return varlen_attn(*qkv.unbind(1), *lengths).flatten(1)
+
+    return varlen
+
+
+def _flash_attn() -> Callable:
+    from flash_attn import flash_attn_varlen_qkvpacked_func
 
     def flash(qkv, cu_seqlens, max_seqlen, scale, **_):
         out = flash_attn_varlen_qkvpacked_func(qkv, cu_seqlens, max_seqlen, softmax_scale=scale)
         return out.flatten(1)
 
-    return {**named, "flash-attn": Peer(flash, inputs)}
+    return flash
+
+
+# Attention on packed sequences, as ours; absent where it cannot be imported.
+PACKED = {"varlen": _varlen, "flash-attn": _flash_attn}
 
 
 def _pad(case: Case, inputs: dict) -> tuple[Tensor | None, dict, Tensor | None]:

@@ -1,0 +1,69 @@
+"""The models that the steps time, ours and transformers' with the same weights, and their batches."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .. import calls, models, predictions
+from ..peers import transformers_bert
+from .device import Device
+
+DTYPE = torch.bfloat16
+
+
+def ours(device: Device) -> torch.nn.Module:
+    """bertfast's BertModel without its pooler."""
+    return models.model_of(_fields(device), pooler=False).to(device.tensors, DTYPE)
+
+
+def theirs(device: Device) -> torch.nn.Module:
+    """transformers' with sdpa."""
+    state = ours(device).state_dict()
+    peer = transformers_bert.build(_fields(device), state, "sdpa", pooler=False)
+    return peer.to(device.tensors, DTYPE)
+
+
+def _fields(device: Device) -> dict:
+    return {**models.config("base"), **device.sizes.fields}
+
+
+def batch_at(device: Device, load: str) -> dict[str, Tensor]:
+    """input_ids and, where the lengths differ, attention_mask."""
+    batch = models.batch_of(device.sizes.loads[load])
+    return {name: value.to(device.tensors) for name, value in batch.items()}
+
+
+def mask_at(device: Device, load: str) -> Tensor:
+    """[B,S,1]: 1 at real tokens."""
+    batch = batch_at(device, load)
+    return batch.get("attention_mask", torch.ones_like(batch["input_ids"]))[..., None]
+
+
+def direction_at(device: Device, load: str) -> Tensor:
+    """A gradient of the last hidden states, 0 at padding."""
+    mask = mask_at(device, load)
+    shape = (*mask.shape[:2], device.sizes.hidden)
+    generator = torch.Generator().manual_seed(20)
+    return (torch.randn(shape, generator=generator).to(mask.device) * mask).to(DTYPE)
+
+
+def models_at(device: Device, load: str) -> dict[str, calls.Call]:
+    """name -> one forward, of both."""
+    batch = batch_at(device, load)
+    built = {"bertfast": ours(device), "sdpa": theirs(device)}
+    return {name: calls.step_of(model, batch, None) for name, model in built.items()}
+
+
+@functools.cache
+def _cost(load: str, backward: bool) -> tuple:
+    return tuple(predictions.model(load, backward))
+
+
+def predicted_us(device: Device, load: str, backward: bool) -> float | None:
+    """Of BERT-base at the roofline; None where the card's is not known, or it is a stand-in's size."""
+    if device.roof is None or device.stand_in:
+        return None
+    return round(sum(device.predicted_us(part) for part in _cost(load, backward)), 1)

@@ -1,0 +1,1 @@
+"""The steps: each has `run(device, results)`."""
