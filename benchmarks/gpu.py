@@ -44,19 +44,27 @@ QUEUED = 32  # flushes before a sample of an operation: a millisecond or more on
 
 
 class Roof(NamedTuple):
-    """Peak of 16-bit products with fp32 sums, operations a second; memory, bytes a second."""
+    """Peak of 16-bit products with fp32 sums, operations a second; memory, bytes a second; instructions of a warp that
+    all multiprocessors issue in a second.
+    """
 
     flops: float
     bytes: float
+    issued: float
+
+
+def _issued(multiprocessors: int, boost: float) -> float:
+    """One instruction a cycle of each of the four schedulers; boost in Hz."""
+    return 4 * multiprocessors * boost
 
 
 ROOFS = {
-    "A100 SXM 80GB": Roof(312e12, 2039e9),
-    "H100 SXM": Roof(989e12, 3350e9),
-    "H200": Roof(989e12, 4800e9),
-    "L40S": Roof(362e12, 864e9),
-    "RTX 4090": Roof(165e12, 1008e9),
-    "B200": Roof(2250e12, 8000e9),
+    "A100 SXM 80GB": Roof(312e12, 2039e9, _issued(108, 1.41e9)),
+    "H100 SXM": Roof(989e12, 3350e9, _issued(132, 1.83e9)),
+    "H200": Roof(989e12, 4800e9, _issued(132, 1.83e9)),
+    "L40S": Roof(362e12, 864e9, _issued(142, 2.52e9)),
+    "RTX 4090": Roof(165e12, 1008e9, _issued(128, 2.52e9)),
+    "B200": Roof(2250e12, 8000e9, _issued(148, 1.86e9)),
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -57,13 +55,9 @@ def models_at(device: Device, load: str) -> dict[str, calls.Call]:
     return {name: calls.step_of(model, batch, None) for name, model in built.items()}
 
 
-@functools.cache
-def _cost(load: str, backward: bool) -> tuple:
-    return tuple(predictions.model(load, backward))
-
-
 def predicted_us(device: Device, load: str, backward: bool) -> float | None:
-    """Of BERT-base at the roofline; None where the card's is not known, or it is a stand-in's size."""
+    """Of BERT-base as shipped; None where the card's roofline is not known, or it is a stand-in's size."""
     if device.roof is None or device.stand_in:
         return None
-    return round(sum(device.predicted_us(part) for part in _cost(load, backward)), 1)
+    parts = predictions.model(load, backward)
+    return round(sum(predictions.seconds(part, device.roof) for part in parts) * 1e6, 1)

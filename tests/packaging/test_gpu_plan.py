@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,8 +14,7 @@ from types import CodeType, SimpleNamespace
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # the package benchmarks
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the package benchmarks
 
 import harness
 from benchmarks import calls
@@ -23,6 +23,7 @@ from benchmarks.gpu_plan.steps import captured, checks
 from benchmarks.peers.gpu import peers
 from harness import Case
 
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks/gpu_plan"
 # What a step of a test does after it has written a row, and how it ends.
 ENDS = {
@@ -155,10 +156,8 @@ def _rest(at: device.Device, found: results.Results, monkeypatch) -> None:
         assert device.Device._said(SimpleNamespace(tool=tool), ["x"]).startswith("no answer")
     assert found.skipped["memcheck"] == "compute-sanitizer is not on PATH"
     assert found.failures == {"checks, absent": "AssertionError: stopped after 3 s"}
-    cards = SimpleNamespace(
-        stand_in=False, roof=device.gpu.ROOFS["H200"], predicted_us=lambda _: 2.0
-    )
-    assert captured.predicted_us(cards, "1x128", False) > 100
+    cards = SimpleNamespace(stand_in=False, roof=device.gpu.ROOFS["H200"])
+    assert captured.predicted_us(cards, "1x128", False) > 10
 
 
 def test_every_line_of_every_step_runs(tmp_path, monkeypatch, capsys):
@@ -219,6 +218,20 @@ def test_one_command(tmp_path):
     assert [row["outcome"] for row in found["tables"]["Checks"]] == ["exit code 0"] * 3
     assert found["header"]["stand_in"]
     assert "STAND-IN" in (tmp_path / "report.md").read_text().splitlines()[0]
+
+
+def test_sanitizer_has_cases_of_every_operation():
+    """What its command selects on a GPU."""
+    command = checks.command_of("memcheck")
+    pytest_ = command[command.index(sys.executable) :]
+    done = subprocess.run([*pytest_, "--collect-only"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for operation in harness.OPERATIONS:
+        for backend in ("cuda", "triton"):
+            for direction, ends in ("forward", backend), ("backward", f"{backend}-{backend}"):
+                name = f"test_{operation}.py::test_{direction}\\[odd-seed\\d+-bf16-{ends}\\]"
+                assert re.search(name, done.stdout), name
+    assert len(re.findall("::", done.stdout)) < 50
 
 
 def test_without_a_gpu_nothing_is_timed(monkeypatch, capsys, tmp_path):
