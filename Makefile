@@ -32,12 +32,12 @@ ecosystem: $(VENV)/.dev $(VENV)/.model $(VENV)/.transformers
 gates: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu_code/gates --all-architectures -s
 
-# bench: every benchmark that the machine can run. gpu: with a GPU, parity, compute-sanitizer, benchmarks, one report. results: benchmarks/README.md.
+# bench: every benchmark that the machine can run. gpu, results: benchmarks/README.md; PLAN="--only products --minutes 5".
 RUN_bench := -m pytest benchmarks/ --benchmark-only
-RUN_gpu := scripts/gpu.py
+RUN_gpu := -m benchmarks.gpu_plan $(PLAN)
 RUN_results := -m benchmarks.results $(RESULTS)
 bench gpu results: $(VENV)/.dev $(VENV)/.model
-	@! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
+	@test $@ = gpu || ! $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
 	  BERTFAST_BUILD=cuda $(BIN)/python setup.py -q build_ext --inplace  # where torch sees a GPU, its kernels too
 	$(BIN)/python $(RUN_$@)
 

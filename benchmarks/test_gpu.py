@@ -26,10 +26,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 
 
 def test_predicted(benchmark):
-    """Without a GPU: what each card needs at least, from the real arguments' operations and bytes."""
+    """Without a GPU: what each card needs at least, from what was counted of the kernels as shipped."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: the figures are timed")
-    what = "predicted from rooflines, untimed"
+    what = "predicted from counted operations, bytes and instructions, untimed"
     written = gpu.write_table(PREDICTED, what, predictions.rows())
     benchmark.group = f"{NO_GPU}; {what}: {', '.join(map(str, written))}"
     benchmark.pedantic(lambda: None, rounds=1)
