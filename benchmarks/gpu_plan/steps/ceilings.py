@@ -13,7 +13,7 @@ import harness
 
 from ... import calls, gpu
 from ...peers.gpu import peers
-from ..device import Device, short
+from ..device import ROOT, Device, short
 from ..results import Results
 
 BUILD_SECONDS = 120
@@ -42,6 +42,7 @@ def _build(device: Device, results: Results) -> None:
         capture_output=True,
         text=True,
         timeout=BUILD_SECONDS,
+        cwd=ROOT,
         env={**named, **os.environ},
     )
     last = (done.stdout + done.stderr).strip().splitlines()[-1:]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from ..device import Device
+from ..device import ROOT, Device
 from ..results import Results
 
 PARITY = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops"]
@@ -37,7 +37,7 @@ def command_of(name: str) -> list[str]:
 def _check(device: Device, results: Results, name: str, seconds: int) -> None:
     command, start = command_of(name), time.monotonic()
     try:
-        done = device.tool(command, capture_output=True, text=True, timeout=seconds)
+        done = device.tool(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
     except FileNotFoundError:
         return results.skip(name, f"{command[0]} is not on PATH")
     except subprocess.TimeoutExpired:
