@@ -37,22 +37,28 @@ class Results:
 
     @contextlib.contextmanager
     def trying(self, what: str) -> Iterator[None]:
-        """A part that may fail without ending the step; one that the device has no code for is left out."""
+        """A part that may fail without ending the step; one that says it is not for this device is left out."""
         try:
             yield
-        except NotImplementedError as error:
-            self.skip(what, _first_line(error))
         except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            if _refuses(error):
+                self.skip(what, first)
+                return
             traceback.print_exc()
-            self.failures[what] = f"{type(error).__name__}: {_first_line(error)}"
+            self.failures[what] = f"{type(error).__name__}: {first}"
             self.write()
 
     def write(self) -> None:
         write_json(self.file, {name: value for name, value in vars(self).items() if name != "file"})
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def _refuses(error: Exception) -> bool:
+    from bertfast.errors import (
+        UnsupportedError,
+    )  # here, as the plan imports this file and not torch
+
+    return isinstance(error, (NotImplementedError, UnsupportedError))
 
 
 def write_json(file: Path, value: dict) -> None:

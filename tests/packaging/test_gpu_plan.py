@@ -21,6 +21,7 @@ from benchmarks import calls
 from benchmarks.gpu_plan import __main__, device, plan, report, results, stand_in, step
 from benchmarks.gpu_plan.steps import captured, checks
 from benchmarks.peers.gpu import peers
+from bertfast.errors import UnsupportedError
 from harness import Case
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +146,10 @@ def _rest(at: device.Device, found: results.Results, monkeypatch) -> None:
     captured._own_graphs(at, found, "8x128", truth, contenders)
     assert asked == [[(3, 2)]]
     assert list(contenders) == ["bertfast.graphs"]
+    with monkeypatch.context() as without:
+        without.setattr(captured, "ours", lambda device: object())
+        captured._own_graphs(at, found, "8x128", truth, contenders)
+    assert found.skipped == {"bertfast.graphs": "not in this version"}
     for error in (FileNotFoundError("no such tool"), subprocess.TimeoutExpired("x", 3)):
 
         def tool(*_, error=error, **__):
@@ -260,6 +265,16 @@ def test_what_a_report_of_a_card_says():
     assert "- Failed: a: b" in text
     assert "| T | exit code 1 | 3 of 9 |" in text
     assert "\nend\n" in text
+
+
+def test_a_part_that_refuses_is_left_out(tmp_path):
+    found = results.Results(tmp_path / "a.json", {})
+    for error in (UnsupportedError("no\nmore"), NotImplementedError("none"), ValueError("wrong")):
+        with found.trying(type(error).__name__):
+            raise error
+    kept = results.read(tmp_path / "a.json")
+    assert kept["skipped"] == {"UnsupportedError": "no", "NotImplementedError": "none"}
+    assert kept["failures"] == {"ValueError": "ValueError: wrong"}
 
 
 def test_time_of_kernels_that_overlap():
