@@ -100,7 +100,9 @@ class Captured:
 
 
 _LOCK = threading.Lock()  # of the tables, and from an input's copy to the result's
-_SEEN: OrderedDict[Key, str | None] = OrderedDict()  # calls that came once; or why they are not recorded
+_SEEN: OrderedDict[Key, str | None] = (
+    OrderedDict()
+)  # calls that came once; or why they are not recorded
 _CAPTURED: OrderedDict[Key, Captured] = OrderedDict()
 _ARENAS: weakref.WeakValueDictionary[tuple, Arena] = weakref.WeakValueDictionary()
 
@@ -122,7 +124,7 @@ def replayed(request: Request) -> Tensor | None:
                 return None
             _CAPTURED.move_to_end(key)
             result = call(request, stream)
-    dispatch.note(request.name, "graph", "cuda", {})
+    dispatch.note(request.name.removesuffix("_fwd"), "graph", "cuda", {})
     return result
 
 
@@ -148,7 +150,13 @@ def describe() -> list[tuple[torch.device, int, int]]:
 def _key(request: Request, stream: int) -> Key:
     told = {**request.fields, **extension.where(request.like, stream)}
     shapes = (tuple(value.shape) for value in request.inputs.values())
-    return (request.name, request.like.device, *shapes, *request.results, *map(_frozen, told.values()))
+    return (
+        request.name,
+        request.like.device,
+        *shapes,
+        *request.results,
+        *map(_frozen, told.values()),
+    )
 
 
 def _frozen(value: Any) -> Any:
@@ -172,7 +180,7 @@ def _capture(key: Key, request: Request, stream: int) -> Captured | None:
             reason = " ".join(str(error).split())
             _remember(_SEEN, key, reason)
     if reason is not None:
-        dispatch.note(request.name, "graph", None, {"cuda": reason})
+        dispatch.note(request.name.removesuffix("_fwd"), "graph", None, {"cuda": reason})
     return None
 
 

@@ -88,7 +88,9 @@ class Device:
 _DEVICE: list[Device] = []
 _ENTRY = re.compile(r"\.entry (\w+)\(")
 _STATIC = re.compile(_ENTRY.pattern + r"|^\t\.shared .*\[(\d+)\];", re.M)
-_PARAMETER = re.compile(_ENTRY.pattern + r"|^\t\.param (?:\.align \d+ )?\.[a-z](\d+) [^\[\n,]*(?:\[(\d+)\])?,?$", re.M)
+_PARAMETER = re.compile(
+    _ENTRY.pattern + r"|^\t\.param (?:\.align \d+ )?\.[a-z](\d+) [^\[\n,]*(?:\[(\d+)\])?,?$", re.M
+)
 
 
 def sources() -> list[Path]:
@@ -299,7 +301,15 @@ def _shipped(on_launch: object, multiprocessors: int) -> Iterator[None]:
             setattr(extension, name, value)
 
 
-_REPLACED = ("cuda", "CUDA_REASON", "on_gpu", "driver_refuses", "current_stream", "launch", "replay")
+_REPLACED = (
+    "cuda",
+    "CUDA_REASON",
+    "on_gpu",
+    "driver_refuses",
+    "current_stream",
+    "launch",
+    "replay",
+)
 
 
 @contextlib.contextmanager

@@ -158,6 +158,8 @@ EXPORT void fake_cudart_on_launch(Launch function, int count, void* stream) {
   multiprocessors[current] = count;
 }
 
+EXPORT void fake_cudart_stream(void* stream) { callers_stream = stream; }
+
 EXPORT long fake_cudart_launches() { return launches; }
 
 EXPORT void fake_cudart_static_shared(const char* kernel, std::size_t bytes) {
