@@ -58,8 +58,9 @@ Graph::~Graph() {  // one that runs is freed when it has run; at a process's end
 }
 
 void Graph::replay(std::uintptr_t stream) const {
-  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(ready_), reinterpret_cast<cudaStream_t>(stream)),
-        "replay a graph");
+  check(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(ready_), reinterpret_cast<cudaStream_t>(stream)),
+      "replay a graph");
 }
 
 bool is_capturing(std::uintptr_t stream) {

@@ -4,8 +4,8 @@
 // is refused, and so is a call on another stream than the caller's. A recorded stream keeps kernel,
 // grid, block, shared bytes and a copy of the arguments; meanwhile its thread may neither allocate,
 // nor wait, nor launch elsewhere. Only where the host's time is what is looked at, launches are
-// counted, a graph's replay as one, and nothing else. Types are the driver's ABI, written out so that
-// no CUDA header is needed.
+// counted, a graph's replay as one, and nothing else. Types are the driver's ABI, written out so
+// that no CUDA header is needed.
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
