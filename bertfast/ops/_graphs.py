@@ -173,9 +173,10 @@ def _capture(key: Key, request: Request, stream: int) -> Captured | None:
     else:
         arena = _ARENAS.setdefault((request.like.device, stream), Arena())
         try:
-            _remember(_CAPTURED, key, Captured(request, stream, arena))
-            del _SEEN[key]
-            return _CAPTURED[key]
+            call = Captured(request, stream, arena)
+            _SEEN.pop(key, None)
+            _remember(_CAPTURED, key, call)
+            return call
         except RuntimeError as error:  # out of memory, too
             reason = " ".join(str(error).split())
             _remember(_SEEN, key, reason)

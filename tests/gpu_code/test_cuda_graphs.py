@@ -113,6 +113,16 @@ def test_results_are_the_callers(device):
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_inference_mode(device, first):
+    """Recorded inside it and replayed outside, and the other way round."""
+    weights, call = layers_of(torch.bfloat16, 1), _call()
+    with torch.inference_mode(first):
+        assert _replays(device, weights, call) == 2
+    with torch.inference_mode(not first):
+        assert _replays(device, weights, call) == 3
+
+
 def test_weights_written_in_place(device):
     weights, call = layers_of(torch.bfloat16, 1), _call()
     assert _replays(device, weights, call) == 2
@@ -208,6 +218,9 @@ def test_the_least_recently_used_goes():
         together(weights, *_call((17,)))
         together(weights, *_call((16,)))
     assert [c.direction for c in log] == ["forward", "forward", "graph"]
+    for _ in range(2):  # of a larger arena: all others have come once
+        together(weights, *_call((40,)))
+    assert (len(_graphs._CAPTURED), len(_graphs._SEEN)) == (1, 16)
 
 
 @pytest.mark.parametrize("where", ["instantiate", "arena"])
