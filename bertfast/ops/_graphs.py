@@ -61,8 +61,7 @@ class Arena:
                 del _CAPTURED[key]
                 _remember(_SEEN, key, None)
             self.memory = None
-            with torch.inference_mode(False):  # or no other mode could write to it
-                self.memory = like.new_empty(size, dtype=torch.uint8)
+            self.memory = like.new_empty(size, dtype=torch.uint8)
         return self.memory.data_ptr()
 
 
@@ -173,7 +172,8 @@ def _capture(key: Key, request: Request, stream: int) -> Captured | None:
     else:
         arena = _ARENAS.setdefault((request.like.device, stream), Arena())
         try:
-            call = Captured(request, stream, arena)
+            with torch.inference_mode(False):  # or no call outside could write to the arena
+                call = Captured(request, stream, arena)
             _SEEN.pop(key, None)
             _remember(_CAPTURED, key, call)
             return call
