@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .dispatch import batch_invariant, use_backend
+from .dispatch import batch_invariant, graphs, use_backend
 from .errors import (
     ArgumentError,
     BertfastError,
@@ -71,6 +71,7 @@ __all__ = [
     "explain",
     "fill_mask",
     "finetune",
+    "graphs",
     "load",
     "optimize",
     "pretrain",

@@ -14,12 +14,16 @@ class Log(list):
     open = True
 
 
+GRAPH_TOKENS = 8192  # beyond, launching takes less time than the kernels run
+
+
 class Scope(NamedTuple):
     """What holds.
 
     Fields:
         backend: asked for by name. invariant: as `dispatch.batch_invariant`. product: see `dispatch.product`.
         label: see `dispatch.labelled`. logs: who records.
+        graph_tokens: the most tokens of a call for which a CUDA graph is recorded; 0: none is replayed either.
     """
 
     backend: str | None = None
@@ -27,6 +31,7 @@ class Scope(NamedTuple):
     product: str = ""
     label: str = ""
     logs: tuple[Log, ...] = ()
+    graph_tokens: int = GRAPH_TOKENS
 
 
 _NOTHING = Scope()

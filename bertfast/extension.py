@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,19 +148,41 @@ def launch(name: str, like: Tensor, /, **fields) -> None:
     Raises:
         TypeError: a field is missing, unknown or of another type; the message names the kernel and the field.
     """
-    fields["dtype"] = DTYPE_CODES[like.dtype]
     if not on_gpu(like):
+        fields["dtype"] = DTYPE_CODES[like.dtype]
         fields["threads"], fields["gpu"] = torch.get_num_threads(), None
         getattr(cpu, name)(fields)
         return
-    tf32 = like.dtype == torch.float32 and allows_tf32()
-    with _current(like.device) as stream:
-        invariant = scope().invariant
-        gpu = {"stream": stream, "workspace": 0, "tf32": tf32, "invariant": invariant}
-        fields["threads"], fields["gpu"] = 1, gpu
-        workspace = like.new_empty(getattr(cuda, f"{name}_workspace")(fields), dtype=torch.uint8)
-        gpu["workspace"] = workspace.data_ptr()
+    with current_stream(like.device) as stream:
+        fields |= where(like, stream)
+        workspace = like.new_empty(workspace_bytes(name, fields), dtype=torch.uint8)
+        fields["gpu"]["workspace"] = workspace.data_ptr()
         getattr(cuda, name)(fields)
+
+
+def where(like: Tensor, stream: int) -> dict[str, Any]:
+    """The fields of BF_WHERE for a GPU, yet without a workspace."""
+    tf32, invariant = like.dtype == torch.float32 and allows_tf32(), scope().invariant
+    gpu = {"stream": stream, "workspace": 0, "tf32": tf32, "invariant": invariant}
+    return {"dtype": DTYPE_CODES[like.dtype], "threads": 1, "gpu": gpu}
+
+
+def workspace_bytes(name: str, fields: dict[str, Any]) -> int:
+    """How much device memory the kernel `name` of `_cuda` asks for; addresses only tell which results are wanted."""
+    return getattr(cuda, f"{name}_workspace")(fields)
+
+
+def record(name: str, fields: dict[str, Any]) -> Any:
+    """A CUDA graph of what the kernel `name` would launch, which reads the addresses in `fields` at each replay.
+
+    Nothing runs. Raises RuntimeError where CUDA refuses.
+    """
+    return getattr(cuda, f"{name}_graph")(fields)
+
+
+def replay(graph: Any, stream: int) -> None:
+    """Launch what was recorded on a stream of the current GPU."""
+    graph.replay(stream)
 
 
 def allows_tf32() -> bool:
@@ -174,7 +197,7 @@ def allows_tf32() -> bool:
 
 
 @contextlib.contextmanager
-def _current(device: torch.device) -> Iterator[int]:
+def current_stream(device: torch.device) -> Iterator[int]:
     """Makes the GPU current; gives the handle of its current stream."""
     with torch.cuda.device(device):
         yield torch.cuda.current_stream(device).cuda_stream

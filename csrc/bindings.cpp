@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstring>
+#include <memory>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -23,6 +24,7 @@
 #include "qkv_projection/op.h"
 #ifdef BF_CUDA
 #include "common/cuda_driver.h"
+#include "common/cuda_graph.h"
 #include "common/limits.h"
 #else
 #include "common/pool.h"
@@ -199,6 +201,14 @@ void define(py::module_& m, const char* name, void (*kernel)(const Params&),
   m.def((std::string(name) + "_workspace").c_str(), [name, workspace](const py::dict& fields) {
     return workspace(params_of<Params>(name, fields));
   });
+  m.def((std::string(name) + "_graph").c_str(), [name, kernel](const py::dict& fields) {
+    auto params = params_of<Params>(name, fields);
+    py::gil_scoped_release release;
+    return std::make_unique<Graph>([&](void* stream) {
+      params.gpu.stream = stream;
+      kernel(params);
+    });
+  });
 }
 
 }  // namespace
@@ -207,6 +217,9 @@ void define(py::module_& m, const char* name, void (*kernel)(const Params&),
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "bertfast's CUDA kernels: raw pointers and sizes; call them through bertfast.ops";
+  py::class_<Graph>(m, "Graph", py::module_local())
+      .def("replay", &Graph::replay, py::call_guard<py::gil_scoped_release>());
+  m.def("is_capturing", is_capturing, "whether somebody records what goes to a stream");
   BF_FOR_EACH_KERNEL(BF_DEFINE, )
   m.def(
       "targets", [] { return std::string(BF_CUDA_TARGETS); },

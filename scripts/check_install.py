@@ -94,7 +94,7 @@ def refuse_without_gpu() -> list[str]:
 
     named = message(UnsupportedError)
     extension.on_gpu, extension.driver_refuses = (lambda x: True), (lambda: None)
-    extension._current = lambda device: contextlib.nullcontext(0)
+    extension.current_stream = lambda device: contextlib.nullcontext(0)
     launched = message(RuntimeError)
     assert "CUDA" in launched, launched
     return [named, launched]

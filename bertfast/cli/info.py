@@ -21,6 +21,7 @@ from ..core.heads import masked_lm_loss
 from ..core.weights import example_weights
 from ..dispatch import decisions
 from ..errors import UnsupportedError
+from ..ops import _graphs
 from ..ops._loading import triton_cannot_run
 from ..text.recipe import RECIPE_FILES, Recipe, read_recipe
 
@@ -44,7 +45,8 @@ def info(model: str | None) -> None:
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     lines = [table(_installation())]
     for device in devices:
-        lines += ["", *_backends(device), *(_measured(device) if device.type == "cuda" else ())]
+        lines += ["", *_backends(device)]
+        lines += [*_measured(device), recorded(device)] if device.type == "cuda" else []
     if model is not None:
         lines += ["", *_model(model)]
     click.echo("\n".join(lines))
@@ -149,6 +151,15 @@ def _measured(device: torch.device) -> Iterator[str]:
     for key, decision in sorted(found.items()):
         for name, reason in decision.rejected.items():
             yield f"rejected: {name}, {key}: {reason}"
+
+
+def recorded(device: torch.device) -> str:
+    """Which calls on a GPU CUDA graphs are made of, how many there are now, and their memory."""
+    found = [(calls, size) for where, calls, size in _graphs.describe() if where == device]
+    calls, megabytes = sum(c for c, _ in found), sum(size for _, size in found) / 1e6
+    most = dispatch.scope().graph_tokens
+    kinds = f"of calls of at most {most:,} tokens, {_graphs.KEPT} at most" if most else "off"
+    return f"cuda graphs: {kinds}; now {calls} on {len(found)} streams, {megabytes:,.1f} MB"
 
 
 def _model(path: str) -> Iterator[str]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .._scope import Log, Scope, held, scope
+from .._scope import GRAPH_TOKENS, Log, Scope, held, scope
 from ..errors import ArgumentError, UnsupportedError
 from . import decisions
 from .backends import NAMES, Backend, order, product_of
@@ -81,6 +82,21 @@ def batch_invariant() -> contextlib.AbstractContextManager[None]:
     take longer. Holds as `use_backend` does.
     """
     return held(scope()._replace(invariant=True))
+
+
+def graphs(enabled: bool) -> contextlib.AbstractContextManager[None]:
+    """Whether all layers' launches on a GPU may leave as one CUDA graph inside the block; elsewhere they may.
+
+    One is recorded of a call without a gradient and without dropout, of at most 8192 tokens, when the same layers get
+    as many tokens and sequences on the same stream the second time, and replayed from then on, with the same bits. The
+    16 used last are kept. Holds for the calling thread or task.
+    """
+    return held(scope()._replace(graph_tokens=GRAPH_TOKENS if enabled else 0))
+
+
+def graphs_of_any_size() -> contextlib.AbstractContextManager[None]:
+    """Inside the block a CUDA graph is recorded however many tokens a call has."""
+    return held(scope()._replace(graph_tokens=sys.maxsize))
 
 
 def is_batch_invariant() -> bool:

@@ -13,6 +13,7 @@ from ..core.encode import encode_layer
 from ..core.weights import BertWeights
 from ..errors import UnsupportedError
 from . import fusion
+from .capture import AUTO, Capturable, checked
 from .engine import TRANSFORMERS_4, arguments, change_class, encode, finish, signed_as, theirs
 from .loading import CheckedLoading
 from .prepack import Prepackable
@@ -51,11 +52,15 @@ class BertLayer(modeling_bert.BertLayer):
         return encode_layer(weights, hidden_states[0], batch, seeds, first_only)[None]
 
 
-class BertModel(CheckedLoading, Prepackable, modeling_bert.BertModel):
-    """BERT's encoder: transformers' `BertModel`, whose forward computes real tokens only, in fused operations."""
+class BertModel(CheckedLoading, Prepackable, Capturable, modeling_bert.BertModel):
+    """BERT's encoder: transformers' `BertModel`, whose forward computes real tokens only, in fused operations.
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+    graphs: "auto", or False for no CUDA graphs; see `bertfast.graphs`. `from_pretrained` takes it, too.
+    """
+
+    def __init__(self, config: Any, *args: Any, graphs: str | bool = AUTO, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
+        self.graphs = checked(graphs)
         for layer in self.encoder.layer:
             layer.__class__ = BertLayer
 

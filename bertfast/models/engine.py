@@ -25,6 +25,7 @@ from ..core.weights import BertWeights, Linear
 from ..errors import UnsupportedError
 from ..ops._weights import KeptParameter
 from . import fusion
+from .capture import allowed
 from .inputs import INPUTS, STARTS, make_batch
 
 try:
@@ -137,7 +138,7 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     first_only = first_only and wanted is None
     look = wanted is not None or check is not None
     gradient = torch.no_grad() if _is_kept(weights) else contextlib.nullcontext()
-    with gradient:
+    with gradient, allowed(model):
         observe = _observer(batch, wanted, states, check) if look else None
         rows = encode_packed(weights, batch, first_only=first_only, observe=observe)
         pooled = _pooled(weights, rows, batch, first_only)

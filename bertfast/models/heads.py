@@ -22,6 +22,7 @@ from ..errors import ArgumentError
 from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
+from .capture import AUTO, Capturable, checked
 from .engine import TRANSFORMERS_4, Encoded, arguments, encode, finish, signed_as, theirs
 from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
@@ -30,7 +31,7 @@ from .prepack import Prepackable
 HEADS: dict[type[nn.Module], type[nn.Module]] = {}  # transformers' class -> ours
 
 
-class Head(CheckedLoading, Prepackable):
+class Head(CheckedLoading, Prepackable, Capturable):
     """What all heads share. A subclass says in `_encode` what it needs and in `_answer` what it makes of the rows."""
 
     _theirs: type[nn.Module]  # transformers' class of the same name
@@ -42,10 +43,11 @@ class Head(CheckedLoading, Prepackable):
             HEADS[cls._theirs] = cls
             cls.forward = signed_as(cls._theirs, Head.forward)
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+    def __init__(self, config: Any, *args: Any, graphs: str | bool = AUTO, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
         if type(self.bert) is modeling_bert.BertModel:
             switch(self.bert)
+        self.bert.graphs = checked(graphs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' forward: its arguments, its output; also what `BertModel.forward` takes besides.

@@ -34,6 +34,7 @@ import pybind11
 from torch import Tensor
 
 from bertfast import extension
+from bertfast.ops import _graphs
 from gpu_code import executor, nvcc
 from gpu_code.kept import kept
 from gpu_code.memory import Memory
@@ -87,6 +88,9 @@ class Device:
 _DEVICE: list[Device] = []
 _ENTRY = re.compile(r"\.entry (\w+)\(")
 _STATIC = re.compile(_ENTRY.pattern + r"|^\t\.shared .*\[(\d+)\];", re.M)
+_PARAMETER = re.compile(
+    _ENTRY.pattern + r"|^\t\.param (?:\.align \d+ )?\.[a-z](\d+) [^\[\n,]*(?:\[(\d+)\])?,?$", re.M
+)
 
 
 def sources() -> list[Path]:
@@ -174,11 +178,26 @@ def module() -> ModuleType:
 
 @functools.cache
 def runtime() -> ctypes.CDLL:
-    """The fake runtime that the test's _cuda is linked with, told what kernels declare of shared memory."""
+    """The fake runtime that the test's _cuda is linked with, told what kernels declare: shared memory, parameters."""
     library = ctypes.CDLL(str(build() / f"_cuda{_suffix()}"))
     for kernel, size in static_shared().items():
         library.fake_cudart_static_shared(kernel.encode(), ctypes.c_size_t(size))
+    for kernel, sizes in _parameters().items():
+        given = (ctypes.c_size_t * len(sizes))(*sizes)
+        library.fake_cudart_parameters(kernel.encode(), given, len(sizes))
     return library
+
+
+def _parameters() -> dict[str, list[int]]:
+    """Bytes of each of a kernel's parameters."""
+    found, kernel = {}, None
+    for path in sorted(build().glob("*.ptx")):
+        for entry, bits, count in _PARAMETER.findall(path.read_text()):
+            kernel = entry or kernel
+            found.setdefault(kernel, [])
+            if bits:
+                found[kernel].append(int(bits) // 8 * int(count or 1))
+    return found
 
 
 def static_shared() -> dict[str, int]:
@@ -251,6 +270,7 @@ def emulated(
     try:
         with _shipped(_on_launch, multiprocessors), device.memory, _noting_addresses(device):
             extension.launch = _forgetting(device, extension.launch)
+            extension.replay = _forgetting(device, _replaying(device, extension.replay))
             yield device
     finally:
         _DEVICE.pop()
@@ -273,7 +293,7 @@ def _shipped(on_launch: object, multiprocessors: int) -> Iterator[None]:
     extension.cuda, extension.CUDA_REASON = module(), None
     extension.on_gpu = lambda x: True
     extension.driver_refuses = lambda: None
-    extension._current = lambda _: contextlib.nullcontext(STREAM)
+    extension.current_stream = lambda _: contextlib.nullcontext(STREAM)
     try:
         yield
     finally:
@@ -281,7 +301,15 @@ def _shipped(on_launch: object, multiprocessors: int) -> Iterator[None]:
             setattr(extension, name, value)
 
 
-_REPLACED = ("cuda", "CUDA_REASON", "on_gpu", "driver_refuses", "_current", "launch")
+_REPLACED = (
+    "cuda",
+    "CUDA_REASON",
+    "on_gpu",
+    "driver_refuses",
+    "current_stream",
+    "launch",
+    "replay",
+)
 
 
 @contextlib.contextmanager
@@ -301,7 +329,7 @@ def _noting_addresses(device: Device) -> Iterator[None]:
 
 
 def _forgetting(device: Device, launch: Callable) -> Callable:
-    """`extension.launch`; raises the fault that a kernel met, and forgets the call's addresses."""
+    """`extension.launch` or `replay`; raises the fault that a kernel met, and forgets the call's addresses."""
 
     def run(*args, **fields):
         device.fault = None
@@ -314,6 +342,16 @@ def _forgetting(device: Device, launch: Callable) -> Callable:
             device.pointed.clear()
         if device.fault is not None:
             raise device.fault
+
+    return run
+
+
+def _replaying(device: Device, replay: Callable) -> Callable:
+    """`extension.replay`, whose launches read and write the arenas, too."""
+
+    def run(*args):
+        device.pointed += [arena.memory for arena in _graphs.arenas()]
+        replay(*args)
 
     return run
 

@@ -116,7 +116,7 @@ def test_another_stream_than_the_callers(device):
 
 def test_a_refusal_reaches_the_caller(device):
     """Through the shipped host code, which says what failed and why."""
-    extension._current = lambda _: contextlib.nullcontext(0)  # `emulated` puts it back
+    extension.current_stream = lambda _: contextlib.nullcontext(0)  # `emulated` puts it back
     x = torch.randn(3, 8)
     with pytest.raises(RuntimeError, match="invalid resource handle"), dispatch.use_backend("cuda"):
         ops.linear_gelu(x, x, x[:, 0])

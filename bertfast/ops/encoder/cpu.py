@@ -78,7 +78,7 @@ def forward(call) -> tuple[Tensor, Tensor | None]:
     kept = x.new_empty(call.layers, *x.shape) if call.states else None
     rows = sizes["sequences"] if first_only else sizes["tokens"]
     out = x.new_empty(rows, sizes["hidden"]) if kept is None else kept[-1]
-    fields = _fields(call, x, sizes)
+    fields = fields_of(call, x, sizes)
     extension.launch(
         "encoder_fwd", x, **fields, saved=[], out=out.data_ptr(), states=extension.pointer(kept)
     )
@@ -93,7 +93,7 @@ def forward_saving(call) -> tuple[Tensor, list[Tensor]]:
     kept = [x.new_empty(size, dtype=torch.uint8) for plan in plans for size in plan[0]]
     saved = _addresses(plans, kept)
     saved[call.layers - 1] = out.data_ptr()
-    fields = _fields(call, x, sizes)
+    fields = fields_of(call, x, sizes)
     extension.launch("encoder_fwd", x, **fields, saved=saved, out=out.data_ptr(), states=0)
     return out, kept
 
@@ -112,7 +112,7 @@ def backward(
     dx = torch.empty_like(x) if needs[0] else None
     grads = _gradients(x, call.layers, sizes, needs[1:])
     extension.launch(
-        "encoder_bwd", x, **_fields(call, x, sizes), saved=_addresses(_plans(call, sizes), kept),
+        "encoder_bwd", x, **fields_of(call, x, sizes), saved=_addresses(_plans(call, sizes), kept),
         dout=dout.data_ptr(), grads=extension.pointers(grads), dx=extension.pointer(dx),
     )  # fmt: skip
     return [dx, *grads]
@@ -152,7 +152,7 @@ def _shapes(sizes: dict[str, int]) -> list[tuple[int, ...]]:
     return products + [shape[:1] for shape in products] + [(hidden,)] * 4
 
 
-def _fields(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
+def fields_of(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
     """What both directions are told."""
     weights = call.weights
     kind = type(weights[0])
