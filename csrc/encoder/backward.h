@@ -2,6 +2,8 @@
 // Two gradients meet at the input of each half, that of the residual and that of the product. Where
 // a layer saved its output alone, it runs again before its backward. What nobody wants a gradient
 // of is not run: in the lowest layer, where x wants none, all below the lowest part that does.
+// Where the machine's products can (kSlopeInProduct), the one whose result GELU's backward would
+// read stores it multiplied by GELU's slope already, rounded before and after as by two kernels.
 #pragma once
 #include "encoder/layer.h"
 
@@ -116,6 +118,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
     q.dln_weight = wanted(grad(layer, norm), g.spare);
     q.dln_bias = wanted(grad(layer, norm + 1), g.spare + row);
     q.z = s.sum[half], q.dresidual = dresidual, q.dx = dx, q.ln_dtype = p.dtype;
+    if (half && Machine::kSlopeInProduct) q.pre = s.pre;
     this->drop(q, s, layer, half);
     this->run_part(q);
   }
@@ -123,7 +126,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
 
   void activate_bwd(const Stream& s, const Grads& g, long layer, void* dy, long rows) const {
     auto q = linear_bwd<LinearGeluBwd>(s, layer, kInner, s.y, rows, p.inner, p.hidden);
-    q.dout = g.inner, q.pre = s.pre, q.dx = dy;
+    q.dout = g.inner, q.pre = Machine::kSlopeInProduct ? nullptr : s.pre, q.dx = dy;
     this->run_part(q);
   }
 

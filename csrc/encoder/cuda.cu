@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads)
 // How a GPU runs a layer's operations and moves rows; or, where `most` is given, only asks how much
 // workspace the operations take.
 struct Card {
+  static constexpr bool kSlopeInProduct = true;
   Gpu gpu;
   std::size_t* most;
 

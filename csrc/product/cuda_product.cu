@@ -9,8 +9,9 @@
 // Parts of a sum are written to the workspace in fp32 and added in order by a second launch
 // (forward: by the caller's next kernel), so results never depend on the order of blocks.
 // dgelu is not applied while dy is brought in: erf would be computed anew for each of the
-// k / 128 tiles that read an element, more than the one pass that writes dy in its dtype.
-// What must hold: sizes below 2^31; x, weight and results do not overlap.
+// k / 128 tiles that read an element, more than the one pass that writes dy in its dtype. Where the
+// dx of another product is the dout of that pass, it is applied as dx is stored, and no pass is
+// left. What must hold: sizes below 2^31; x, weight and results do not overlap.
 #include <type_traits>
 
 #include "common/column_sums.cuh"
@@ -126,20 +127,24 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 
 template <class T, class Shape, bool fma>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
-    backward_tiles(Product dweight, Product dx) {
+    backward_tiles(Product dweight, Product dx, const void* pre) {
   extern __shared__ __align__(128) char shared[];
-  const auto store = [](const Product& p) {
-    return [&p](float (&v)[kGroup<T>], int row, int column, int output) {
+  const auto store = [](const Product& p, const T* pre) {
+    return [&p, pre](float (&v)[kGroup<T>], int row, int column, int output) {
       const int count = p.n - column;
-      store_group(static_cast<T*>(pick(p.c, output)) + row * p.c_stride + column, v, count,
-                  p.c_vector && count >= kGroup<T>);
+      const bool vector = p.c_vector && count >= kGroup<T>;
+      const long at = row * p.c_stride + column;
+      if (pre) through_gelu(v, pre + at, count, vector);
+      store_group(static_cast<T*>(pick(p.c, output)) + at, v, count, vector);
     };
   };
   const int index = blockIdx.x, first = dweight.blocks();
   if (index < first)
-    compute_tile<T, Shape, false, false, true, fma>(dweight, index, shared, store(dweight));
+    compute_tile<T, Shape, false, false, true, fma>(dweight, index, shared,
+                                                    store(dweight, nullptr));
   else
-    compute_tile<T, Shape, true, false, false, fma>(dx, index - first, shared, store(dx));
+    compute_tile<T, Shape, true, false, false, fma>(dx, index - first, shared,
+                                                    store(dx, static_cast<const T*>(pre)));
 }
 
 // ---- host: sizes ----
@@ -200,10 +205,10 @@ void launch_forward(const Product& p, const BiasGelu& e, const Gpu& gpu) {
             gpu, p, e);
 }
 template <class T, class Shape, bool fma>
-void launch_backward(const Product& dweight, const Product& dx, const Gpu& gpu) {
+void launch_backward(const Product& dweight, const Product& dx, const void* pre, const Gpu& gpu) {
   using TileCore = Core<T, Shape, false, false, true, fma>;
   BF_LAUNCH((backward_tiles<T, Shape, fma>), dweight.blocks() + dx.blocks(), Shape::kThreads,
-            TileCore::kSharedBytes, gpu, dweight, dx);
+            TileCore::kSharedBytes, gpu, dweight, dx, pre);
 }
 
 // The kernel for the dtype, the arithmetic and the tile.
@@ -279,7 +284,7 @@ Product dx_product(const LinearBwd& p, const BackwardPlan& plan, Arena& arena) {
   const int bytes = dtype_bytes(p.dtype);
   Product q = {};
   set_tiles(q, plan.dx, plan.tile(), p.dtype, plan.dx_splits);
-  q.c[0] = p.dx, q.c_stride = p.k, q.c_vector = is_vector(p.dx, p.k * bytes);
+  q.c[0] = p.dx, q.c_stride = p.k, q.c_vector = is_vector(p.dx, p.k * bytes) && is_vector(p.pre, 0);
   for (int w = 0; w < p.weights; ++w) {
     q.a[w] = operand(static_cast<const char*>(p.dy) + w * p.n * bytes, p.weights * p.n, p.rows, p.n,
                      bytes);
@@ -301,7 +306,8 @@ void finish_backward(const LinearBwd& p, const Product& dweight, const Product& 
       sums.add({dweight.partial_sum + w * dweight.partial_sum_size,
                 p.weights * dweight.partial_sum_size, dweight.splits, p.dbias[w], p.n});
     }
-  if (dx.splits > 1) sums.add({dx.partial, dx.partial_size, dx.splits, p.dx, p.rows * p.k});
+  if (dx.splits > 1)
+    sums.add({dx.partial, dx.partial_size, dx.splits, p.dx, p.rows * p.k, false, p.pre});
   for (const ColumnSum& sum : p.also) sums.add(sum);
   if (sums.count) BF_DISPATCH_DTYPE(p.dtype, T, launch_column_sums<T>(sums, p.gpu))
 }
@@ -348,7 +354,7 @@ void linear_bwd(const LinearBwd& p, void* workspace) {
   Arena arena(workspace);
   const BackwardPlan plan = plan_backward(p);
   const Product dweight = dweight_product(p, plan, arena), dx = dx_product(p, plan, arena);
-  if (p.rows > 0) BF_LAUNCH_TILES(launch_backward, p.dtype, plan.large, p.gpu, dweight, dx)
+  if (p.rows > 0) BF_LAUNCH_TILES(launch_backward, p.dtype, plan.large, p.gpu, dweight, dx, p.pre)
   finish_backward(p, dweight, dx);
 }
 

@@ -31,6 +31,7 @@ struct LinearBwd {                  // gradients of LinearFwd without act
   const void* weight[kMaxWeights];  // [n, k], row strides weight_stride
   long weight_stride[kMaxWeights];
   void* dx;                    // [rows, k] or null
+  const void* pre;             // [rows, k] or null: dx goes back through GELU, whose x it is
   void* dweight[kMaxWeights];  // [n, k] or null
   void* dbias[kMaxWeights];    // [n] or null
   long rows, n, k, x_stride;
