@@ -154,8 +154,11 @@ def launch(name: str, like: Tensor, /, **fields) -> None:
         return
     tf32 = like.dtype == torch.float32 and allows_tf32()
     with _current(like.device) as stream:
-        invariant = scope().invariant
-        gpu = {"stream": stream, "workspace": 0, "tf32": tf32, "invariant": invariant}
+        here = scope()
+        gpu = {
+            "stream": stream, "workspace": 0, "tf32": tf32, "invariant": here.invariant,
+            "cublaslt": here.product == "cublaslt",
+        }  # fmt: skip
         fields["threads"], fields["gpu"] = 1, gpu
         workspace = like.new_empty(getattr(cuda, f"{name}_workspace")(fields), dtype=torch.uint8)
         gpu["workspace"] = workspace.data_ptr()

@@ -98,6 +98,11 @@ struct Backward : Layers<EncoderBwd, Machine> {
     this->add(s, p.dtype, dx, few ? g.more : g.rows, p.tokens * p.hidden);
   }
 
+  // cuBLASLt knows the slope of the tanh form alone.
+  bool slope_in_product(long layer) const {
+    return Machine::kSlopeInProduct && !this->by_cublaslt(layer, kOuter, true);
+  }
+
   // The product's part of a backward.
   template <class Op>
   Op linear_bwd(const Stream& s, long layer, int which, const void* x, long rows, long n,
@@ -105,6 +110,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
     auto q = this->template product<Op>(s, x, rows, n, k);
     q.weight = this->weight(layer, which), q.weight_stride = k;
     q.dweight = grad(layer, which), q.dbias = grad(layer, kBias + which);
+    q.gpu.cublaslt = this->by_cublaslt(layer, which, true);
     return q;
   }
 
@@ -118,7 +124,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
     q.dln_weight = wanted(grad(layer, norm), g.spare);
     q.dln_bias = wanted(grad(layer, norm + 1), g.spare + row);
     q.z = s.sum[half], q.dresidual = dresidual, q.dx = dx, q.ln_dtype = p.dtype;
-    if (half && Machine::kSlopeInProduct) q.pre = s.pre;
+    if (half && slope_in_product(layer)) q.pre = s.pre;
     this->drop(q, s, layer, half);
     this->run_part(q);
   }
@@ -126,7 +132,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
 
   void activate_bwd(const Stream& s, const Grads& g, long layer, void* dy, long rows) const {
     auto q = linear_bwd<LinearGeluBwd>(s, layer, kInner, s.y, rows, p.inner, p.hidden);
-    q.dout = g.inner, q.pre = Machine::kSlopeInProduct ? nullptr : s.pre, q.dx = dy;
+    q.dout = g.inner, q.pre = slope_in_product(layer) ? nullptr : s.pre, q.dx = dy;
     this->run_part(q);
   }
 
@@ -143,7 +149,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
       q.weight[i] = this->weight(layer, kQuery + i), q.weight_stride[i] = p.hidden;
       q.dweight[i] = grad(layer, kQuery + i), q.dbias[i] = grad(layer, kBias + kQuery + i);
     }
-    q.dqkv = g.qkv, q.dx = dx;
+    q.dqkv = g.qkv, q.dx = dx, q.gpu.cublaslt = this->by_cublaslt(layer, kQuery, true);
     this->run_part(q);
   }
 };

@@ -73,7 +73,8 @@ struct Card {
 
 #define BF_RUN(NAME, OP)                           \
   void run_part(OP q) const {                      \
-    q.gpu = gpu;                                   \
+    const bool cublaslt = q.gpu.cublaslt;          \
+    q.gpu = gpu, q.gpu.cublaslt = cublaslt;        \
     if (!most) return NAME(q);                     \
     const std::size_t bytes = NAME##_workspace(q); \
     if (bytes > *most) *most = bytes;              \

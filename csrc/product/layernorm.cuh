@@ -9,8 +9,8 @@ namespace {
 
 template <class Op>
 std::size_t layernorm_fwd_workspace(const Op& p) {
-  const int splits = split_linear_fwd_of(p, nullptr).splits;
-  return splits > 1 ? splits * p.rows * p.n * sizeof(float) : 0;
+  const LinearFwd q = split_linear_fwd_of(p, nullptr);
+  return q.splits > 1 ? q.splits * p.rows * p.n * sizeof(float) : linear_fwd_workspace(q);
 }
 
 // What a kernel of rows is given of the product.
