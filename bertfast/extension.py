@@ -162,8 +162,11 @@ def launch(name: str, like: Tensor, /, **fields) -> None:
 
 def where(like: Tensor, stream: int) -> dict[str, Any]:
     """The fields of BF_WHERE for a GPU, yet without a workspace."""
-    tf32, invariant = like.dtype == torch.float32 and allows_tf32(), scope().invariant
-    gpu = {"stream": stream, "workspace": 0, "tf32": tf32, "invariant": invariant}
+    tf32, here = like.dtype == torch.float32 and allows_tf32(), scope()
+    gpu = {
+        "stream": stream, "workspace": 0, "tf32": tf32, "invariant": here.invariant,
+        "cublaslt": here.product == "cublaslt",
+    }  # fmt: skip
     return {"dtype": DTYPE_CODES[like.dtype], "threads": 1, "gpu": gpu}
 
 

@@ -26,6 +26,7 @@
 #include "common/cuda_driver.h"
 #include "common/cuda_graph.h"
 #include "common/limits.h"
+#include "product/cuda_cublaslt.h"
 #else
 #include "common/pool.h"
 #include "common/rows.h"
@@ -227,6 +228,8 @@ PYBIND11_MODULE(_cuda, m) {
   py::dict limits;
   for (const Limit& limit : kLimits) limits[limit.name] = py::make_tuple(limit.least, limit.most);
   m.attr("limits") = limits;
+  m.def("cublaslt_refuses", cuda::cublaslt_refuses,
+        "why products of cuBLASLt cannot be had; or empty");
   m.def("toolkit_version", toolkit_version, "of the CUDA toolkit, as in 13000");
   m.def("driver_version", driver_version, "the newest CUDA that the driver serves; 0: no driver");
 }

@@ -6,8 +6,9 @@ from types import ModuleType, SimpleNamespace
 
 Backend = ModuleType | SimpleNamespace
 
-# "triton:torch": triton, in operations with a matrix product around torch's instead of its own.
-NAMES = ("cpu", "cuda", "triton", "triton:torch", "eager", "reference")
+# "triton:torch": triton, in operations with a matrix product around torch's instead of its own. "cuda:cublaslt": cuda
+# around cuBLASLt's in the same way.
+NAMES = ("cpu", "cuda", "cuda:cublaslt", "triton", "triton:torch", "eager", "reference")
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "eager", "reference")}
 
 

@@ -18,13 +18,13 @@ class Backends(Mapping):
     """The backends of one operation by name. One that cannot be imported refuses every call, with the reason."""
 
     def __init__(self, operation: str):
-        self._package = f"{__package__}.{operation}"
+        self._operation = operation
         self._loaded: dict[str, Backend] = {}
 
     def __getitem__(self, name: str) -> Backend:
         backend = self._loaded.get(name)
         if backend is None:
-            backend = self._loaded[name] = _load(self._package, name)
+            backend = self._loaded[name] = _load(self._operation, name)
         return backend
 
     def __iter__(self) -> Iterator[str]:
@@ -34,8 +34,9 @@ class Backends(Mapping):
         return len(NAMES)
 
 
-def _load(package: str, name: str) -> Backend:
-    module = name.partition(":")[0]
+def _load(operation: str, name: str) -> Backend:
+    package = f"{__package__}.{operation}"
+    module, _, product = name.partition(":")
     if module == "triton" and (reason := triton_cannot_be_imported()):
         return _absent(reason, _say_once)
     if module == "eager" and importlib.util.find_spec(f"{package}.eager") is None:
@@ -43,7 +44,7 @@ def _load(package: str, name: str) -> Backend:
 
         return _eager.of(importlib.import_module(f"{package}.reference"))
     try:
-        return importlib.import_module(f"{package}.{module}")
+        found = importlib.import_module(f"{package}.{module}")
     except Exception as error:  # a broken installation raises whatever it likes
         if module in ("eager", "reference"):
             raise
@@ -52,6 +53,11 @@ def _load(package: str, name: str) -> Backend:
         if getattr(error, "name", None) == f"{package}.{module}":
             return _absent(f"this operation has no backend {module}")
         return _absent(f"{module} cannot be imported: {error}")
+    if product == "cublaslt":
+        from . import _cublaslt
+
+        return _cublaslt.of(operation, found)
+    return found
 
 
 def _absent(reason: str, on_gpu=lambda reason: None) -> SimpleNamespace:

@@ -19,7 +19,8 @@ from . import bounds
 from .accuracy import Expected, compare
 from .inputs import Case, make_gradient, make_inputs
 
-CANDIDATES = ("cuda", "triton", "triton:torch", "eager")  # of a GPU; of equals the first wins
+# of a GPU; of equals the first wins
+CANDIDATES = ("cuda", "cuda:cublaslt", "triton", "triton:torch", "eager")
 MARGIN = 1.05  # how much faster than the one before it a backend must be
 SAMPLES = 5
 BUDGET_S = 0.3  # of timing a call, beyond the least number of samples

@@ -3,6 +3,7 @@
 // launch's dtype or not at all. A block owns 256 16-byte groups of the result; where there are many
 // partial rows, 8 groups of threads take a run of them each, and the 8 sums are added in order.
 #pragma once
+#include "common/gelu.cuh"
 #include "common/launch.cuh"
 #include "common/vector.cuh"
 
@@ -17,7 +18,8 @@ struct ColumnSum {
   int count;
   void* to;  // [size]
   long size;
-  bool fp32 = false;  // `to` is, whatever the launch's dtype
+  bool fp32 = false;          // `to` is, whatever the launch's dtype
+  const void* pre = nullptr;  // [size] in it, or null: the sum goes back through GELU
 };
 struct ColumnSums {
   ColumnSum sums[kMaxSums];
@@ -70,6 +72,7 @@ __global__ void __launch_bounds__(kSumThreads) add_columns(ColumnSums p) {
   }
   if (left <= 0) return;
   vector = vector && left >= kGroup<T>;
+  if (sum.pre) through_gelu(total, static_cast<const T*>(sum.pre) + first, left, vector);
   if (sum.fp32)
     store_group(static_cast<float*>(sum.to) + first, total, left, vector);
   else
@@ -82,7 +85,7 @@ void launch_column_sums(ColumnSums& p, const Gpu& gpu) {
   for (int i = 0; i < p.count; ++i) {
     const long width = p.sums[i].count > kManyRows ? kSumThreads / kSumRuns : kSumThreads;
     p.blocks[i] = static_cast<int>(ceil_div(p.sums[i].size, width * kGroup<T>));
-    p.vector[i] = is_vector(p.sums[i].to, 0);
+    p.vector[i] = is_vector(p.sums[i].to, 0) && is_vector(p.sums[i].pre, 0);
     blocks += p.blocks[i];
   }
   BF_LAUNCH(add_columns<T>, blocks, kSumThreads, 0, gpu, p);

@@ -1,6 +1,7 @@
 // erf GELU and its derivative in fp32, the formulas of simd.h: absolute error at most
 // 4 * 2^-23 * max(1, |x|), the tail falls to -0 without a wiggle.
 #pragma once
+#include "common/vector.cuh"
 
 namespace bf::cuda {
 namespace {
@@ -38,6 +39,17 @@ __device__ __forceinline__ float gelu(float x) { return x * normal_cdf(x, normal
 __device__ __forceinline__ float gelu_slope(float x) {
   const float e = normal_exp(x);
   return normal_cdf(x, e) + (e > 0.0f ? x * e * 0.398942280f : 0.0f);
+}
+
+// A group of gradients of GELU's results, rounded to T as if they had been stored, times its slope
+// at `pre`; `count` and `vector` as in load_group.
+template <class T>
+__device__ __forceinline__ void through_gelu(float (&v)[kGroup<T>], const T* pre, long count,
+                                             bool vector) {
+  float x[kGroup<T>];
+  load_group(x, pre, count, vector);
+#pragma unroll
+  for (int i = 0; i < kGroup<T>; ++i) v[i] = to_float(from_float<T>(v[i])) * gelu_slope(x[i]);
 }
 
 }  // namespace

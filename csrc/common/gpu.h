@@ -8,7 +8,8 @@ namespace bf {
   FIELD(void*, stream)    /* the caller's cudaStream_t */                                   \
   FIELD(void*, workspace) /* device memory of the size that <operation>_workspace() said */ \
   FIELD(bool, tf32)       /* fp32 products may round their inputs to tf32 */                \
-  FIELD(bool, invariant)  /* how a row's sums are cut depends on no other row */
+  FIELD(bool, invariant)  /* how a row's sums are cut depends on no other row */            \
+  FIELD(bool, cublaslt)   /* products are cuBLASLt's, where it has what they end in */
 BF_STRUCT(Gpu, BF_GPU)
 
 }  // namespace bf

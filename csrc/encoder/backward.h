@@ -2,6 +2,8 @@
 // Two gradients meet at the input of each half, that of the residual and that of the product. Where
 // a layer saved its output alone, it runs again before its backward. What nobody wants a gradient
 // of is not run: in the lowest layer, where x wants none, all below the lowest part that does.
+// Where the machine's products can (kSlopeInProduct), the one whose result GELU's backward would
+// read stores it multiplied by GELU's slope already, rounded before and after as by two kernels.
 #pragma once
 #include "encoder/layer.h"
 
@@ -96,6 +98,11 @@ struct Backward : Layers<EncoderBwd, Machine> {
     this->add(s, p.dtype, dx, few ? g.more : g.rows, p.tokens * p.hidden);
   }
 
+  // cuBLASLt knows the slope of the tanh form alone.
+  bool slope_in_product(long layer) const {
+    return Machine::kSlopeInProduct && !this->by_cublaslt(layer, kOuter, true);
+  }
+
   // The product's part of a backward.
   template <class Op>
   Op linear_bwd(const Stream& s, long layer, int which, const void* x, long rows, long n,
@@ -103,6 +110,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
     auto q = this->template product<Op>(s, x, rows, n, k);
     q.weight = this->weight(layer, which), q.weight_stride = k;
     q.dweight = grad(layer, which), q.dbias = grad(layer, kBias + which);
+    q.gpu.cublaslt = this->by_cublaslt(layer, which, true);
     return q;
   }
 
@@ -116,6 +124,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
     q.dln_weight = wanted(grad(layer, norm), g.spare);
     q.dln_bias = wanted(grad(layer, norm + 1), g.spare + row);
     q.z = s.sum[half], q.dresidual = dresidual, q.dx = dx, q.ln_dtype = p.dtype;
+    if (half && slope_in_product(layer)) q.pre = s.pre;
     this->drop(q, s, layer, half);
     this->run_part(q);
   }
@@ -123,7 +132,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
 
   void activate_bwd(const Stream& s, const Grads& g, long layer, void* dy, long rows) const {
     auto q = linear_bwd<LinearGeluBwd>(s, layer, kInner, s.y, rows, p.inner, p.hidden);
-    q.dout = g.inner, q.pre = s.pre, q.dx = dy;
+    q.dout = g.inner, q.pre = slope_in_product(layer) ? nullptr : s.pre, q.dx = dy;
     this->run_part(q);
   }
 
@@ -140,7 +149,7 @@ struct Backward : Layers<EncoderBwd, Machine> {
       q.weight[i] = this->weight(layer, kQuery + i), q.weight_stride[i] = p.hidden;
       q.dweight[i] = grad(layer, kQuery + i), q.dbias[i] = grad(layer, kBias + kQuery + i);
     }
-    q.dqkv = g.qkv, q.dx = dx;
+    q.dqkv = g.qkv, q.dx = dx, q.gpu.cublaslt = this->by_cublaslt(layer, kQuery, true);
     this->run_part(q);
   }
 };

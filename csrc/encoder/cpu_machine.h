@@ -8,6 +8,7 @@ namespace bf::BF_ISA {
 namespace {
 
 struct Processor {
+  static constexpr bool kSlopeInProduct = false;  // a panel of dx is stored where it was summed
 #define BF_RUN(NAME, OP) \
   void run_part(const OP& q) const { NAME(q); }
   BF_FOR_EACH_PART(BF_RUN)

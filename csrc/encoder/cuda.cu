@@ -67,12 +67,14 @@ __global__ void __launch_bounds__(kThreads)
 // How a GPU runs a layer's operations and moves rows; or, where `most` is given, only asks how much
 // workspace the operations take.
 struct Card {
+  static constexpr bool kSlopeInProduct = true;
   Gpu gpu;
   std::size_t* most;
 
 #define BF_RUN(NAME, OP)                           \
   void run_part(OP q) const {                      \
-    q.gpu = gpu;                                   \
+    const bool cublaslt = q.gpu.cublaslt;          \
+    q.gpu = gpu, q.gpu.cublaslt = cublaslt;        \
     if (!most) return NAME(q);                     \
     const std::size_t bytes = NAME##_workspace(q); \
     if (bytes > *most) *most = bytes;              \

@@ -59,6 +59,10 @@ struct Layers : Machine {
     return dropout;
   }
   long stride(long k) const { return p.int8 ? kInt8 : p.prepacked ? 0 : k; }
+  bool by_cublaslt(long layer, int which, bool backward) const {
+    const int bit = (which > kQuery ? which - kOut + 1 : 0) + 4 * backward;
+    return p.cublaslt.size && p.cublaslt.data[layer] >> bit & 1;
+  }
   bool is_short(long layer) const { return p.first_only && layer + 1 == p.layers; }
 
   template <class Op>
@@ -76,6 +80,7 @@ struct Layers : Machine {
       q.weight_stride[i] = stride(p.hidden);
     }
     q.weight_dtype = p.dtype, q.out = s.qkv;
+    q.gpu.cublaslt = by_cublaslt(layer, kQuery, false);
     this->run_part(q);
   }
 
@@ -106,6 +111,7 @@ struct Layers : Machine {
     q.residual = residual, q.residual_stride = p.hidden, q.out = out;
     q.z = s.sum[half], q.mean = s.mean[half], q.rstd = s.rstd[half];
     q.eps = p.eps.data[2 * layer + half];
+    q.gpu.cublaslt = by_cublaslt(layer, which, false);
     drop(q, s, layer, half);
     this->run_part(q);
   }

@@ -35,6 +35,8 @@ enum EncoderSaved {
   kLayerSaved = 13
 };
 
+// Which products of a layer cuBLASLt computes: bits 0 to 3 say so of query to value, out, inner and
+// outer forward, bits 4 to 7 backward.
 #define BF_ENCODER(FIELD)                                                                    \
   FIELD(const void*, x)                  /* [tokens, hidden] */                              \
   FIELD(List<const void*>, weights)      /* kLayerWeights of each layer, contiguous */       \
@@ -56,6 +58,7 @@ enum EncoderSaved {
   FIELD(bool, int8)                 /* they are addresses of Int8Weight (no backward) */     \
   FIELD(bool, first_only)           /* what follows the last attention: first rows only */   \
   FIELD(bool, recompute)            /* of `saved` there is kRows alone */                    \
+  FIELD(List<int>, cublaslt)        /* of each layer, bits as above; or empty */             \
   BF_WHERE(FIELD)
 
 #define BF_ENCODER_FWD(FIELD)                                                                  \

@@ -2,7 +2,8 @@
 // the pre-activation is stored beside it where backward will need it.
 // Backward: dy = dout * gelu'(pre) in the dtype, into the workspace (a thread owns 16-byte groups
 // of the flat array), then the launch of the products for dx, dweight and dbias, and one more where
-// these were cut into parts. Saved: pre. What must hold: dout, pre and out are contiguous.
+// these were cut into parts. Saved: pre. In `encoder` the product before has multiplied by the
+// slope as it stored (pre: null), and dout is dy. What must hold: dout, pre and out are contiguous.
 #include "common/gelu.cuh"
 #include "common/launch.cuh"
 #include "common/vector.cuh"
@@ -21,11 +22,9 @@ __global__ void __launch_bounds__(kThreads)
   const long left = size - first;
   if (left <= 0) return;
   const bool vector = aligned && left >= kGroup<T>;
-  float d[kGroup<T>], x[kGroup<T>];
+  float d[kGroup<T>];
   load_group(d, dout + first, left, vector);
-  load_group(x, pre + first, left, vector);
-#pragma unroll
-  for (int i = 0; i < kGroup<T>; ++i) d[i] *= gelu_slope(x[i]);
+  through_gelu(d, pre + first, left, vector);
   store_group(dy + first, d, left, vector);
 }
 
@@ -50,15 +49,19 @@ void linear_gelu_fwd(const LinearGeluFwd& p) {
 
 std::size_t linear_gelu_bwd_workspace(const LinearGeluBwd& p) {
   Arena arena(nullptr);
-  arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
+  if (p.pre) arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
   return arena.used() + linear_bwd_workspace(linear_bwd_of(p, nullptr));
 }
 
 void linear_gelu_bwd(const LinearGeluBwd& p) {
   if (p.rows == 0) return;
   Arena arena(p.gpu.workspace);
-  void* dy = arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
-  BF_DISPATCH_DTYPE(p.dtype, T, launch_slope<T>(p, dy))
+  const void* dy = p.dout;
+  if (p.pre) {
+    void* product = arena.take<char>(p.rows * p.n * dtype_bytes(p.dtype));
+    BF_DISPATCH_DTYPE(p.dtype, T, launch_slope<T>(p, product))
+    dy = product;
+  }
   linear_bwd(linear_bwd_of(p, dy), arena.rest());
 }
 

@@ -10,10 +10,10 @@ namespace bf {
   FIELD(void*, pre) /* [rows, n] or null: x weight^T + bias, for backward */ \
   BF_WHERE(FIELD)
 
-#define BF_LINEAR_GELU_BWD(FIELD)          \
-  BF_LINEAR_BWD(FIELD)                     \
-  FIELD(const void*, dout) /* [rows, n] */ \
-  FIELD(const void*, pre)  /* [rows, n] */ \
+#define BF_LINEAR_GELU_BWD(FIELD)                                                          \
+  BF_LINEAR_BWD(FIELD)                                                                     \
+  FIELD(const void*, dout) /* [rows, n] */                                                 \
+  FIELD(const void*, pre)  /* [rows, n] or null: dout is multiplied by the slope (GPUs) */ \
   BF_WHERE(FIELD)
 
 BF_KERNEL(linear_gelu_fwd, LinearGeluFwd, BF_LINEAR_GELU_FWD)

@@ -83,7 +83,7 @@ void linear_layernorm_bwd(const LinearLayernormBwd& p) {
   BF_DISPATCH_LN_DTYPES(p.dtype, T, p.ln_dtype, R,
                         BF_LAUNCH_ROWS(differentiate_rows, (T, R), p.n, w.blocks,
                                        layernorm_bwd_shared(p.n), p.gpu, rows))
-  launch_gradients(p, w, w.dy ? w.dy : p.dresidual);
+  launch_gradients(p, w, w.dy ? w.dy : p.dresidual, p.pre);
 }
 
 }  // namespace bf::cuda

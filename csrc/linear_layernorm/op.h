@@ -16,13 +16,14 @@ namespace bf {
   FIELD(DType, ln_dtype)                                                   \
   BF_WHERE(FIELD)
 
-#define BF_LINEAR_LAYERNORM_BWD(FIELD)    \
-  BF_LINEAR_BWD(FIELD)                    \
-  BF_LAYERNORM_BWD(FIELD)                 \
-  BF_TOKEN_DROPOUT(FIELD)                 \
-  FIELD(const void*, z)   /* [rows, n] */ \
-  FIELD(void*, dresidual) /* [rows, n] */ \
-  FIELD(DType, ln_dtype)                  \
+#define BF_LINEAR_LAYERNORM_BWD(FIELD)                                                           \
+  BF_LINEAR_BWD(FIELD)                                                                           \
+  BF_LAYERNORM_BWD(FIELD)                                                                        \
+  BF_TOKEN_DROPOUT(FIELD)                                                                        \
+  FIELD(const void*, z)   /* [rows, n] */                                                        \
+  FIELD(void*, dresidual) /* [rows, n] */                                                        \
+  FIELD(const void*, pre) /* [rows, k] or null: dx is multiplied by GELU's slope there (GPUs) */ \
+  FIELD(DType, ln_dtype)                                                                         \
   BF_WHERE(FIELD)
 
 BF_KERNEL(linear_layernorm_fwd, LinearLayernormFwd, BF_LINEAR_LAYERNORM_FWD)

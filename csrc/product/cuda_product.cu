@@ -9,13 +9,15 @@
 // Parts of a sum are written to the workspace in fp32 and added in order by a second launch
 // (forward: by the caller's next kernel), so results never depend on the order of blocks.
 // dgelu is not applied while dy is brought in: erf would be computed anew for each of the
-// k / 128 tiles that read an element, more than the one pass that writes dy in its dtype.
-// What must hold: sizes below 2^31; x, weight and results do not overlap.
+// k / 128 tiles that read an element, more than the one pass that writes dy in its dtype. Where the
+// dx of another product is the dout of that pass, it is applied as dx is stored, and no pass is
+// left. What must hold: sizes below 2^31; x, weight and results do not overlap.
 #include <type_traits>
 
 #include "common/column_sums.cuh"
 #include "common/gelu.cuh"
 #include "common/limits.h"
+#include "product/cuda_cublaslt.h"
 #include "product/gemm.cuh"
 #include "product/product.h"
 
@@ -24,6 +26,7 @@ namespace {
 
 constexpr int kMinDepths = 8;  // of a part of a sum: less than that the copies cannot hide
 constexpr int kMaxSplits = 16;
+constexpr int kJoinThreads = 128;
 
 using Large = Tile<128, 128, 64, 64, 2>;      // many tokens
 using LargeTf32 = Tile<128, 128, 64, 32, 1>;  // the same: fragments of tf32 take more registers
@@ -126,20 +129,37 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 
 template <class T, class Shape, bool fma>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
-    backward_tiles(Product dweight, Product dx) {
+    backward_tiles(Product dweight, Product dx, const void* pre) {
   extern __shared__ __align__(128) char shared[];
-  const auto store = [](const Product& p) {
-    return [&p](float (&v)[kGroup<T>], int row, int column, int output) {
+  const auto store = [](const Product& p, const T* pre) {
+    return [&p, pre](float (&v)[kGroup<T>], int row, int column, int output) {
       const int count = p.n - column;
-      store_group(static_cast<T*>(pick(p.c, output)) + row * p.c_stride + column, v, count,
-                  p.c_vector && count >= kGroup<T>);
+      const bool vector = p.c_vector && count >= kGroup<T>;
+      const long at = row * p.c_stride + column;
+      if (pre) through_gelu(v, pre + at, count, vector);
+      store_group(static_cast<T*>(pick(p.c, output)) + at, v, count, vector);
     };
   };
   const int index = blockIdx.x, first = dweight.blocks();
   if (index < first)
-    compute_tile<T, Shape, false, false, true, fma>(dweight, index, shared, store(dweight));
+    compute_tile<T, Shape, false, false, true, fma>(dweight, index, shared,
+                                                    store(dweight, nullptr));
   else
-    compute_tile<T, Shape, true, false, false, fma>(dx, index - first, shared, store(dx));
+    compute_tile<T, Shape, true, false, false, fma>(dx, index - first, shared,
+                                                    store(dx, static_cast<const T*>(pre)));
+}
+
+// Rows of several weights one after the other. Block (i, w) copies row i of weight w.
+struct Apart {
+  const void* weight[kMaxWeights];
+  long stride[kMaxWeights];  // bytes
+};
+__global__ void __launch_bounds__(kJoinThreads) join_weights(Apart from, char* to, long bytes) {
+  const char* row = static_cast<const char*>(pick(from.weight, blockIdx.y)) +
+                    blockIdx.x * pick(from.stride, blockIdx.y);
+  to += (blockIdx.y * static_cast<long>(gridDim.x) + blockIdx.x) * bytes;
+  for (long i = threadIdx.x * sizeof(uint4); i < bytes; i += kJoinThreads * sizeof(uint4))
+    *reinterpret_cast<uint4*>(to + i) = *reinterpret_cast<const uint4*>(row + i);
 }
 
 // ---- host: sizes ----
@@ -200,10 +220,10 @@ void launch_forward(const Product& p, const BiasGelu& e, const Gpu& gpu) {
             gpu, p, e);
 }
 template <class T, class Shape, bool fma>
-void launch_backward(const Product& dweight, const Product& dx, const Gpu& gpu) {
+void launch_backward(const Product& dweight, const Product& dx, const void* pre, const Gpu& gpu) {
   using TileCore = Core<T, Shape, false, false, true, fma>;
   BF_LAUNCH((backward_tiles<T, Shape, fma>), dweight.blocks() + dx.blocks(), Shape::kThreads,
-            TileCore::kSharedBytes, gpu, dweight, dx);
+            TileCore::kSharedBytes, gpu, dweight, dx, pre);
 }
 
 // The kernel for the dtype, the arithmetic and the tile.
@@ -279,7 +299,7 @@ Product dx_product(const LinearBwd& p, const BackwardPlan& plan, Arena& arena) {
   const int bytes = dtype_bytes(p.dtype);
   Product q = {};
   set_tiles(q, plan.dx, plan.tile(), p.dtype, plan.dx_splits);
-  q.c[0] = p.dx, q.c_stride = p.k, q.c_vector = is_vector(p.dx, p.k * bytes);
+  q.c[0] = p.dx, q.c_stride = p.k, q.c_vector = is_vector(p.dx, p.k * bytes) && is_vector(p.pre, 0);
   for (int w = 0; w < p.weights; ++w) {
     q.a[w] = operand(static_cast<const char*>(p.dy) + w * p.n * bytes, p.weights * p.n, p.rows, p.n,
                      bytes);
@@ -301,15 +321,85 @@ void finish_backward(const LinearBwd& p, const Product& dweight, const Product& 
       sums.add({dweight.partial_sum + w * dweight.partial_sum_size,
                 p.weights * dweight.partial_sum_size, dweight.splits, p.dbias[w], p.n});
     }
-  if (dx.splits > 1) sums.add({dx.partial, dx.partial_size, dx.splits, p.dx, p.rows * p.k});
+  if (dx.splits > 1)
+    sums.add({dx.partial, dx.partial_size, dx.splits, p.dx, p.rows * p.k, false, p.pre});
   for (const ColumnSum& sum : p.also) sums.add(sum);
   if (sums.count) BF_DISPATCH_DTYPE(p.dtype, T, launch_column_sums<T>(sums, p.gpu))
 }
 
+// ---- host: cuBLASLt ----
+
+// How far apart its columns, rows of ours, lie: a lone one may claim anything.
+long apart(long stride, long width, long count) { return count > 1 ? stride : width; }
+
+bool forward_is_cublaslts(const LinearFwd& p) { return p.gpu.cublaslt && !p.gelu && !p.pre; }
+
+void cublaslt_fwd(const LinearFwd& p) {
+  for (int w = 0; w < p.weights; ++w) {
+    LtProduct q = {p.weight[w], p.x, p.out[w], p.n, p.rows, p.k};
+    q.lda = p.k, q.ldb = apart(p.x_stride, p.k, p.rows), q.ldd = apart(p.out_stride, p.n, p.rows);
+    q.turn_a = true;
+    if (p.bias[w]) q.kind = LtVector::kBias, q.vector = const_cast<void*>(p.bias[w]);
+    cublaslt_product(q, p.dtype, p.gpu, p.workspace);
+  }
+}
+
+// What of a backward is cuBLASLt's, and where it may write. A dbias without its dweight, and a dx
+// that goes back through GELU, are ours: they stay in `rest`.
+struct CublasltBwd {
+  LinearBwd rest;
+  void *workspace = nullptr, *joined = nullptr;  // [weights * n, k]: several weights
+  bool dx = false;
+
+  CublasltBwd(const LinearBwd& p, Arena& arena) : rest(p) {
+    if (!p.gpu.cublaslt || p.rows == 0) return;
+    dx = p.dx && !p.pre;
+    if (dx) rest.dx = nullptr;
+    for (int w = 0; w < p.weights; ++w)
+      if (p.dweight[w]) rest.dweight[w] = rest.dbias[w] = nullptr;
+    workspace = arena.take<char>(kLtWorkspace);
+    if (dx && p.weights > 1)
+      joined = arena.take<char>(p.weights * p.n * p.k * dtype_bytes(p.dtype));
+  }
+
+  void launch(const LinearBwd& p) const {
+    if (!p.gpu.cublaslt || p.rows == 0) return;
+    const long all = p.weights * p.n, dy_apart = apart(all, all, p.rows);
+    for (int w = 0; w < p.weights; ++w) {
+      if (!p.dweight[w]) continue;
+      const char* dy = static_cast<const char*>(p.dy) + w * p.n * dtype_bytes(p.dtype);
+      LtProduct q = {p.x, dy, p.dweight[w], p.k, p.n, p.rows};
+      q.lda = apart(p.x_stride, p.k, p.rows), q.ldb = dy_apart, q.ldd = p.k;
+      q.turn_b = true;
+      if (p.dbias[w]) q.kind = LtVector::kGradient, q.vector = p.dbias[w];
+      cublaslt_product(q, p.dtype, p.gpu, workspace);
+    }
+    if (!dx) return;
+    if (joined) join(p);
+    LtProduct q = {joined ? joined : p.weight[0], p.dy, p.dx, p.k, p.rows, all};
+    q.lda = joined ? p.k : apart(p.weight_stride[0], p.k, p.n), q.ldb = dy_apart, q.ldd = p.k;
+    cublaslt_product(q, p.dtype, p.gpu, workspace);
+  }
+
+  // One product sums over all weights in fp32; three would round to the dtype between them.
+  void join(const LinearBwd& p) const {
+    const long bytes = p.k * dtype_bytes(p.dtype);
+    Apart from = {};
+    for (int w = 0; w < p.weights; ++w)
+      from.weight[w] = p.weight[w], from.stride[w] = p.weight_stride[w] * dtype_bytes(p.dtype);
+    const dim3 grid(static_cast<unsigned>(p.n), static_cast<unsigned>(p.weights));
+    BF_LAUNCH(join_weights, grid, kJoinThreads, 0, p.gpu, from, static_cast<char*>(joined), bytes);
+  }
+};
+
 }  // namespace
 
+std::size_t linear_fwd_workspace(const LinearFwd& p) {
+  return forward_is_cublaslts(p) ? kLtWorkspace : 0;
+}
+
 int linear_fwd_splits(const LinearFwd& p) {
-  if (p.gpu.invariant) return 1;
+  if (p.gpu.invariant || forward_is_cublaslts(p)) return 1;
   const Extent e = forward_extent(p);
   const long tile = forward_is_large(p) ? kLarge : kSmall;
   return splits_of(e.depths(p.dtype), fair_depths(e.tiles(tile) * e.depths(p.dtype)));
@@ -318,6 +408,7 @@ int linear_fwd_splits(const LinearFwd& p) {
 void linear_fwd(const LinearFwd& p) {
   check_sizes(p.rows, p.n, p.k);
   if (p.rows == 0 || p.n == 0) return;
+  if (forward_is_cublaslts(p)) return cublaslt_fwd(p);
   const Extent e = forward_extent(p);
   const bool large = forward_is_large(p);
   const int bytes = dtype_bytes(p.dtype);
@@ -337,19 +428,23 @@ void linear_fwd(const LinearFwd& p) {
 
 std::size_t linear_bwd_workspace(const LinearBwd& p) {
   Arena arena(nullptr);
-  const BackwardPlan plan = plan_backward(p);
-  dweight_product(p, plan, arena);
-  dx_product(p, plan, arena);
+  const LinearBwd ours = CublasltBwd(p, arena).rest;
+  const BackwardPlan plan = plan_backward(ours);
+  dweight_product(ours, plan, arena);
+  dx_product(ours, plan, arena);
   return arena.used();
 }
 
 void linear_bwd(const LinearBwd& p, void* workspace) {
   check_sizes(p.rows, p.n, p.k);
   Arena arena(workspace);
-  const BackwardPlan plan = plan_backward(p);
-  const Product dweight = dweight_product(p, plan, arena), dx = dx_product(p, plan, arena);
-  if (p.rows > 0) BF_LAUNCH_TILES(launch_backward, p.dtype, plan.large, p.gpu, dweight, dx)
-  finish_backward(p, dweight, dx);
+  const CublasltBwd theirs(p, arena);
+  theirs.launch(p);
+  const LinearBwd& ours = theirs.rest;
+  const BackwardPlan plan = plan_backward(ours);
+  const Product dweight = dweight_product(ours, plan, arena), dx = dx_product(ours, plan, arena);
+  if (p.rows > 0) BF_LAUNCH_TILES(launch_backward, p.dtype, plan.large, p.gpu, dweight, dx, p.pre)
+  finish_backward(ours, dweight, dx);
 }
 
 }  // namespace bf::cuda

@@ -9,8 +9,8 @@ namespace {
 
 template <class Op>
 std::size_t layernorm_fwd_workspace(const Op& p) {
-  const int splits = split_linear_fwd_of(p, nullptr).splits;
-  return splits > 1 ? splits * p.rows * p.n * sizeof(float) : 0;
+  const LinearFwd q = split_linear_fwd_of(p, nullptr);
+  return q.splits > 1 ? q.splits * p.rows * p.n * sizeof(float) : linear_fwd_workspace(q);
 }
 
 // What a kernel of rows is given of the product.
@@ -87,10 +87,12 @@ std::size_t layernorm_bwd_workspace(const Op& p, bool with_dy) {
          linear_bwd_workspace(linear_bwd_of(p, nullptr));
 }
 
-// After the kernel of rows: the products from dy, and all sums that are left.
+// After the kernel of rows: the products from dy, and all sums that are left. `pre`: of LinearBwd.
 template <class Op>
-void launch_gradients(const Op& p, const LayernormParts& w, const void* dy) {
+void launch_gradients(const Op& p, const LayernormParts& w, const void* dy,
+                      const void* pre = nullptr) {
   LinearBwd q = linear_bwd_of(p, dy);
+  q.pre = pre;
   const bool fp32 = p.ln_dtype == DType::kFloat32;
   q.also[0] = {w.sums, 2 * w.stride, w.blocks, p.dln_weight, p.n, fp32};
   q.also[1] = {w.sums + w.stride, 2 * w.stride, w.blocks, p.dln_bias, p.n, fp32};

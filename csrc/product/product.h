@@ -1,5 +1,6 @@
 // Products of the operations on CUDA devices, for one weight or for several that read the same x:
-// what cuda_product.cu launches. Nothing is allocated; rows may lie apart, columns may not.
+// what cuda_product.cu launches, or with gpu.cublaslt cuBLASLt. Nothing is allocated; rows may lie
+// apart, columns may not.
 #pragma once
 #include <cstddef>
 
@@ -18,6 +19,7 @@ struct LinearFwd {                  // out_w = act(x weight_w^T + bias_w)
   void* out[kMaxWeights];           // [rows, n], row stride out_stride
   void* pre;                        // one weight only: [rows, n] without act, or null
   float* partial;                   // [splits, rows, n] instead of out where splits > 1, no bias
+  void* workspace;                  // of linear_fwd_workspace() bytes
   long rows, n, k, x_stride, out_stride;
   int weights, splits;
   bool gelu;
@@ -31,6 +33,7 @@ struct LinearBwd {                  // gradients of LinearFwd without act
   const void* weight[kMaxWeights];  // [n, k], row strides weight_stride
   long weight_stride[kMaxWeights];
   void* dx;                    // [rows, k] or null
+  const void* pre;             // [rows, k] or null: dx goes back through GELU, whose x it is
   void* dweight[kMaxWeights];  // [n, k] or null
   void* dbias[kMaxWeights];    // [n] or null
   long rows, n, k, x_stride;
@@ -42,10 +45,12 @@ struct LinearBwd {                  // gradients of LinearFwd without act
 
 // Into how many parts the sum over k is best cut on the current device (reads sizes and dtype).
 int linear_fwd_splits(const LinearFwd& p);
-void linear_fwd(const LinearFwd& p);  // one launch
+std::size_t linear_fwd_workspace(const LinearFwd& p);
+void linear_fwd(const LinearFwd& p);  // one launch; of cuBLASLt one for each weight
 
 std::size_t linear_bwd_workspace(const LinearBwd& p);
-// One launch, and one more where sums were cut or `also` is given; without rows only the latter.
+// One launch, and one more where sums were cut or `also` is given; without rows only the latter. Of
+// cuBLASLt one for dx and one for each weight, and to lay several weights together for dx.
 // workspace: 256-byte aligned.
 void linear_bwd(const LinearBwd& p, void* workspace);
 
@@ -59,7 +64,7 @@ LinearFwd linear_fwd_of(const Op& p, void* out) {
     q.out[w] = static_cast<char*>(out) + w * p.n * dtype_bytes(p.dtype);
   }
   q.rows = p.rows, q.n = p.n, q.k = p.k, q.x_stride = p.x_stride, q.out_stride = q.weights * p.n;
-  q.dtype = p.dtype, q.gpu = p.gpu;
+  q.dtype = p.dtype, q.gpu = p.gpu, q.workspace = p.gpu.workspace;
   return q;
 }
 // The same, its sum cut where that is best; parts are without the bias.

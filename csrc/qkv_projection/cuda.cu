@@ -8,7 +8,9 @@
 
 namespace bf::cuda {
 
-std::size_t qkv_projection_fwd_workspace(const QkvProjectionFwd&) { return 0; }
+std::size_t qkv_projection_fwd_workspace(const QkvProjectionFwd& p) {
+  return linear_fwd_workspace(linear_fwd_of(p, nullptr));
+}
 
 void qkv_projection_fwd(const QkvProjectionFwd& p) { linear_fwd(linear_fwd_of(p, p.out)); }
 

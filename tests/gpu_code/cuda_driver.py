@@ -126,7 +126,7 @@ def _compile(folder: Path) -> None:
             ROOT / "csrc/bindings.cpp",
         ],
         [*host, HERE / "fake_cudart.cpp"],
-        *([*host, toolkit, path] for path in (ROOT / "csrc/common").glob("cuda_*.cpp")),
+        *([*host, toolkit, path] for path in (ROOT / "csrc").glob("*/cuda_*.cpp")),
     ]
     objects = [folder / f"{i}.o" for i in range(len(commands))]
     commands = [[*c, "-o", o] for c, o in zip(commands, objects, strict=True)]

@@ -62,7 +62,13 @@ def _fields(operation: str, direction: str, sizes: dict[str, int]) -> dict[str, 
     where = {
         "dtype": 0,
         "threads": 1,
-        "gpu": {"stream": cuda_driver.STREAM, "workspace": 0, "tf32": False, "invariant": False},
+        "gpu": {
+            "stream": cuda_driver.STREAM,
+            "workspace": 0,
+            "tf32": False,
+            "invariant": False,
+            "cublaslt": False,
+        },
     }
     return {**fields, **sizes, **where}
 

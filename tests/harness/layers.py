@@ -12,9 +12,9 @@ from bertfast.core.weights import BertWeights, example_weights
 from . import seeds
 
 
-def layers_of(dtype=torch.float32, count=3, device="cpu") -> BertWeights:
+def layers_of(dtype=torch.float32, count=3, device="cpu", hidden=96) -> BertWeights:
     """An encoder whose attention has another width than its hidden states, as after pruning of heads."""
-    weights, _ = example_weights(device, layers=count)
+    weights, _ = example_weights(device, hidden, layers=count)
     return weights._replace(layers=[_narrowed(layer, dtype) for layer in weights.layers])
 
 
@@ -30,11 +30,11 @@ def _narrowed(layer, dtype):
     return layer._replace(**parts, num_heads=2)
 
 
-def stream(lengths, dtype=torch.float32, device="cpu"):
-    """(hidden states [T,96], the batch)."""
+def stream(lengths, dtype=torch.float32, device="cpu", hidden=96):
+    """(hidden states [T,hidden], the batch)."""
     batch = pack_rows([[1] * length for length in lengths], device)
     ids = torch.arange(2 * len(lengths), 0, -1) * 0xF1234567  # of the examples
-    x = torch.randn(batch.tokens, 96, generator=seeds.generator(1)).to(device, dtype)
+    x = torch.randn(batch.tokens, hidden, generator=seeds.generator(1)).to(device, dtype)
     return x, batch._replace(example_ids=ids.to(device)[::2])
 
 

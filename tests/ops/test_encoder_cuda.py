@@ -78,6 +78,20 @@ def test_equal_gradients_of_layers_that_run_again(dtype, device):
     same_bits(*_train(device, "first rows, dropout", dtype, recompute=True))
 
 
+def test_equal_gradients_where_sums_are_cut(device):
+    """Of the product whose result is multiplied by GELU's slope: what adds its parts multiplies."""
+    weights = layers_of(torch.bfloat16, device=device, hidden=384)
+    x, batch = stream((5,), torch.bfloat16, device, hidden=384)
+    with (
+        running("cuda", device=device, multiprocessors=16) as emulated,
+        dispatch.use_backend("cuda"),
+    ):
+        same_bits(*both_ways(weights, x, batch, "from inner on"))
+    if emulated is not None:  # the two sums of LN's parameters have a block each
+        grids = [launch.grid[0] for launch in emulated.launches if "add_columns" in launch.name]
+        assert max(grids) == 3
+
+
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
 def test_equal_bits_in_every_order(order, device):
     kind = "first rows, dropout"

@@ -16,8 +16,9 @@ from ... import dispatch, extension
 from ...extension import contiguous
 from .._checks import check_dropout, check_example_ids, check_matrix, check_sequences
 from .._contract import through_library
+from .._cublaslt import NAME as CUBLASLT
 from .._loading import Backends
-from ._choices import elsewhere
+from ._choices import chosen
 from ._training import differentiable
 
 _BACKENDS = Backends("encoder")
@@ -39,6 +40,7 @@ class Call(NamedTuple):
     seeds: Tensor | None = None
     example_ids: Tensor | None = None
     recompute: bool = False
+    cublaslt: Sequence[int] = ()  # see `_choices.chosen`
 
     @property
     def lead(self) -> Tensor:
@@ -56,6 +58,7 @@ class Call(NamedTuple):
             weights=list(chain.from_iterable(parts)),
             eps=self.eps[2 * first : 2 * last],
             seeds=None if seeds is None else seeds[first:last],
+            cublaslt=self.cublaslt[first:last],
             **changes,
         )
 
@@ -105,6 +108,9 @@ def encoder(
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in chain((x,), weights))
     name = "cuda" if extension.on_gpu(x) else "cpu"
     reason = _reason(call, name, grad)
+    if reason is None and name == "cuda":
+        theirs, reason = chosen(call, grad)
+        call = call._replace(cublaslt=theirs)
     if reason is not None:
         dispatch.note("encoder", "forward", "by layers", {name: reason})
         return None
@@ -116,16 +122,17 @@ def encoder(
         check_example_ids(example_ids, cu_seqlens)
     x, cu_seqlens, seeds, example_ids = contiguous(x, cu_seqlens, seeds, example_ids)
     call = call._replace(x=x, cu_seqlens=cu_seqlens, seeds=seeds, example_ids=example_ids)
-    dispatch.note("encoder", "forward", name, {})
+    ran = CUBLASLT if call.cublaslt else name
+    dispatch.note("encoder", "forward", ran, {})
     if not grad:
         return _BACKENDS[name].forward(call)
-    return differentiable(call, name, _BACKENDS[name]), None
+    return differentiable(call, ran, _BACKENDS[name]), None
 
 
 def _reason(call: Call, name: str, grad: bool) -> str | None:
     """Why the five operations have to be called, or None: the backend of that name computes them in one call."""
     asked = dispatch.backend()
-    if asked not in ("auto", name):
+    if asked not in ("auto", name) and (name, asked) != ("cuda", CUBLASLT):
         return f"{asked} was asked for"
     if through_library():
         return "something traces the call"
@@ -134,8 +141,6 @@ def _reason(call: Call, name: str, grad: bool) -> str | None:
     if grad and call.states:
         return "every layer's output is wanted, with a gradient"
     reason = _BACKENDS[name].supports(call)
-    if reason is None and name == "cuda":
-        reason = elsewhere(call, grad)
     if reason is None and grad and torch.overrides.has_torch_function((call.x, *call.weights)):
         return "a gradient is wanted of what are no plain tensors"
     return reason

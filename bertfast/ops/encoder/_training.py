@@ -16,7 +16,7 @@ _KEPT = ("cu_seqlens", "seeds", "example_ids")  # of a call's tensors, besides x
 
 
 def differentiable(call: Any, name: str, backend: Any) -> Tensor:
-    """The last layer's output on the graph, by the backend of that name.
+    """The last layer's output on the graph, by the backend, which records know by that name.
 
     Layers below the first with anything to differentiate save nothing, and backward ends above them.
     """

@@ -168,7 +168,7 @@ def fields_of(call, x: Tensor, sizes: dict[str, int]) -> dict[str, Any]:
         "cu_seqlens": call.cu_seqlens.data_ptr(), "scale": sizes["head_size"] ** -0.5,
         "prepacked": kind is PrepackedParameter, "int8": kind is QuantizedParameter,
         "attention_dropout": drops[0], "out_dropout": drops[1], "dropout": drops[2],
-        "first_only": call.first_only, "recompute": call.recompute,
+        "first_only": call.first_only, "recompute": call.recompute, "cublaslt": list(call.cublaslt),
     }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def backward(
     extension.launch(
         "linear_layernorm_bwd", x, dout=dout.data_ptr(), x=x.data_ptr(), weight=weight.data_ptr(), z=z.data_ptr(),
         mean=mean.data_ptr(), rstd=rstd.data_ptr(), ln_weight=ln_weight.data_ptr(), dx=pointer(dx),
-        dweight=pointer(dweight), dbias=pointer(dbias), dresidual=dresidual.data_ptr(),
+        dweight=pointer(dweight), dbias=pointer(dbias), dresidual=dresidual.data_ptr(), pre=0,
         dln_weight=dln_weight.data_ptr(), dln_bias=dln_bias.data_ptr(), rows=rows, n=n, k=k, x_stride=x.stride(0),
         weight_stride=weight.stride(0), ln_dtype=extension.DTYPE_CODES[z.dtype], cu_seqlens=pointer(cu_seqlens),
         sequences=sequences(cu_seqlens), dropout=dropout(p, seed, example_ids),

@@ -7,10 +7,11 @@ memory and resident blocks. Nothing is executed: what is launched at which size 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from bertfast import dispatch
 from bertfast.ops import encoder
-from gpu_code import cuda_driver, nvcc
+from gpu_code import cublaslt, cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
 from gpu_code.gates import budgets, census, cubins, loops
 from gpu_code.gates.cards import CARDS, resident_blocks
@@ -67,6 +68,9 @@ def shapes():
                         )
                         list(launched)
             _launch_layers(census.DTYPES[dtype])
+        with cublaslt.present(device):  # what lays weights together for its product
+            few = SIZES["qkv_projection"][1]
+            list(census.launched(device, "qkv_projection", few, torch.bfloat16, "cuda:cublaslt"))
     return cubins.shapes(device.launches)
 
 
