@@ -22,9 +22,9 @@ enum class LtVector { kNone, kBias, kGradient };
 struct LtProduct {
   const void *a, *b;
   void* d;
-  long m, n, k;        // op(a) is [m, k], op(b) [k, n], d [m, n]
-  long lda, ldb, ldd;  // not less than the rows of what lies there
-  bool turn_a, turn_b;
+  long m, n, k;                    // op(a) is [m, k], op(b) [k, n], d [m, n]
+  long lda = 0, ldb = 0, ldd = 0;  // not less than the rows of what lies there
+  bool turn_a = false, turn_b = false;
   LtVector kind = LtVector::kNone;
   void* vector = nullptr;  // kBias: [m], added to each column. kGradient: [n], sums over k of op(b)
 };

@@ -1,5 +1,5 @@
-"""Every shipped CUDA kernel is held to the accuracy check, or to bits that are: the cases that tests/ops executes, and
-the layers of test_cuda_encoder.py, launch them all.
+"""Every shipped CUDA kernel is held to the accuracy check, or to bits that are: the cases that tests/ops executes, the
+layers of test_cuda_encoder.py, and a projection of test_cublaslt.py launch them all.
 
 Nothing is executed here, for what is launched follows from sizes, dtype and the number of multiprocessors alone.
 """
@@ -12,7 +12,7 @@ import torch
 import harness
 from bertfast import dispatch
 from bertfast.ops import encoder
-from gpu_code import cuda_driver, nvcc
+from gpu_code import cublaslt, cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
 from harness import layers
 
@@ -36,5 +36,10 @@ def test_every_kernel_is_compared(monkeypatch):
                         harness.differentiate(operation, case, dtype, harness.public(operation))
                 monkeypatch.setattr(encoder, "through_library", lambda: False)
                 layers.differentiate(dtype)
+        case = harness.Case("three", (5, 0, 20), 64, 48, heads=2)  # rows of 16 bytes
+        with cublaslt.present(device), dispatch.use_backend("cuda:cublaslt"):
+            harness.differentiate(
+                "qkv_projection", case, torch.bfloat16, harness.public("qkv_projection")
+            )
     launched = {launch.name for launch in device.launches}
     assert not set(cuda_driver.entries()) - launched
