@@ -54,9 +54,7 @@ class Results:
 
 
 def _refuses(error: Exception) -> bool:
-    from bertfast.errors import (
-        UnsupportedError,
-    )  # here, as the plan imports this file and not torch
+    from bertfast.errors import UnsupportedError  # not above: the plan imports this, but no torch
 
     return isinstance(error, (NotImplementedError, UnsupportedError))
 

@@ -22,7 +22,7 @@ from bertfast.training.pretraining import make_model, make_tasks
 from bertfast.training.processes import Processes
 from bertfast.training.recipe import Recipe, read_recipe
 
-from . import finetuning
+from . import finetuning, logits
 from .beside import Padded
 from .texts import CHINESE, ENGLISH, fetch
 
@@ -48,6 +48,7 @@ def minilm(folder: Path) -> None:
     bertfast("pretrain", HERE / "minilm.yaml", "--store", store, "--model", MINILM, "-o", run)
     report = folder / "minilm.json"
     bertfast("evaluate", run / "model", store, "--embedder", MINILM, "--json", report)
+    logits.compare(run / "model", report)
 
 
 def scratch(folder: Path) -> None:
@@ -58,7 +59,9 @@ def scratch(folder: Path) -> None:
         bertfast("vocab", *inputs, "-o", vocabulary, "--size", 8000)
     bertfast("prepare", *inputs, "-o", store, "--tokenizer", vocabulary)
     bertfast("pretrain", HERE / "scratch.yaml", "--store", store, "-o", run)
-    bertfast("evaluate", run / "model", store, "--json", folder / "scratch.json")
+    report = folder / "scratch.json"
+    bertfast("evaluate", run / "model", store, "--json", report)
+    logits.compare(run / "model", report)
 
 
 def chinese(folder: Path) -> None:
@@ -70,7 +73,9 @@ def chinese(folder: Path) -> None:
     more = ("--tokenizer", vocabulary, "--language", "zh", "--words", "jieba")
     bertfast("prepare", *inputs, "-o", store, *more)
     bertfast("pretrain", HERE / "chinese.yaml", "--store", store, "-o", run)
-    bertfast("evaluate", run / "model", store, "--json", folder / "chinese.json")
+    report = folder / "chinese.json"
+    bertfast("evaluate", run / "model", store, "--json", report)
+    logits.compare(run / "model", report)
 
 
 def loop_of(recipe: Recipe, store: Store, theirs: bool) -> Loop:

@@ -13,7 +13,7 @@ from ..core.encode import encode_layer
 from ..core.weights import BertWeights
 from ..errors import UnsupportedError
 from . import fusion
-from .capture import AUTO, Capturable, checked
+from .capture import AUTO, Capturable
 from .engine import TRANSFORMERS_4, arguments, change_class, encode, finish, signed_as, theirs
 from .loading import CheckedLoading
 from .prepack import Prepackable
@@ -60,7 +60,7 @@ class BertModel(CheckedLoading, Prepackable, Capturable, modeling_bert.BertModel
 
     def __init__(self, config: Any, *args: Any, graphs: str | bool = AUTO, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
-        self.graphs = checked(graphs)
+        self.graphs = graphs
         for layer in self.encoder.layer:
             layer.__class__ = BertLayer
 

@@ -19,7 +19,18 @@ AUTO = "auto"
 class Capturable:
     """Mixin of the models."""
 
-    graphs: str | bool = AUTO  # of a head, that of its `bert` counts
+    _graphs: str | bool = AUTO
+
+    @property
+    def graphs(self) -> str | bool:
+        """ "auto", or False: no CUDA graph is recorded or replayed."""
+        return self._graphs
+
+    @graphs.setter
+    def graphs(self, graphs: str | bool) -> None:
+        if graphs != AUTO and graphs is not False:
+            raise ArgumentError("graphs", "'auto' or False", repr(graphs))
+        self._graphs = graphs
 
     def capture(self, shapes: Iterable[Sequence[int]]) -> None:
         """Record the CUDA graphs that calls of these shapes replay on the current stream, of however many tokens.
@@ -46,13 +57,6 @@ class Capturable:
                 self(ids)
             if not any(choice.direction == "graph" and choice.backend for choice in log):
                 raise UnsupportedError(f"capture: {list(shape)} is not recorded: {_why(log)}.")
-
-
-def checked(graphs: str | bool) -> str | bool:
-    """The argument of a model. Raises ArgumentError."""
-    if graphs != AUTO and graphs is not False:
-        raise ArgumentError("graphs", "'auto' or False", repr(graphs))
-    return graphs
 
 
 def allowed(model: nn.Module) -> contextlib.AbstractContextManager[None]:

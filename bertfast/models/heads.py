@@ -22,7 +22,7 @@ from ..errors import ArgumentError
 from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
-from .capture import AUTO, Capturable, checked
+from .capture import AUTO, Capturable
 from .engine import TRANSFORMERS_4, Encoded, arguments, encode, finish, signed_as, theirs
 from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
@@ -47,7 +47,16 @@ class Head(CheckedLoading, Prepackable, Capturable):
         super().__init__(config, *args, **kwargs)
         if type(self.bert) is modeling_bert.BertModel:
             switch(self.bert)
-        self.bert.graphs = checked(graphs)
+        self.graphs = graphs
+
+    @property
+    def graphs(self) -> str | bool:
+        """That of its `bert`."""
+        return self.bert.graphs
+
+    @graphs.setter
+    def graphs(self, graphs: str | bool) -> None:
+        self.bert.graphs = graphs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' forward: its arguments, its output; also what `BertModel.forward` takes besides.

@@ -99,9 +99,8 @@ class Captured:
 
 
 _LOCK = threading.Lock()  # of the tables, and from an input's copy to the result's
-_SEEN: OrderedDict[Key, str | None] = (
-    OrderedDict()
-)  # calls that came once; or why they are not recorded
+# calls that came once; or why they are not recorded
+_SEEN: OrderedDict[Key, str | None] = OrderedDict()
 _CAPTURED: OrderedDict[Key, Captured] = OrderedDict()
 _ARENAS: weakref.WeakValueDictionary[tuple, Arena] = weakref.WeakValueDictionary()
 

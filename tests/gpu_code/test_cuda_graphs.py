@@ -405,7 +405,12 @@ def test_compiled():
 def test_the_argument_of_from_pretrained(kind, tmp_path):
     kind(BertConfig(**MODEL)).save_pretrained(tmp_path)
     for options, expected in (({}, "auto"), ({"graphs": False}, False)):
-        assert kind.from_pretrained(tmp_path, **options).base_model.graphs == expected
+        model = kind.from_pretrained(tmp_path, **options)
+        assert model.graphs == model.base_model.graphs == expected
+        model.graphs = False
+        assert model.base_model.graphs is False
+        with pytest.raises(ArgumentError, match="graphs: expected 'auto' or False"):
+            model.graphs = True
 
 
 def test_a_head(device):
