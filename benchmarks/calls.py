@@ -14,10 +14,8 @@ from bertfast.tuning.inputs import Case
 from .peers.gpu import Peer
 
 Call = Callable[[], dict[str, Tensor]]
-DEFINITIONS = (
-    "eager",
-    "reference",
-)  # backends that say what is right; `eager` of the peers is timed
+# backends that say what is right; `eager` of the peers is timed
+DEFINITIONS = ("eager", "reference")
 
 
 def backends(operation: str, case: Case, inputs: dict, backward: bool, skipped: dict) -> dict:

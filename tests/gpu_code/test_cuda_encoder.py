@@ -53,7 +53,6 @@ def test_launches_only_the_operations_kernels():
     assert len(seen[0]) == 3 * 7
     assert sum("add_rows" in name for name in backward) == 2 * 3 - 1  # x wants none
     assert not any("multiply_by_slope" in name for name in backward)  # a product's epilogue does
-    assert not any("multiply_by_slope" in name for name in backward)  # a product's epilogue does
 
 
 def test_launches_of_a_model(monkeypatch):
