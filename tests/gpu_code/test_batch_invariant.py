@@ -25,9 +25,9 @@ BY_TOKEN = ("x", "qkv", "residual", "labels", "input_ids", "position_ids", "toke
 
 
 MULTIPROCESSORS = 8  # few rows leave some of them idle, which invites another way of cutting sums
-# Which of them have such a way: their rows differ outside `batch_invariant`.
+# Which of them have such a way: their rows differ outside `batch_invariant`. (Attention on triton takes other tiles for
+# short sequences, of as many keys: the same bits on the card that the executor is.)
 CHOOSE = (
-    ("attention", "triton"),
     ("qkv_projection", "cuda"),
     ("linear_gelu", "cuda"),
     ("linear_layernorm", "cuda"),

@@ -85,6 +85,17 @@ def test_scale_is_one_over_root_d_by_default(backend):
         )
 
 
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_any_scale(backend, scale):
+    inputs = _inputs() | {"scale": scale}
+    _skip_where_refused(backend, inputs)
+    with torch.no_grad():
+        with dispatch.use_backend(backend):
+            out = ops.attention(**inputs)
+        with dispatch.use_backend("reference"):
+            torch.testing.assert_close(out, ops.attention(**inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_large_logits_stay_finite(backend):
     inputs = _inputs()
     _skip_where_refused(backend, inputs)

@@ -47,10 +47,14 @@ def find_block(cu_seqlens_ptr, sequences, tokens, BLOCK: tl.constexpr):
 
 @triton.jit
 def tile_mask(count, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Which elements of a tile [ROWS, BLOCK_D] exist: the first `count` rows, the first SIZE columns."""
-    mask = tl.arange(0, ROWS)[:, None] < count
-    if SIZE != BLOCK_D:
-        mask = mask & (tl.arange(0, BLOCK_D)[None, :] < SIZE)
+    """Which elements of a tile [ROWS, BLOCK_D] exist: the first `count` rows (None: all), the first SIZE columns."""
+    columns = tl.arange(0, BLOCK_D)[None, :] < SIZE
+    if count is None:
+        mask = columns
+    else:
+        mask = tl.arange(0, ROWS)[:, None] < count
+        if SIZE != BLOCK_D:
+            mask = mask & columns
     return mask
 
 
@@ -63,9 +67,12 @@ def tile_offsets(stride, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
 def load_tile(
     ptr, row, stride, count, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """Rows from `row` on as a tile [ROWS, BLOCK_D]; 0 behind the first `count` rows and SIZE columns."""
+    """Rows from `row` on as a tile [ROWS, BLOCK_D]; 0 behind the first `count` rows (None: all) and SIZE columns."""
     ptrs = ptr + row.to(tl.int64) * stride + tile_offsets(stride, ROWS, BLOCK_D)
-    return tl.load(ptrs, mask=tile_mask(count, ROWS, SIZE, BLOCK_D), other=0.0)
+    if count is None and SIZE == BLOCK_D:
+        return tl.load(ptrs)
+    else:
+        return tl.load(ptrs, mask=tile_mask(count, ROWS, SIZE, BLOCK_D), other=0.0)
 
 
 @triton.jit
@@ -75,6 +82,35 @@ def store_tile(
     """The counterpart of `load_tile`; casts the tile to the dtype of the pointer."""
     ptrs = ptr + row.to(tl.int64) * stride + tile_offsets(stride, ROWS, BLOCK_D)
     tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=tile_mask(count, ROWS, SIZE, BLOCK_D))
+
+
+@triton.jit
+def _visit(
+    q, k_ptr, v_ptr, row, stride_token, left, scale_log2, largest, total, out, seed_ptr, key, query, head, counter,
+    threshold, SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(largest, total, out) after a tile of keys, which begins at row `row`, key `key` of its sequence.
+
+    left: keys of the tile that exist; None: all. largest: of the scaled products so far.
+    """
+    k = load_tile(k_ptr, row, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
+    product = dot(q, tl.trans(k), None, PRECISION)
+    if left is not None:
+        exists = tl.arange(0, BLOCK_N)[None, :] < left
+        product = tl.where(exists, product, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(product, 1) * scale_log2)
+    # A row of nothing but -inf so far (the product overflowed) has to stay 0, not inf - inf.
+    shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    probability = tl.exp2(product * scale_log2 - shift[:, None])
+    rescale = tl.exp2(largest - shift)
+    if left is not None:
+        probability = tl.where(exists, probability, 0.0)
+    total = total * rescale + tl.sum(probability, 1)
+    if seed_ptr is not None:
+        keep = keep_mask(seed_ptr, key, query[:, None], head, counter, threshold, BLOCK_N)
+        probability = tl.where(keep, probability, 0.0)
+    v = load_tile(v_ptr, row, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
+    return new_largest, total, dot(probability.to(v.dtype), v, out * rescale[:, None], PRECISION)
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "threshold"])
@@ -103,28 +139,27 @@ def _attention_fwd_kernel(
 
     offset = head.to(tl.int64) * stride_head
     q = load_tile(q_ptr + offset, row, stride_token, rows, BLOCK_M, SIZE, BLOCK_D)
+    # The largest product is that of the largest logit where the scale is positive; its sign goes to the queries.
+    q = tl.where(scale_log2 < 0, -q, q)
+    scale_log2 = tl.abs(scale_log2)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     query = first + tl.arange(0, BLOCK_M)
     counter = counter_row(examples_ptr, sequence, sequences)
-    for key in range(0, length, BLOCK_N):
-        left = length - key
-        k = load_tile(k_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
-        logits = dot(q, tl.trans(k), None, PRECISION) * scale_log2
-        logits = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, logits, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(logits, 1))
-        # A row of nothing but -inf so far (the product overflowed) has to stay 0, not inf - inf.
-        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        probability = tl.exp2(logits - shift[:, None])
-        rescale = tl.exp2(largest - shift)
-        total = total * rescale + tl.sum(probability, 1)
-        largest = new_largest
-        if seed_ptr is not None:
-            keep = keep_mask(seed_ptr, key, query[:, None], head, counter, threshold, BLOCK_N)
-            probability = tl.where(keep, probability, 0.0)
-        v = load_tile(v_ptr + offset, start + key, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
-        out = dot(probability.to(v.dtype), v, out * rescale[:, None], PRECISION)
+    whole = length // BLOCK_N * BLOCK_N
+    k_ptr += offset
+    v_ptr += offset
+    for key in range(0, whole, BLOCK_N):
+        largest, total, out = _visit(
+            q, k_ptr, v_ptr, start + key, stride_token, None, scale_log2, largest, total, out, seed_ptr, key, query,
+            head, counter, threshold, SIZE, BLOCK_D, PRECISION, BLOCK_N,
+        )  # fmt: skip
+    if whole < length:
+        largest, total, out = _visit(
+            q, k_ptr, v_ptr, start + whole, stride_token, length - whole, scale_log2, largest, total, out, seed_ptr,
+            whole, query, head, counter, threshold, SIZE, BLOCK_D, PRECISION, BLOCK_N,
+        )  # fmt: skip
     out = out * (keep_scale / total)[:, None]
     store_tile(out_ptr, row, heads * SIZE, out, rows, BLOCK_M, SIZE, BLOCK_D)
     if lse_ptr is not None:

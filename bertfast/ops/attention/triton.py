@@ -24,10 +24,10 @@ def _config(m: int, n: int, num_warps: int, num_stages: int) -> Config:
 
 
 def _with_tf32(entries: dict[str, Config], *left_out: str) -> dict[str, Config]:
-    """With entries for the other precision of float32, which takes more registers: it rounds its operands."""
+    """With entries for the other precision of float32 where they lack one: it takes more registers, as it rounds."""
     exact = {key: config for key, config in entries.items() if key.startswith("ieee")}
     others = {k.replace("ieee", "tf32"): c._replace(max_registers=255) for k, c in exact.items()}
-    return {**entries, **{key: others[key] for key in others if key not in left_out}}
+    return {**{key: others[key] for key in others if key not in left_out}, **entries}
 
 
 # By head size, and by precision for float32. As large as no architecture spills a register, with dropout or without, by
@@ -36,15 +36,34 @@ _FORWARD_80 = {
     "32-short": _config(64, 64, 4, 3),
     "32-long": _config(128, 64, 4, 3),
     "64-short": _config(64, 64, 4, 2),
-    "64-long": _config(128, 32, 4, 3),
-    "128-short": _config(64, 32, 4, 3),
-    "128-long": _config(64, 32, 4, 3),
+    "64-long": _config(128, 64, 8, 2),
+    "128-short": _config(128, 32, 8, 2),
+    "128-long": _config(128, 32, 8, 2),
     "ieee-32": _config(32, 32, 4, 2),
-    "ieee-64": _config(32, 32, 4, 2),
-    "ieee-128": _config(16, 32, 4, 2),
+    "ieee-64": _config(16, 32, 8, 2),
+    "ieee-128": _config(16, 16, 8, 2),
+    "tf32-64": _config(32, 32, 4, 2)._replace(max_registers=255),
+    "tf32-128": _config(16, 32, 4, 2)._replace(max_registers=255),
 }
-_FORWARD_90 = {**_FORWARD_80, "64-long": _config(64, 64, 4, 3)}
-_FORWARD_120 = {**_FORWARD_80, "32-short": _config(64, 64, 4, 3)._replace(max_registers=168)}
+_FORWARD_90 = {
+    **_FORWARD_80,
+    "32-long": _config(128, 64, 8, 3),
+    "64-long": _config(128, 64, 8, 3),
+    "128-short": _config(128, 64, 8, 2),
+    "128-long": _config(128, 64, 8, 2),
+}
+_FORWARD_100 = {
+    **_FORWARD_90,
+    "32-short": _FORWARD_90["32-short"]._replace(max_registers=255),
+    "32-long": _FORWARD_80["32-long"],
+    "64-long": _FORWARD_90["64-long"]._replace(max_registers=255),
+}
+_FORWARD_120 = {
+    **_FORWARD_80,
+    "32-short": _config(64, 64, 4, 3)._replace(max_registers=168),
+    "128-short": _config(32, 32, 4, 2)._replace(max_registers=255),
+    "128-long": _config(32, 32, 4, 2)._replace(max_registers=255),
+}
 _QUERIES_80 = {
     "32": _config(64, 64, 4, 2),
     "64": _config(64, 32, 4, 2),
@@ -78,7 +97,12 @@ _WHOLE_90 = {
 
 FORWARD = Table(
     "attention_fwd",
-    {80: _with_tf32(_FORWARD_80), 90: _with_tf32(_FORWARD_90), 120: _with_tf32(_FORWARD_120)},
+    {
+        80: _with_tf32(_FORWARD_80),
+        90: _with_tf32(_FORWARD_90),
+        100: _with_tf32(_FORWARD_100),
+        120: _with_tf32(_FORWARD_120),
+    },
 )
 BACKWARD_QUERIES = Table(
     "attention_bwd_queries",

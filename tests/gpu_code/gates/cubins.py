@@ -44,7 +44,7 @@ def compiled(target: int) -> dict[str, Cubin]:
 def _compile(ptx: Path, target: int, folder: Path) -> dict[str, Cubin]:
     cubin = folder / f"{ptx.stem}.cubin"
     said = _say(Path(nvcc.find()).with_name("ptxas"), "-v", f"-arch=sm_{target}", ptx, "-o", cubin)
-    sass = _sass(cubin)
+    sass = sass_of(cubin)
     found = {}
     for match in _PROPERTIES.finditer(said):
         static = _STATIC.search(match["rest"])
@@ -56,7 +56,8 @@ def _compile(ptx: Path, target: int, folder: Path) -> dict[str, Cubin]:
     return found
 
 
-def _sass(cubin: Path) -> dict[str, str]:
+def sass_of(cubin: Path) -> dict[str, str]:
+    """The instructions of each kernel of a file, as text."""
     from gpu_code.gates.resources import CUOBJDUMP
 
     _, *pieces = _FUNCTION.split(_say(CUOBJDUMP, "--dump-sass", cubin))

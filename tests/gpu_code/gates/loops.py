@@ -1,8 +1,9 @@
 """What one turn of a kernel's hot loop issues, counted in its SASS.
 
-The hot loops are the innermost ones that hold tensor-core products. Of the ways through such a loop the one counts that
-meets the most copies (cp.async), and of those the shortest: whole tiles, no dropout, no mask. It is what a warp issues
-in nearly every turn. Products under a predicate, which few blocks need, count as instructions only. Nothing runs here.
+The hot loops are the innermost ones that hold tensor-core products (mma.sync, wgmma; tcgen05's are not counted). Of
+the ways through such a loop the one counts that meets the most copies (cp.async), and of those the shortest: whole
+tiles, no dropout, no mask. It is what a warp issues in nearly every turn. Products under a predicate, which few blocks
+need, count as instructions only. Nothing runs here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
+PRODUCTS = ("HMMA", "HGMMA")
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", re.M)
 _JUMP = re.compile(r"^(@!?U?P\w+ )?(?:BRA|BRX|RET|EXIT)\b\S*\s*([^;]*)")
 
@@ -38,7 +40,7 @@ def turns(sass: str) -> list[Turn]:
         for head in block.next
         if head <= latch
     ]
-    hot = [loop for loop in loops if any(_count(blocks[at], "HMMA") for at in loop[2])]
+    hot = [loop for loop in loops if any(_count(blocks[at], *PRODUCTS) for at in loop[2])]
     inner = [x for x in hot if not any(y[2] < x[2] for y in hot)]
     return [_turn(blocks, *loop) for loop in sorted(inner, key=lambda loop: loop[:2])]
 
@@ -97,7 +99,7 @@ def _turn(blocks: dict[int, _Block], head: int, latch: int, body: frozenset[int]
     path = [blocks[at] for at in walk(head, frozenset())[2]]
     return Turn(
         sum(map(_issued, path)),
-        sum(_count(block, "HMMA") for block in path),
+        sum(_count(block, *PRODUCTS) for block in path),
         sum(_count(block, "LDGSTS") for block in path),
     )
 
@@ -106,5 +108,5 @@ def _issued(block: _Block) -> int:
     return sum(not text.startswith("NOP") for text in block.text)
 
 
-def _count(block: _Block, opcode: str) -> int:
-    return sum(text.startswith(f"{opcode}.") for text in block.text)
+def _count(block: _Block, *opcodes: str) -> int:
+    return sum(text.split(".")[0] in opcodes for text in block.text)

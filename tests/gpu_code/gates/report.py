@@ -65,8 +65,9 @@ def faults(row: Row) -> list[str]:
         found.append(f"{row.usage.local} bytes of spills, {row.usage.stack} of stack")
     if row.shared > CARDS[row.arch].shared_block:
         found.append(f"{row.shared} bytes of shared memory, {CARDS[row.arch].shared_block} exist")
-    if row.blocks < allowed.blocks:
-        found.append(f"{row.blocks} resident blocks, {allowed.blocks} asked")
+    warps = row.blocks * shipped.launch.metadata.num_warps
+    if warps < allowed.warps:
+        found.append(f"{warps} resident warps, {allowed.warps} asked")
     if row.wide < allowed.wide:
         found.append(f"{row.wide:.0%} of the bytes in 16-byte accesses, {allowed.wide:.0%} asked")
     if _has_product(row.shipped) and not row.tensor_cores:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpu_code.gates import census, report
+from gpu_code.gates import census, cubins, loops, report
+from gpu_code.gates.budgets import TURNS
 from gpu_code.gates.cards import CARDS, Card, resident_blocks
 
 QUICK = {80: ("bf16", "fp32", "tf32"), 90: ("bf16",), 120: ("bf16",)}
@@ -56,6 +57,20 @@ def test_within_budget(rows):
     print("", report.HEADER, *rows, sep="\n")  # `make gates` shows it
     found = [fault for row in rows for fault in report.faults(row)]
     assert not found, "\n".join(found)
+
+
+def test_turns_of_attention(arch, taken, tmp_path):
+    cubin, asked = tmp_path / "attention.cubin", {c: n for (a, c), n in TURNS.items() if a == arch}
+    found = {}
+    for shipped in taken[0]:
+        if (shipped.direction, shipped.dtype) == ("forward", "bf16") and shipped.case in asked:
+            cubin.write_bytes(shipped.launch.asm["cubin"])
+            (sass,) = cubins.sass_of(cubin).values()
+            found[shipped.case] = [turn.instructions for turn in loops.turns(sass)]
+    print(f"sm_{arch}", found)
+    for case, most in asked.items():
+        assert len(found[case]) == 1, "loops over whole tiles"
+        assert found[case][0] <= most, case
 
 
 @pytest.mark.parametrize(
