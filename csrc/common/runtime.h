@@ -11,6 +11,7 @@ enum class Slot {
   kThreads,
   kOperand,
   kRows,
+  kPairs,
   kSums,
   kEncoder,
   kGroups,

@@ -1,8 +1,10 @@
 // Gradients of y = x weight^T + bias, for one weight or for several that read the same x (their
 // rows follow one another): dx = dy weight, dweight = dy^T x, dbias = column sums of dy. The right
-// operand of each product is packed in fp32; dweight reads dy column by column, from a copy of a
-// block of columns that stays in L2. Sums over tokens run in order of the tokens.
+// operand of each product is packed in fp32, or in pairs where bf16 has a dot instruction (which
+// takes dy rounded); dweight reads dy column by column, from a copy of a block of columns that
+// stays in L2. Sums over tokens run in order of the tokens.
 #pragma once
+#include "product/dot_bwd.h"
 #include "product/linear.h"
 
 namespace bf::BF_ISA {
@@ -40,42 +42,89 @@ static const float* fp32_rows(const Rows<T>& x, int threads) {
   }
 }
 
-template <class T>
-static void linear_bwd_input(const LinearBwd<T>& p) {
-  const long k = p.x.k, all = p.weights * p.n, per_weight = ceil_div(p.n, kPackRows);
-  float* packed = static_cast<float*>(scratch(4 * packed_elements(k, all), Slot::kOperand));
-  parallel_tasks(p.threads, p.weights * per_weight, [&](long task, int) {
-    const long w = task / per_weight, first = task % per_weight * kPackRows;
-    const long rows = p.n - first < kPackRows ? p.n - first : kPackRows;
-    pack_columns(p.weight[w] + first * p.weight_stride[w], p.weight_stride[w], rows, k,
-                 packed + (w * p.n + first) * kNR, all);
-  });
-  product(Rows<float>{p.dy, all, p.x.count, all}, Weights{{packed}, {}, k, 1, false}, p.threads,
-          [&](const float* c, long ldc, long first, long rows, long panel) {
-            const long column = panel * kNR, columns = k - column < kNR ? k - column : kNR;
-            for (long r = 0; r < rows; ++r)
-              for_lanes(columns, [&](long i, int m) {
-                store_some(p.dx + (first + r) * k + column + i, load(c + r * ldc + i), m);
-              });
-          });
-}
-
 // Columns [first, first + width) of dy, one after the other in memory for each token.
 static inline void copy_columns(const float* dy, long stride, long rows, long first, long width,
                                 float* to) {
   for (long t = 0; t < rows; ++t) std::memcpy(to + t * width, dy + t * stride + first, 4 * width);
 }
 
+// How the operands of both products lie: numbers in fp32, one for each step of what is summed.
 template <class T>
-static void sum_columns(const float* block, long rows, long width,
-                        T* out) {  // 32 tokens at a time, then the sums
+struct Operands {
+  using Number = float;
+  static long steps(long summed) { return summed; }
+  static Rows<float> rows(const float* dy, long rows, long columns, int) {
+    return {dy, columns, rows, columns};
+  }
+  template <class Row>
+  static void pack(Row row, long rows, long first, long last, long columns, float* dst) {
+    for (long i = first; i < last; ++i) pack_columns(row(i), 0, 1, columns, dst + i * kNR, rows);
+  }
+  static void copy(const float* dy, long stride, long rows, long first, long width, float* to) {
+    copy_columns(dy, stride, rows, first, width, to);
+  }
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Operands<bf16> {
+  using Number = Pair;
+  static long steps(long summed) { return pairs_of(summed); }
+  static Rows<Pair> rows(const float* dy, long rows, long columns, int threads) {
+    return rounded_pairs(dy, rows, columns, threads);
+  }
+  template <class Row>
+  static void pack(Row row, long rows, long first, long last, long columns, Pair* dst) {
+    pack_column_pairs(row, rows, first, last, columns, dst);
+  }
+  static void copy(const float* dy, long stride, long rows, long first, long width, Pair* to) {
+    copy_column_pairs(dy, stride, rows, first, width, to);
+  }
+};
+#endif
+
+// The right operand of a product: of `rows` that are summed, row(i) [columns]; packed in scratch.
+template <class T, class Row>
+static auto* packed_rows(Row row, long rows, long columns, int threads) {
+  using Number = typename Operands<T>::Number;
+  const long steps = Operands<T>::steps(rows);
+  auto* packed = static_cast<Number*>(
+      scratch(sizeof(Number) * packed_elements(columns, steps), Slot::kOperand));
+  parallel_tasks(threads, ceil_div(steps, kPackRows), [&](long task, int) {
+    const long first = task * kPackRows, left = steps - first;
+    Operands<T>::pack(row, rows, first, first + (left < kPackRows ? left : kPackRows), columns,
+                      packed);
+  });
+  return packed;
+}
+
+template <class T>
+static void linear_bwd_input(const LinearBwd<T>& p) {
+  const long k = p.x.k, all = p.weights * p.n;
+  const auto row = [&](long i) { return p.weight[i / p.n] + i % p.n * p.weight_stride[i / p.n]; };
+  const auto* packed = packed_rows<T>(row, all, k, p.threads);
+  const auto dy = Operands<T>::rows(p.dy, p.x.count, all, p.threads);
+  const PrepackedPanels<typename Operands<T>::Number> right{Weights{{packed}, {}, k, 1, false},
+                                                            panels(k), dy.k};
+  panels_product(dy, right, p.threads,
+                 [&](const float* c, long ldc, long first, long rows, long panel) {
+                   const long column = panel * kNR, columns = k - column < kNR ? k - column : kNR;
+                   for (long r = 0; r < rows; ++r)
+                     for_lanes(columns, [&](long i, int m) {
+                       store_some(p.dx + (first + r) * k + column + i, load(c + r * ldc + i), m);
+                     });
+                 });
+}
+
+// Sums of columns of rows that are `stride` apart: 32 tokens at a time, then of these sums.
+template <class T>
+static void sum_columns(const float* from, long stride, long rows, long width, T* out) {
   for (long i = 0; i < width; i += kLanes) {
     const int m = static_cast<int>(width - i < kLanes ? width - i : kLanes);
     F total = {};
     for (long first = 0; first < rows; first += 32) {
       F sum = {};
       for (long t = first; t < rows && t < first + 32; ++t)
-        sum += load_some(block + t * width + i, m);
+        sum += load_some(from + t * stride + i, m);
       total += sum;
     }
     store_some(out + i, total, m);
@@ -84,35 +133,34 @@ static void sum_columns(const float* block, long rows, long width,
 
 template <class T>
 static void linear_bwd_weight(const LinearBwd<T>& p) {
+  using Number = typename Operands<T>::Number;
   constexpr long kBlock = 4 * kMR;
-  const long k = p.x.k, rows = p.x.count, all = p.weights * p.n, per_weight = ceil_div(p.n, kBlock);
-  float* packed = static_cast<float*>(scratch(4 * packed_elements(k, rows), Slot::kOperand));
-  parallel_tasks(p.threads, ceil_div(rows, kPackRows), [&](long task, int) {
-    const long first = task * kPackRows,
-               count = rows - first < kPackRows ? rows - first : kPackRows;
-    pack_columns(p.x.data + first * p.x.stride, p.x.stride, count, k, packed + first * kNR, rows);
-  });
+  const long k = p.x.k, rows = p.x.count, all = p.weights * p.n, per_weight = ceil_div(p.n, kBlock),
+             steps = Operands<T>::steps(rows);
+  const auto row = [&](long i) { return p.x.data + i * p.x.stride; };
+  const Number* packed = packed_rows<T>(row, rows, k, p.threads);
   const long blocks = p.weights * per_weight;
   long chunks = ceil_div(4 * p.threads, blocks);
   if (chunks > panels(k)) chunks = panels(k);
   const long per_chunk = ceil_div(panels(k), chunks),
-             per_thread = round_up(kBlock * (rows + kNR), 16);
+             per_thread = round_up(kBlock * (steps + kNR), 16);
   float* memory = static_cast<float*>(scratch(4 * per_thread * p.threads));
   parallel_tasks(p.threads, blocks * chunks, [&](long task, int thread) {
     const long w = task / chunks / per_weight, first = task / chunks % per_weight * kBlock,
-               chunk = task % chunks;
+               chunk = task % chunks, column = w * p.n + first;
     const long width = p.n - first < kBlock ? p.n - first : kBlock;
     float* block = memory + thread * per_thread;
-    float* c = block + kBlock * rows;
-    copy_columns(p.dy, all, rows, w * p.n + first, width, block);
-    if (chunk == 0 && p.dbias[w]) sum_columns(block, rows, width, p.dbias[w] + first);
-    for (long panel = chunk * per_chunk;
-         p.dweight[w] && panel < panels(k) && panel < (chunk + 1) * per_chunk; ++panel) {
-      const long column = panel * kNR, columns = k - column < kNR ? k - column : kNR;
-      panel_product<Left::kColumns>(block, width, width, rows, packed + panel * kNR * rows, c, kNR);
+    float* c = block + kBlock * steps;
+    if (chunk == 0 && p.dbias[w]) sum_columns(p.dy + column, all, rows, width, p.dbias[w] + first);
+    if (!p.dweight[w]) return;
+    Operands<T>::copy(p.dy, all, rows, column, width, reinterpret_cast<Number*>(block));
+    for (long panel = chunk * per_chunk; panel < panels(k) && panel < (chunk + 1) * per_chunk;
+         ++panel) {
+      const long from = panel * kNR, columns = k - from < kNR ? k - from : kNR;
+      panel_product<Left::kColumns>(block, width, width, steps, packed + from * steps, c, kNR);
       for (long r = 0; r < width; ++r)
         for_lanes(columns, [&](long i, int m) {
-          store_some(p.dweight[w] + (first + r) * k + column + i, load(c + r * kNR + i), m);
+          store_some(p.dweight[w] + (first + r) * k + from + i, load(c + r * kNR + i), m);
         });
     }
   });
