@@ -81,7 +81,7 @@ def drop(
     if seed_ptr is not None:
         position, sequence = sequence_of(token, starts_ptr, sequences, steps)
         row = counter_row(examples_ptr, sequence, sequences)
-        keep = keep_mask(seed_ptr, 0, position, 0, row, threshold, COLUMNS)
+        keep = keep_mask(tl.load(seed_ptr), 0, position, 0, row, threshold, COLUMNS)
         x = tl.where(keep, x * scale, 0.0)
     return x
 

@@ -37,17 +37,16 @@ def counter_row(examples_ptr, sequence, sequences):
 
 
 @triton.jit
-def keep_mask(seed_ptr, i_block, j, head, row, threshold, BLOCK_I: tl.constexpr):
+def keep_mask(seed, i_block, j, head, row, threshold, BLOCK_I: tl.constexpr):
     """Which elements are kept: a bool tile [J, BLOCK_I].
 
     Args:
-        seed_ptr: int64 [1]. threshold: `_philox.threshold(p)`.
+        seed: int64. threshold: `_philox.threshold(p)`.
         i_block: the first i of the tile, a multiple of 8; i is the feature, or the key.
         j: [J, 1] int32: the position inside the sequence, or the query.
         head, row: the head (0 for hidden states) and the `counter_row`: scalars or [J, 1].
         BLOCK_I: columns of the tile, a multiple of 8.
     """
-    seed = tl.load(seed_ptr)
     k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     zero = tl.zeros([j.shape[0], BLOCK_I // 8], tl.uint32)
     c0 = zero + (i_block // 8 + tl.arange(0, BLOCK_I // 8)).to(tl.uint32)[None, :]

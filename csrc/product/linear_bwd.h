@@ -60,8 +60,11 @@ struct Operands {
   static void pack(Row row, long rows, long first, long last, long columns, float* dst) {
     for (long i = first; i < last; ++i) pack_columns(row(i), 0, 1, columns, dst + i * kNR, rows);
   }
-  static void copy(const float* dy, long stride, long rows, long first, long width, float* to) {
+  // Columns of dy as left operand of dweight; returns where they lie in fp32.
+  static Rows<float> copy(const float* dy, long stride, long rows, long first, long width,
+                          float* to) {
     copy_columns(dy, stride, rows, first, width, to);
+    return {to, width, rows, width};
   }
 };
 #if defined(__AVX512BF16__)
@@ -76,8 +79,10 @@ struct Operands<bf16> {
   static void pack(Row row, long rows, long first, long last, long columns, Pair* dst) {
     pack_column_pairs(row, rows, first, last, columns, dst);
   }
-  static void copy(const float* dy, long stride, long rows, long first, long width, Pair* to) {
+  static Rows<float> copy(const float* dy, long stride, long rows, long first, long width,
+                          Pair* to) {
     copy_column_pairs(dy, stride, rows, first, width, to);
+    return {dy + first, stride, rows, width};
   }
 };
 #endif
@@ -115,16 +120,16 @@ static void linear_bwd_input(const LinearBwd<T>& p) {
                  });
 }
 
-// Sums of columns of rows that are `stride` apart: 32 tokens at a time, then of these sums.
+// Sums over rows: of 32 tokens at a time, then of these sums.
 template <class T>
-static void sum_columns(const float* from, long stride, long rows, long width, T* out) {
-  for (long i = 0; i < width; i += kLanes) {
-    const int m = static_cast<int>(width - i < kLanes ? width - i : kLanes);
+static void sum_columns(const Rows<float>& x, T* out) {
+  for (long i = 0; i < x.k; i += kLanes) {
+    const int m = static_cast<int>(x.k - i < kLanes ? x.k - i : kLanes);
     F total = {};
-    for (long first = 0; first < rows; first += 32) {
+    for (long first = 0; first < x.count; first += 32) {
       F sum = {};
-      for (long t = first; t < rows && t < first + 32; ++t)
-        sum += load_some(from + t * stride + i, m);
+      for (long t = first; t < x.count && t < first + 32; ++t)
+        sum += load_some(x.data + t * x.stride + i, m);
       total += sum;
     }
     store_some(out + i, total, m);
@@ -151,9 +156,10 @@ static void linear_bwd_weight(const LinearBwd<T>& p) {
     const long width = p.n - first < kBlock ? p.n - first : kBlock;
     float* block = memory + thread * per_thread;
     float* c = block + kBlock * steps;
-    if (chunk == 0 && p.dbias[w]) sum_columns(p.dy + column, all, rows, width, p.dbias[w] + first);
+    const Rows<float> columns_of_dy =
+        Operands<T>::copy(p.dy, all, rows, column, width, reinterpret_cast<Number*>(block));
+    if (chunk == 0 && p.dbias[w]) sum_columns(columns_of_dy, p.dbias[w] + first);
     if (!p.dweight[w]) return;
-    Operands<T>::copy(p.dy, all, rows, column, width, reinterpret_cast<Number*>(block));
     for (long panel = chunk * per_chunk; panel < panels(k) && panel < (chunk + 1) * per_chunk;
          ++panel) {
       const long from = panel * kNR, columns = k - from < kNR ? k - from : kNR;

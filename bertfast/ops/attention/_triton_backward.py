@@ -64,7 +64,9 @@ def _attention_bwd_queries_kernel(
         probability = tl.where(tl.arange(0, BLOCK_N)[None, :] < left, probability, 0.0)
         slope = dot(dout, tl.trans(v), None, PRECISION)
         if seed_ptr is not None:
-            keep = keep_mask(seed_ptr, key, query[:, None], head, counter, threshold, BLOCK_N)
+            keep = keep_mask(
+                tl.load(seed_ptr), key, query[:, None], head, counter, threshold, BLOCK_N
+            )
             slope = tl.where(keep, slope, 0.0) * keep_scale
         slope = probability * (slope - delta[:, None])
         dq = dot(slope.to(k.dtype), k, dq, PRECISION)
@@ -122,7 +124,9 @@ def _attention_bwd_keys_kernel(
         kept = probability
         if seed_ptr is not None:
             keep = tl.trans(
-                keep_mask(seed_ptr, first, query[:, None], head, counter, threshold, BLOCK_N)
+                keep_mask(
+                    tl.load(seed_ptr), first, query[:, None], head, counter, threshold, BLOCK_N
+                )
             )
             kept = tl.where(keep, probability, 0.0)
             slope = tl.where(keep, slope, 0.0) * keep_scale

@@ -86,7 +86,7 @@ def store_tile(
 
 @triton.jit
 def _visit(
-    q, k_ptr, v_ptr, row, stride_token, left, scale_log2, largest, total, out, seed_ptr, key, query, head, counter,
+    q, k_ptr, v_ptr, row, stride_token, left, scale_log2, largest, total, out, seed, key, query, head, counter,
     threshold, SIZE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """(largest, total, out) after a tile of keys, which begins at row `row`, key `key` of its sequence.
@@ -103,11 +103,11 @@ def _visit(
     shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
     probability = tl.exp2(product * scale_log2 - shift[:, None])
     rescale = tl.exp2(largest - shift)
-    if left is not None:
+    if left is not None:  # once more, as -inf times a scale of 0 is NaN
         probability = tl.where(exists, probability, 0.0)
     total = total * rescale + tl.sum(probability, 1)
-    if seed_ptr is not None:
-        keep = keep_mask(seed_ptr, key, query[:, None], head, counter, threshold, BLOCK_N)
+    if seed is not None:
+        keep = keep_mask(seed, key, query[:, None], head, counter, threshold, BLOCK_N)
         probability = tl.where(keep, probability, 0.0)
     v = load_tile(v_ptr, row, stride_token, left, BLOCK_N, SIZE, BLOCK_D)
     return new_largest, total, dot(probability.to(v.dtype), v, out * rescale[:, None], PRECISION)
@@ -139,7 +139,7 @@ def _attention_fwd_kernel(
 
     offset = head.to(tl.int64) * stride_head
     q = load_tile(q_ptr + offset, row, stride_token, rows, BLOCK_M, SIZE, BLOCK_D)
-    # The largest product is that of the largest logit where the scale is positive; its sign goes to the queries.
+    # The largest product makes the largest logit where the scale is positive: its sign goes to the queries.
     q = tl.where(scale_log2 < 0, -q, q)
     scale_log2 = tl.abs(scale_log2)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -147,19 +147,30 @@ def _attention_fwd_kernel(
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     query = first + tl.arange(0, BLOCK_M)
     counter = counter_row(examples_ptr, sequence, sequences)
+    seed = seed_ptr
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
     whole = length // BLOCK_N * BLOCK_N
     k_ptr += offset
     v_ptr += offset
-    for key in range(0, whole, BLOCK_N):
-        largest, total, out = _visit(
-            q, k_ptr, v_ptr, start + key, stride_token, None, scale_log2, largest, total, out, seed_ptr, key, query,
-            head, counter, threshold, SIZE, BLOCK_D, PRECISION, BLOCK_N,
-        )  # fmt: skip
-    if whole < length:
-        largest, total, out = _visit(
-            q, k_ptr, v_ptr, start + whole, stride_token, length - whole, scale_log2, largest, total, out, seed_ptr,
-            whole, query, head, counter, threshold, SIZE, BLOCK_D, PRECISION, BLOCK_N,
-        )  # fmt: skip
+    if PRECISION == "ieee" and q_ptr.dtype.element_ty == tl.float32:
+        # strict fp32 has no registers for two bodies
+        for key in range(0, length, BLOCK_N):
+            largest, total, out = _visit(
+                q, k_ptr, v_ptr, start + key, stride_token, length - key, scale_log2, largest, total, out, seed, key,
+                query, head, counter, threshold, SIZE, BLOCK_D, PRECISION, BLOCK_N,
+            )  # fmt: skip
+    else:
+        for key in range(0, whole, BLOCK_N):
+            largest, total, out = _visit(
+                q, k_ptr, v_ptr, start + key, stride_token, None, scale_log2, largest, total, out, seed, key,
+                query, head, counter, threshold, SIZE, BLOCK_D, PRECISION, BLOCK_N,
+            )  # fmt: skip
+        if whole < length:
+            largest, total, out = _visit(
+                q, k_ptr, v_ptr, start + whole, stride_token, length - whole, scale_log2, largest, total, out, seed,
+                whole, query, head, counter, threshold, SIZE, BLOCK_D, PRECISION, BLOCK_N,
+            )  # fmt: skip
     out = out * (keep_scale / total)[:, None]
     store_tile(out_ptr, row, heads * SIZE, out, rows, BLOCK_M, SIZE, BLOCK_D)
     if lse_ptr is not None:

@@ -24,10 +24,10 @@ def _config(m: int, n: int, num_warps: int, num_stages: int) -> Config:
 
 
 def _with_tf32(entries: dict[str, Config], *left_out: str) -> dict[str, Config]:
-    """With entries for the other precision of float32 where they lack one: it takes more registers, as it rounds."""
+    """With entries for the other precision of float32, which takes more registers: it rounds its operands."""
     exact = {key: config for key, config in entries.items() if key.startswith("ieee")}
     others = {k.replace("ieee", "tf32"): c._replace(max_registers=255) for k, c in exact.items()}
-    return {**{key: others[key] for key in others if key not in left_out}, **entries}
+    return {**entries, **{key: others[key] for key in others if key not in left_out}}
 
 
 # By head size, and by precision for float32. As large as no architecture spills a register, with dropout or without, by
@@ -40,10 +40,8 @@ _FORWARD_80 = {
     "128-short": _config(128, 32, 8, 2),
     "128-long": _config(128, 32, 8, 2),
     "ieee-32": _config(32, 32, 4, 2),
-    "ieee-64": _config(16, 32, 8, 2),
-    "ieee-128": _config(16, 16, 8, 2),
-    "tf32-64": _config(32, 32, 4, 2)._replace(max_registers=255),
-    "tf32-128": _config(16, 32, 4, 2)._replace(max_registers=255),
+    "ieee-64": _config(32, 32, 4, 2),
+    "ieee-128": _config(16, 32, 4, 2),
 }
 _FORWARD_90 = {
     **_FORWARD_80,
