@@ -139,7 +139,8 @@ def main() -> None:
     given = parser.parse_args()
     for part in given.only:
         PARTS[part](given.folder)
-    print(table(given.folder, finetuning.RECIPES))
+    if text := table(given.folder, finetuning.RECIPES):
+        print(text)
 
 
 if __name__ == "__main__":

@@ -23,18 +23,19 @@ _COLUMNS = (
 
 
 def table(folder: Path, names: Iterable[str]) -> str:
-    """A row for each metric of each set that was run: means over the seeds, ± the standard deviation.
+    """A row for each metric of each set that was run (none: ""): means over the seeds, ± the standard deviation.
 
     95 %: of the last epoch's mean; of accuracies and exact matches Wilson's and of correlations Fisher's for so many
     examples, of F1 Student's over the seeds. transformers: its model's last epoch, with the first seed.
     """
     file = folder / "finetuning-beside.json"
     theirs = json.loads(file.read_text()) if file.exists() else {}
-    rows = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    rows: list[str] = []
     for name in names:
         if (folder / f"{name}.json").exists():
             rows += _rows(folder, name, theirs.get(name))
-    return "\n".join(rows)
+    header = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    return "\n".join(header + rows) if rows else ""
 
 
 def _rows(folder: Path, name: str, theirs: dict[str, Any] | None) -> Iterable[str]:
