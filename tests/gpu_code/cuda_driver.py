@@ -297,6 +297,7 @@ def _shipped(on_launch: object, multiprocessors: int) -> Iterator[None]:
     try:
         yield
     finally:
+        _graphs.forget()  # what was recorded here, by any test, goes with the device
         for name, value in saved.items():
             setattr(extension, name, value)
 

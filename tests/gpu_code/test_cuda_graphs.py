@@ -47,7 +47,6 @@ def device(request, monkeypatch):
         dispatch.use_backend("cuda"),
     ):
         yield device
-        _graphs.forget()
     assert cuda_driver.runtime().fake_cudart_graphs() == 0
 
 
