@@ -24,6 +24,7 @@ class Scope(NamedTuple):
         backend: asked for by name. invariant: as `dispatch.batch_invariant`. product: see `dispatch.product`.
         label: see `dispatch.labelled`. logs: who records.
         graph_tokens: the most tokens of a call for which a CUDA graph is recorded; 0: none is replayed either.
+        training_graphs: whether one is of calls with a gradient, too.
     """
 
     backend: str | None = None
@@ -32,6 +33,7 @@ class Scope(NamedTuple):
     label: str = ""
     logs: tuple[Log, ...] = ()
     graph_tokens: int = GRAPH_TOKENS
+    training_graphs: bool = False
 
 
 _NOTHING = Scope()

@@ -159,7 +159,7 @@ def recorded(device: torch.device) -> str:
     calls, megabytes = sum(c for c, _ in found), sum(size for _, size in found) / 1e6
     most = dispatch.scope().graph_tokens
     kinds = f"of calls of at most {most:,} tokens, {_graphs.KEPT} at most" if most else "off"
-    return f"cuda graphs: {kinds}; now {calls} on {len(found)} streams, {megabytes:,.1f} MB"
+    return f"cuda graphs: {kinds}; now {calls} in {len(found)} arenas, {megabytes:,.1f} MB"
 
 
 def _model(path: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from ..errors import ArgumentError, UnsupportedError
 from . import decisions
 from .backends import NAMES, Backend, order, product_of
 
+TRAINING = "training"  # what `graphs` takes
 _BACKENDS: dict[str, Mapping[str, Backend]] = {}
 
 
@@ -85,14 +86,24 @@ def batch_invariant() -> contextlib.AbstractContextManager[None]:
     return held(scope()._replace(invariant=True))
 
 
-def graphs(enabled: bool) -> contextlib.AbstractContextManager[None]:
+def graphs(enabled: bool | str) -> contextlib.AbstractContextManager[None]:
     """Whether all layers' launches on a GPU may leave as one CUDA graph inside the block; elsewhere they may.
 
     One is recorded of a call without a gradient and without dropout, of at most 8192 tokens, when the same layers get
     as many tokens and sequences on the same stream the second time, and replayed from then on, with the same bits. The
-    16 used last are kept. Holds for the calling thread or task.
+    16 used last are kept. "training" has calls with a gradient recorded too, forward and backward, with fresh dropout
+    at each replay; what one of them saves for its backward, and all its gradients, have memory that stays
+    (`bertfast info` in the process tells how much). Holds for the calling thread or task. Raises ArgumentError.
     """
-    return held(scope()._replace(graph_tokens=GRAPH_TOKENS if enabled else 0))
+    if enabled not in (True, False, TRAINING):
+        raise ArgumentError("enabled", f"True, False or {TRAINING!r}", repr(enabled))
+    most, trains = GRAPH_TOKENS if enabled else 0, enabled == TRAINING
+    return held(scope()._replace(graph_tokens=most, training_graphs=trains))
+
+
+def graphs_in_training() -> contextlib.AbstractContextManager[None]:
+    """As `graphs("training")`, where graphs are not off."""
+    return held(scope()._replace(training_graphs=True))
 
 
 def graphs_of_any_size() -> contextlib.AbstractContextManager[None]:

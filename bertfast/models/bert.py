@@ -55,7 +55,7 @@ class BertLayer(modeling_bert.BertLayer):
 class BertModel(CheckedLoading, Prepackable, Capturable, modeling_bert.BertModel):
     """BERT's encoder: transformers' `BertModel`, whose forward computes real tokens only, in fused operations.
 
-    graphs: "auto", or False for no CUDA graphs; see `bertfast.graphs`. `from_pretrained` takes it, too.
+    graphs: "auto", "training", or False for no CUDA graphs; see `bertfast.graphs`. `from_pretrained` takes it, too.
     """
 
     def __init__(self, config: Any, *args: Any, graphs: str | bool = AUTO, **kwargs: Any):

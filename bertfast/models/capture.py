@@ -23,13 +23,13 @@ class Capturable:
 
     @property
     def graphs(self) -> str | bool:
-        """ "auto", or False: no CUDA graph is recorded or replayed."""
+        """ "auto"; "training": also of calls with a gradient; or False: no CUDA graph is recorded or replayed."""
         return self._graphs
 
     @graphs.setter
     def graphs(self, graphs: str | bool) -> None:
-        if graphs != AUTO and graphs is not False:
-            raise ArgumentError("graphs", "'auto' or False", repr(graphs))
+        if graphs not in (AUTO, dispatch.TRAINING) and graphs is not False:
+            raise ArgumentError("graphs", "'auto', 'training' or False", repr(graphs))
         self._graphs = graphs
 
     def capture(self, shapes: Iterable[Sequence[int]]) -> None:
@@ -61,8 +61,8 @@ class Capturable:
 
 def allowed(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Lets what runs in the block be as the model's attribute says."""
-    if model.graphs is False and not torch.compiler.is_compiling():
-        return dispatch.graphs(False)
+    if model.graphs != AUTO and not torch.compiler.is_compiling():
+        return dispatch.graphs_in_training() if model.graphs else dispatch.graphs(False)
     return contextlib.nullcontext()
 
 

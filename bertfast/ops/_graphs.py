@@ -4,7 +4,7 @@ It is recorded when the same call comes the second time on a stream, as a first 
 must not. "The same" is all that its launches are told: sizes, options, addresses of the weights. So a weight that lies
 elsewhere, by whatever it was moved, is another call, and what is written to it in place is read by the next replay. A
 call's inputs and result are copied into and out of an arena, where its workspace is too; the calls of a stream, which
-run one after the other, share one.
+run one after the other, share one. Training has a second (`encoder/_recorded.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -53,6 +54,10 @@ class Arena:
 
     def __init__(self) -> None:
         self.memory: Tensor | None = None
+        self.user: weakref.ref[Tensor] | None = None  # of what a call left there, to be read yet
+
+    def in_use(self) -> bool:
+        return self.user is not None and self.user() is not None
 
     def reserve(self, size: int, like: Tensor) -> int:
         """The address of so many bytes. Larger memory lies elsewhere, so what was recorded of the old is let go."""
@@ -65,14 +70,23 @@ class Arena:
         return self.memory.data_ptr()
 
 
+def places_of(sizes: Sequence[int]) -> list[int]:
+    """Where each of so many bytes begins in an arena, and where what follows them does."""
+    return [0, *accumulate(math.ceil(size / _ALIGNED) * _ALIGNED for size in sizes)]
+
+
+def view_as(memory: Tensor, start: int, like: Tensor) -> Tensor:
+    """The part of an arena's memory that begins there, in the dtype and shape of a tensor."""
+    return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
+
+
 class Captured:
     """A call's graph, and the places of its inputs and its result in the arena of its stream."""
 
     def __init__(self, request: Request, stream: int, arena: Arena):
         like = request.like
         count = math.prod(request.shape) * like.element_size()
-        sizes = [*(value.nbytes for value in request.inputs.values()), count]
-        starts = [0, *accumulate(math.ceil(size / _ALIGNED) * _ALIGNED for size in sizes)]
+        starts = places_of([*(value.nbytes for value in request.inputs.values()), count])
         fields = {**request.fields, **extension.where(like, stream)}
 
         def at(base: int) -> dict[str, Any]:
@@ -86,7 +100,7 @@ class Captured:
         self.graph = extension.record(request.name, at(base))
         self.arena, memory = arena, arena.memory
         self.inputs = [
-            memory[start : start + value.nbytes].view(value.dtype).view(value.shape)
+            view_as(memory, start, value)
             for start, value in zip(starts, request.inputs.values(), strict=False)
         ]
         self.result = memory[starts[-2] : starts[-2] + count].view(like.dtype).view(request.shape)
@@ -98,63 +112,76 @@ class Captured:
         return self.result.clone()
 
 
-_LOCK = threading.Lock()  # of the tables, and from an input's copy to the result's
+Place = tuple[Any, ...]  # of an arena: device, stream, and what else keeps its calls apart
+LOCK = threading.Lock()  # of the tables, and from an input's copy to the result's
 # calls that came once; or why they are not recorded
 _SEEN: OrderedDict[Key, str | None] = OrderedDict()
-_CAPTURED: OrderedDict[Key, Captured] = OrderedDict()
-_ARENAS: weakref.WeakValueDictionary[tuple, Arena] = weakref.WeakValueDictionary()
+_CAPTURED: OrderedDict[Key, Any] = OrderedDict()
+_ARENAS: weakref.WeakValueDictionary[Place, Arena] = weakref.WeakValueDictionary()
 
 
 def replayed(request: Request) -> Tensor | None:
     """The result by a graph; None where the call is to be launched: the first time, too many tokens, a refusal."""
-    most, device = scope().graph_tokens, request.like.device
-    if not most:
+    device = request.like.device
+    if not scope().graph_tokens:
         return None
     with extension.current_stream(device) as stream:
         if extension.cuda.is_capturing(stream):  # the caller's own graph takes the launches in
             return None
-        key = _key(request, stream)
-        with _LOCK:
-            call = _CAPTURED.get(key)
-            if call is None and request.tokens <= most:
-                call = _capture(key, request, stream)
+        told = {**request.fields, **extension.where(request.like, stream)}
+        shapes = (tuple(value.shape) for value in request.inputs.values())
+        key = key_of(request.name, device, *shapes, *request.results, *told.values())
+        place = (device, stream)
+        with LOCK:
+            call = find(key, request.tokens, place, partial(Captured, request, stream))
             if call is None:
                 return None
-            _CAPTURED.move_to_end(key)
             result = call(request, stream)
     dispatch.note(request.name.removesuffix("_fwd"), "graph", "cuda", {})
     return result
 
 
+def key_of(*told: Any) -> Key:
+    """What makes two calls the same: the first is the kernel's name."""
+    return tuple(map(_frozen, told))
+
+
+def find(key: Key, tokens: int, place: Place, make: Callable[[Arena], Any]) -> Any:
+    """The recorded call of that key, made now where it comes the second time; or None. For who holds `LOCK`.
+
+    Args:
+        tokens: of the call. place: of its arena, which `make` is given. What that makes has it as `arena`.
+    """
+    call = _CAPTURED.get(key)
+    if call is None and tokens <= scope().graph_tokens:
+        call = _capture(key, place, make)
+    if call is not None:
+        _CAPTURED.move_to_end(key)
+    return call
+
+
+def arena_at(place: Place) -> Arena:
+    """The arena there; its calls keep it."""
+    return _ARENAS.setdefault(place, Arena())
+
+
 def forget() -> None:
     """Let go of all graphs and their memory."""
-    with _LOCK:
+    with LOCK:
         _SEEN.clear()
         _CAPTURED.clear()
 
 
 def arenas() -> list[Arena]:
-    """Of all streams of which calls are recorded."""
+    """Of all calls that are recorded."""
     return list(_ARENAS.values())
 
 
 def describe() -> list[tuple[torch.device, int, int]]:
-    """(device, recorded calls, bytes of their arena) of each stream."""
-    with _LOCK:
+    """(device, recorded calls, bytes of their arena) of each arena."""
+    with LOCK:
         used = [call.arena for call in _CAPTURED.values()]
         return [(a.memory.device, used.count(a), a.memory.nbytes) for a in arenas() if a in used]
-
-
-def _key(request: Request, stream: int) -> Key:
-    told = {**request.fields, **extension.where(request.like, stream)}
-    shapes = (tuple(value.shape) for value in request.inputs.values())
-    return (
-        request.name,
-        request.like.device,
-        *shapes,
-        *request.results,
-        *map(_frozen, told.values()),
-    )
 
 
 def _frozen(value: Any) -> Any:
@@ -163,16 +190,15 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _capture(key: Key, request: Request, stream: int) -> Captured | None:
+def _capture(key: Key, place: Place, make: Callable[[Arena], Any]) -> Any:
     """The call recorded, if it came before."""
     reason = _SEEN.get(key)
     if key not in _SEEN or reason is not None:
         _remember(_SEEN, key, reason)
     else:
-        arena = _ARENAS.setdefault((request.like.device, stream), Arena())
         try:
             with torch.inference_mode(False):  # or no call outside could write to the arena
-                call = Captured(request, stream, arena)
+                call = make(arena_at(place))
             _SEEN.pop(key, None)
             _remember(_CAPTURED, key, call)
             return call
@@ -180,7 +206,7 @@ def _capture(key: Key, request: Request, stream: int) -> Captured | None:
             reason = " ".join(str(error).split())
             _remember(_SEEN, key, reason)
     if reason is not None:
-        dispatch.note(request.name.removesuffix("_fwd"), "graph", None, {"cuda": reason})
+        dispatch.note(key[0].removesuffix("_fwd"), "graph", None, {"cuda": reason})
     return None
 
 

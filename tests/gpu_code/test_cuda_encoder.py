@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from bertfast import BertConfig, BertModel, dispatch
 from bertfast.core import encode
@@ -133,3 +136,35 @@ def test_weights_that_only_the_cpu_reads():
     assert log[0].reasons == {
         "cuda": "some weights are prepacked or quantized, which is the cpu backend's"
     }
+
+
+@pytest.fixture
+def processes():
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("unit", ["model", "layers"])
+def test_beside_fsdp(processes, unit):
+    """Weights that are gathered for a forward and let go behind it are no others' by their addresses: none is recorded.
+
+    Nothing is launched here, as what watches memory would meet storages that FSDP frees.
+    """
+    config = BertConfig(
+        hidden_size=64, num_attention_heads=2, intermediate_size=128, num_hidden_layers=2
+    )
+    ids, counts = torch.arange(1, 15).view(2, 7), []
+    with cuda_driver.launching_nothing(), dispatch.use_backend("cuda"):
+        for sharded in (False, True):
+            model = BertModel(config, graphs="training").train()
+            for part in (*(model.encoder.layer if unit == "layers" else ()), model) * sharded:
+                fully_shard(part, mesh=init_device_mesh("cpu", (1,)))
+            with dispatch.record() as log:
+                for _ in range(3):
+                    model(ids).pooler_output.square().sum().backward()
+                    with torch.no_grad():
+                        model(ids)
+            counts.append(sum((c.direction, c.backend) == ("graph", "cuda") for c in log))
+    assert counts == [4, 0]

@@ -200,7 +200,7 @@ def test_the_arena_grows(device):
     assert _replays(device, weights, small) == 3  # it came before
     assert _replays(device, weights, large) == 3
     assert _graphs.describe() == [(torch.device("cpu"), 2, arena.memory.nbytes)]
-    assert "of calls of at most 8,192 tokens, 16 at most; now 2 on 1 streams" in recorded(
+    assert "of calls of at most 8,192 tokens, 16 at most; now 2 in 1 arenas" in recorded(
         torch.device("cpu")
     )
 
@@ -408,7 +408,7 @@ def test_the_argument_of_from_pretrained(kind, tmp_path):
         assert model.graphs == model.base_model.graphs == expected
         model.graphs = False
         assert model.base_model.graphs is False
-        with pytest.raises(ArgumentError, match="graphs: expected 'auto' or False"):
+        with pytest.raises(ArgumentError, match="graphs: expected 'auto', 'training' or False"):
             model.graphs = True
 
 
@@ -433,7 +433,9 @@ def test_captures_that_are_refused():
         off.capture([(1, 3)])
     assert not _graphs._CAPTURED
     assert not _graphs._SEEN
-    with pytest.raises(ArgumentError, match="graphs: expected 'auto' or False, got 'always'"):
+    with pytest.raises(
+        ArgumentError, match="graphs: expected 'auto', 'training' or False, got 'always'"
+    ):
         _model(graphs="always")
     model = _model()
     with pytest.raises(UnsupportedError, match="the model is in train mode"):

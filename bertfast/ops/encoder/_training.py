@@ -37,7 +37,7 @@ class _Layers(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, name, backend, x, *weights):
         call = call._replace(x=x, weights=weights)
-        out, kept = backend.forward_saving(call)
+        out, kept, ctx.recorded = backend.forward_saving(call, ctx.needs_input_grad[3:])
         read = range(len(weights)) if call.recompute else _places(call.layers)
         ctx.save_for_backward(
             call.x,
@@ -65,7 +65,8 @@ class _Layers(torch.autograd.Function):
         with dispatch.inside(ctx.scope):  # this may be autograd's own thread
             dispatch.note("encoder", "backward", ctx.name, {})
             with torch.no_grad():
-                grads = ctx.backend.backward(call, dout, rest[len(ctx.read) :], needs)
+                kept = rest[len(ctx.read) :]
+                grads = ctx.backend.backward(call, dout, kept, needs, ctx.recorded)
         if torch.is_grad_enabled():  # create_graph: a gradient of these would be missing
             grads = _refusing(grads, (dout, x, *weights))
         return None, None, None, *grads

@@ -85,53 +85,99 @@ def forward(call) -> tuple[Tensor, Tensor | None]:
     return out, kept
 
 
-def forward_saving(call) -> tuple[Tensor, list[Tensor]]:
-    """The result, and the memory in which lies what `backward` needs."""
+def forward_saving(call, needs: Sequence[bool]) -> tuple[Tensor, list[Tensor], None]:
+    """The result, the memory in which lies what `backward` needs, and what else it is to be given.
+
+    Args:
+        needs: which gradients will be wanted, of x, then of each weight.
+    """
     x, sizes = call.x, sizes_of(call)
     out = x.new_empty(sizes["sequences"] if call.first_only else sizes["tokens"], sizes["hidden"])
-    plans = _plans(call, sizes)
-    kept = [x.new_empty(size, dtype=torch.uint8) for plan in plans for size in plan[0]]
-    saved = _addresses(plans, kept)
-    saved[call.layers - 1] = out.data_ptr()
-    fields = fields_of(call, x, sizes)
-    extension.launch("encoder_fwd", x, **fields, saved=saved, out=out.data_ptr(), states=0)
-    return out, kept
+    kept = [x.new_empty(size, dtype=torch.uint8) for size in kept_bytes(call)]
+    extension.launch("encoder_fwd", x, **forward_fields(call, out, kept))
+    return out, kept, None
 
 
 def backward(
-    call, dout: Tensor, kept: Sequence[Tensor], needs: Sequence[bool]
+    call, dout: Tensor, kept: Sequence[Tensor], needs: Sequence[bool], recorded: None
 ) -> list[Tensor | None]:
     """Gradients of x and of the weights, None where not needed.
 
     Args:
         call: as in the forward; of its weights those that only a forward reads may be None.
-        kept: the second result of `forward_saving`.
-        needs: of x, then of each weight.
+        kept, recorded: as `forward_saving` gave them. needs: as there.
     """
-    x, sizes, dout = call.x, sizes_of(call), dout.contiguous()
+    x, dout = call.x, dout.contiguous()
     dx = torch.empty_like(x) if needs[0] else None
-    grads = _gradients(x, call.layers, sizes, needs[1:])
-    extension.launch(
-        "encoder_bwd", x, **fields_of(call, x, sizes), saved=_addresses(_plans(call, sizes), kept),
-        dout=dout.data_ptr(), grads=extension.pointers(grads), dx=extension.pointer(dx),
-    )  # fmt: skip
-    return [dx, *grads]
+    grads = [dx, *_gradients(x, call.layers, sizes_of(call), needs[1:])]
+    extension.launch("encoder_bwd", x, **backward_fields(call, dout, kept, grads))
+    return grads
+
+
+def kept_bytes(call) -> list[int]:
+    """Sizes of the memory in which lies what `backward` needs."""
+    return [size for plan in _plans(call, sizes_of(call)) for size in plan[0]]
+
+
+def forward_fields(call, out: Tensor, kept: Sequence[Tensor]) -> dict[str, Any]:
+    """What a forward that saves is told."""
+    sizes = sizes_of(call)
+    saved = _addresses(_plans(call, sizes), kept)
+    saved[call.layers - 1] = out.data_ptr()
+    fields = fields_of(call, call.x, sizes)
+    return {**fields, "saved": saved, "out": out.data_ptr(), "states": 0}
+
+
+def backward_fields(
+    call, dout: Tensor, kept: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> dict[str, Any]:
+    """What a backward is told; grads: of x, then of each weight."""
+    sizes, (dx, *addresses) = sizes_of(call), extension.pointers(grads)
+    return {
+        **fields_of(call, call.x, sizes), "saved": _addresses(_plans(call, sizes), kept),
+        "dout": dout.data_ptr(), "grads": addresses, "dx": dx,
+    }  # fmt: skip
 
 
 def _gradients(
     x: Tensor, layers: int, sizes: dict[str, int], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Memory for the wanted ones; on a GPU, where an allocation takes longer than a launch, one piece for all layers'
-    first, all layers' second, ...
-    """
+    """Memory for the wanted ones; on a GPU, where an allocation takes longer than a launch, one piece for all."""
+    if extension.on_gpu(x):
+        flat = x.new_empty(gradient_elements(layers, sizes, needs))
+        return gradients_in(flat, layers, sizes, needs)
+    shapes = [shape for shape in _shapes(sizes) for _ in range(layers)]
+    return [x.new_empty(s) if need else None for s, need in zip(shapes, needs, strict=True)]
+
+
+def gradient_elements(layers: int, sizes: dict[str, int], needs: Sequence[bool]) -> int:
+    """How many elements `gradients_in` wants."""
+    wanted = (sum(needs[i : i + layers]) for i in range(0, len(needs), layers))
+    return sum(_padded(shape) * count for shape, count in zip(_shapes(sizes), wanted, strict=True))
+
+
+def gradients_in(
+    flat: Tensor, layers: int, sizes: dict[str, int], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The wanted ones as parts of one piece: all layers' first, all layers' second, ..."""
     found: list[Tensor | None] = []
+    start = 0
     for which, shape in enumerate(_shapes(sizes)):
         own = needs[which * layers : (which + 1) * layers]
-        if extension.on_gpu(x) and all(own) and math.prod(shape) % _ALIGNED == 0:
-            found += x.new_empty(layers, *shape).unbind()
-        else:
-            found += [x.new_empty(shape) if need else None for need in own]
+        count, step = math.prod(shape), _padded(shape)
+        if all(own) and count == step:  # in few calls of torch
+            found += flat[start : start + layers * step].view(layers, *shape).unbind()
+            start += layers * step
+            continue
+        for need in own:
+            found.append(flat[start : start + count].view(shape) if need else None)
+            start += step * need
     return found
+
+
+def _padded(shape: tuple[int, ...]) -> int:
+    """Elements from one gradient to the next."""
+    return math.ceil(math.prod(shape) / _ALIGNED) * _ALIGNED
 
 
 def sizes_of(call) -> dict[str, int]:

@@ -1,12 +1,12 @@
 """The CUDA backend of this operation."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ... import extension
 from .. import _graphs
-from . import cpu
-from .cpu import backward as backward
-from .cpu import forward_saving as forward_saving
+from . import _recorded, cpu
 from .cpu import odd, sizes_of
 
 
@@ -34,6 +34,29 @@ def forward(call) -> tuple[Tensor, Tensor | None]:
     if found is None:
         return cpu.forward(call)
     return (found[-1], found) if call.states else (found, None)
+
+
+def forward_saving(
+    call, needs: Sequence[bool]
+) -> tuple[Tensor, list[Tensor], _recorded.Recorded | None]:
+    """As the CPU's; by a graph where training may be recorded."""
+    return _recorded.forward(call, needs) or cpu.forward_saving(call, needs)
+
+
+def backward(
+    call,
+    dout: Tensor,
+    kept: Sequence[Tensor],
+    needs: Sequence[bool],
+    recorded: _recorded.Recorded | None,
+) -> list[Tensor | None]:
+    """As the CPU's; by the graph that belongs to the forward's."""
+    if recorded is not None:
+        (lease,) = kept
+        if (grads := recorded.backward(call, dout, lease)) is not None:
+            return grads
+        kept = recorded.kept(lease)
+    return cpu.backward(call, dout, kept, needs, None)
 
 
 def _request(call) -> _graphs.Request:
