@@ -38,6 +38,36 @@ struct TokenRows {
     add_group(z, parts[2] + first, left, vector);
   }
 
+  // A thread's part of z. Reads of several groups are on their way before the first is used.
+  template <int warps>
+  __device__ __forceinline__ void gather(const Row<T, warps>& row,
+                                         typename Row<T, warps>::Values& z) const {
+    if (!inside || !row.vector) {
+      row.for_each_group(
+          [&](int i, int first, int left, bool wide) { (*this)(z[i], first, left, wide); });
+      return;
+    }
+    constexpr int kAhead = warps == 1 ? 4 : 2;  // a block has more of them
+    Group<T> read[kAhead][3];
+#pragma unroll
+    for (int start = 0; start < Row<T, warps>::kGroups; start += kAhead) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int first = row.first(start + i);
+        if (first >= row.n) continue;
+#pragma unroll
+        for (int part = 0; part < 3; ++part)
+          read[i][part] = *reinterpret_cast<const Group<T>*>(parts[part] + first);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+#pragma unroll
+        for (int e = 0; e < kGroup<T>; ++e)
+          z[start + i][e] = to_float(read[i][0].values[e]) + to_float(read[i][1].values[e]) +
+                            to_float(read[i][2].values[e]);
+    }
+  }
+
  private:
   __device__ __forceinline__ void check(std::int64_t id, long rows) {
     inside = inside && id >= 0 && id < rows;
@@ -53,7 +83,7 @@ bool rows_are_vector(const P& p) {
 }
 
 template <class T, int warps>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 2)
     embedding_fwd_kernel(const EmbeddingFwd p, bool vector) {
   using Part = Row<T, warps>;
   const long token = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
@@ -61,7 +91,7 @@ __global__ void __launch_bounds__(kRowThreads)
   const Part row{static_cast<int>(p.n), vector};
   const TokenRows<T> from(p, token);
   typename Part::Values z;
-  row.for_each_group([&](int i, int first, int left, bool wide) { from(z[i], first, left, wide); });
+  from.gather(row, z);
   const TokenDropout dropout(p.dropout, p.cu_seqlens, p.sequences, token);
   normalise<T, warps>(row, z, static_cast<const T*>(p.ln_weight), static_cast<const T*>(p.ln_bias),
                       p.eps, static_cast<T*>(p.out) + token * p.n,

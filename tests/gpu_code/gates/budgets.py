@@ -137,11 +137,13 @@ class CudaBudget(NamedTuple):
     """Fields:
     products: whether tensor-core instructions must be there, or must not.
     blocks: that must fit on a multiprocessor at once. why: the reason.
+    reads: of 16 bytes that a thread must have on their way at once.
     """
 
     products: bool = False
     blocks: int = 2
     why: str = "one block computes while the other waits for memory"
+    reads: int = 0
 
 
 class LoopBudget(NamedTuple):
@@ -171,6 +173,8 @@ CUDA_BUDGETS: dict[str, CudaBudget] = {
     "attention_fwd_kernelI13__nv_bfloat16Li128": CudaBudget(True, 1, _LARGE),
     "attention_fwd_kernelIfLi128": CudaBudget(True, 1, _LARGE),
     "attention_bwd_kernel": CudaBudget(True, 1, _LARGE),
+    "embedding_fwd_kernelI6__halfLi1": CudaBudget(reads=9),  # a row of 768 of three tables
+    "embedding_fwd_kernelI13__nv_bfloat16Li1": CudaBudget(reads=9),
     "embedding_dz_kernel": CudaBudget(False, 1, _ROWS),
     "differentiate_rows": CudaBudget(False, 1, _ROWS),
     "sum_logitsI": CudaBudget(True),

@@ -31,6 +31,7 @@ class Cubin(NamedTuple):
     shared: int
     products: int  # HMMA instructions
     turns: list[loops.Turn]  # of the hot loops
+    reads: int  # of 16 bytes, the most that follow each other without a branch
 
 
 def compiled(target: int) -> dict[str, Cubin]:
@@ -52,6 +53,7 @@ def _compile(ptx: Path, target: int, folder: Path) -> dict[str, Cubin]:
         found[match["name"]] = Cubin(
             int(match["registers"]), int(match["stack"]), spills, int(static[1]) if static else 0,
             sass[match["name"]].count(" HMMA."), loops.turns(sass[match["name"]]),
+            loops.reads(sass[match["name"]]),
         )  # fmt: skip
     return found
 

@@ -31,9 +31,15 @@ class _Block(NamedTuple):
     next: list[int]  # first addresses of the blocks that may follow
 
 
+def reads(sass: str) -> int:
+    """The most reads of 16 bytes in one straight piece of a kernel's code: they are on their way together."""
+    wide = re.compile(r"\bLDG\S*\.128\b")
+    return max(sum(map(bool, map(wide.search, block.text))) for block in _of(sass).values())
+
+
 def turns(sass: str) -> list[Turn]:
     """Of each hot loop of a kernel, in the order of their addresses."""
-    blocks = _blocks([(int(at, 16), text) for at, text in _LINE.findall(sass)])
+    blocks = _of(sass)
     loops = [
         (head, latch, _body(blocks, head, latch))
         for latch, block in blocks.items()
@@ -43,6 +49,10 @@ def turns(sass: str) -> list[Turn]:
     hot = [loop for loop in loops if any(_count(blocks[at], *PRODUCTS) for at in loop[2])]
     inner = [x for x in hot if not any(y[2] < x[2] for y in hot)]
     return [_turn(blocks, *loop) for loop in sorted(inner, key=lambda loop: loop[:2])]
+
+
+def _of(sass: str) -> dict[int, _Block]:
+    return _blocks([(int(at, 16), text) for at, text in _LINE.findall(sass)])
 
 
 def _blocks(lines: list[tuple[int, str]]) -> dict[int, _Block]:

@@ -117,6 +117,8 @@ def _faults(target, name, cubin, shared, blocks):
         yield f"{blocks} resident blocks, {allowed.blocks} asked"
     if bool(cubin.products) != allowed.products:
         yield f"{cubin.products} tensor-core instructions"
+    if cubin.reads < allowed.reads:
+        yield f"{cubin.reads} reads at once, {allowed.reads} asked"
     if loop := budgets.loop_budget(name):
         if len(cubin.turns) != loop.loops:
             yield f"{len(cubin.turns)} hot loops, {loop.loops} expected"
@@ -126,7 +128,7 @@ def _faults(target, name, cubin, shared, blocks):
 
 
 def test_a_spill_is_seen(target):
-    fault = next(_faults(target, "add_columns", cubins.Cubin(255, 8, 16, 0, 0, []), 0, 2))
+    fault = next(_faults(target, "add_columns", cubins.Cubin(255, 8, 16, 0, 0, [], 0), 0, 2))
     assert fault == "8 bytes of stack, 16 of spills"
 
 
@@ -149,7 +151,19 @@ _LOOP = """
 def test_a_turn_is_the_way_of_the_copies(target):
     turn = loops.Turn(instructions=7, products=1, copies=1)
     assert loops.turns(_LOOP) == [turn]
-    cubin = cubins.Cubin(64, 0, 0, 0, 2, [turn])
+    cubin = cubins.Cubin(64, 0, 0, 0, 2, [turn], 0)
     faults = list(_faults(target, "forward_tilesI6__halfNS1_4TileILi64", cubin, 0, 2))
     assert faults == [f"{turn} of a hot loop, 4.5 instructions a product allowed"]
     assert not loops.turns(_LOOP.replace("BRA 0x10", "BRA 0xb0"))
+
+
+def test_reads_that_follow_each_other(target):
+    read = "LDG.E.128.CONSTANT R4, [R2.64]"
+    sass = _LOOP.replace("LDGSTS.E.BYPASS.128 [R3], [R6.64], P1", f"@P0 {read}").replace(
+        "NOP", read
+    )
+    assert loops.reads(sass) == 2
+    assert loops.reads(_LOOP) == 0
+    cubin = cubins.Cubin(64, 0, 0, 0, 0, [], 2)
+    faults = list(_faults(target, "embedding_fwd_kernelI6__halfLi1E", cubin, 0, 2))
+    assert faults == ["2 reads at once, 9 asked"]
