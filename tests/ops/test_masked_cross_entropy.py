@@ -85,3 +85,21 @@ def test_rows_without_a_label_are_not_computed(backend):
         expected = ops.masked_cross_entropy(**inputs)
     assert torch.equal(loss.detach(), expected)
     assert torch.autograd.grad(loss, weight)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rounding_makes_no_gradient_smaller(dtype):
+    """All labels share one slope, 1 / n nearly: it must not be rounded, or gradients shrink or grow by it."""
+    generator = harness.seeds.generator(7)
+    x, weight = torch.randn(64, 48, generator=generator), torch.randn(500, 48, generator=generator)
+    labels = torch.randint(0, 500, (64,), generator=generator)
+    leaves = [t.to(dtype).requires_grad_() for t in (x, weight * 0.05)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    found = []
+    for backend, (rows, table) in (("cpu", leaves), ("reference", exact)):
+        with dispatch.use_backend(backend):
+            loss = ops.masked_cross_entropy(rows, table, None, labels, num_items=550)
+            found.append(torch.autograd.grad(loss, (rows, table)))
+    for got, right in zip(*found, strict=True):
+        along = (got.double() * right).sum() / right.square().sum()
+        assert abs(along.item() - 1) < 3e-4
