@@ -20,13 +20,8 @@ from .. import _graphs
 from . import cpu
 
 _INPUTS = ("x", "cu_seqlens", "seeds", "example_ids")
-_MOVES = (
-    "x",
-    "cu_seqlens",
-    "attention_dropout",
-    "out_dropout",
-    "dropout",
-)  # fields that tell of them
+# the fields that tell of them
+_MOVES = ("x", "cu_seqlens", "attention_dropout", "out_dropout", "dropout")
 
 
 class Recorded:
@@ -66,9 +61,7 @@ class Recorded:
         for name, place in self.inputs.items():
             place.copy_(getattr(call, name))
         extension.replay(self.forwards, self.stream)
-        lease = (
-            self.memory.data
-        )  # an object of its own, which no later write makes stale for autograd
+        lease = self.memory.data  # which no later write makes stale for autograd
         self.arena.user = weakref.ref(lease)
         return self.out.clone(), [lease]
 
