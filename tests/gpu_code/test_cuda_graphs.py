@@ -18,36 +18,20 @@ import bertfast
 from bertfast import BertConfig, BertForSequenceClassification, BertModel, dispatch, extension
 from bertfast.cli.info import recorded
 from bertfast.errors import ArgumentError, UnsupportedError
-from bertfast.models import engine
 from bertfast.ops import _graphs, encoder
 from gpu_code import cuda_driver, nvcc
+from gpu_code.recording import MODEL, card
 from harness.layers import layers_of, stream, tensors_of, together, trained
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 LENGTHS, OTHER = (20, 0, 5), (1, 9, 15)
 OUT_OF_MEMORY = 2
-MODEL = {
-    "vocab_size": 50,
-    "hidden_size": 64,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 32,
-}
 
 
 @pytest.fixture(autouse=True)
 def device(request, monkeypatch):
-    """What executes kernels is a dispatch mode, under which neither models nor layers would run as they do."""
-    monkeypatch.setattr(encoder, "through_library", lambda: False)
-    monkeypatch.setattr(engine, "_reason_of_moment", lambda: None)
-    with (
-        torch.no_grad(),
-        cuda_driver.emulated(**getattr(request, "param", {})) as device,
-        dispatch.use_backend("cuda"),
-    ):
+    with card(request, monkeypatch) as device, torch.no_grad():
         yield device
-    assert cuda_driver.runtime().fake_cudart_graphs() == 0
 
 
 def _poison(device) -> None:

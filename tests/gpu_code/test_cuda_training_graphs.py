@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 import bertfast
 from bertfast import BertConfig, BertModel, dispatch
 from bertfast.errors import ArgumentError
-from bertfast.models import engine
-from bertfast.ops import _graphs, encoder
+from bertfast.ops import _graphs
 from gpu_code import cuda_driver, nvcc
+from gpu_code.recording import MODEL, card
 from harness import seeds
 from harness.layers import (
     TRAINING,
@@ -31,28 +31,12 @@ from harness.layers import (
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 LENGTHS, OTHER = (6, 0, 3), (1, 7, 1)
-MODEL = {
-    "vocab_size": 50,
-    "hidden_size": 64,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 32,
-}
 
 
 @pytest.fixture(autouse=True)
 def device(request, monkeypatch):
-    """What executes kernels is a dispatch mode, under which neither models nor layers would run as they do."""
-    monkeypatch.setattr(encoder, "through_library", lambda: False)
-    monkeypatch.setattr(engine, "_reason_of_moment", lambda: None)
-    with (
-        cuda_driver.emulated(**getattr(request, "param", {})) as device,
-        dispatch.use_backend("cuda"),
-        bertfast.graphs("training"),
-    ):
+    with card(request, monkeypatch) as device, bertfast.graphs("training"):
         yield device
-    assert cuda_driver.runtime().fake_cudart_graphs() == 0
 
 
 def _poison(device) -> None:
