@@ -25,6 +25,7 @@ from bertfast.training.recipe import Recipe, read_recipe
 
 from . import finetuning, logits
 from .beside import Padded
+from .curves import draw_curves
 from .table import table
 from .texts import CHINESE, ENGLISH, fetch
 
@@ -88,10 +89,27 @@ def loop_of(recipe: Recipe, store: Store, rows: int | None = None, theirs: bool 
 
 
 def beside(folder: Path) -> None:
-    """500 steps of transformers with the recipe of `minilm`, and step times of both in turn."""
+    """500 steps of both with the recipe of `minilm`, without dropout, and before that step times in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     store = Store.open(english(folder))
-    recipe = read_recipe(HERE / "minilm.yaml", store=str(store.folder), model=str(MINILM))
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    given = {"store": str(store.folder), "model": str(MINILM), "config": still}
+    recipe = read_recipe(HERE / "minilm.yaml", **given)
+    found = {**race(recipe, store), "bertfast": [], "transformers": []}
+    print(found, flush=True)
+    for name in ("bertfast", "transformers"):
+        for done in loop_of(recipe, store, rows=8, theirs=name == "transformers").run():
+            if done.step % recipe.log_every == 0:
+                line = {"step": done.step, **done.metrics, "seconds": done.seconds}
+                found[name].append(line)
+                print(name, line, flush=True)
+            if done.step == 500:
+                break
+    (folder / "beside.json").write_text(json.dumps(found, indent=1))
+
+
+def race(recipe: Recipe, store: Store) -> dict[str, Any]:
+    """Seconds that a step takes, median, theirs on whole padded batches; ratio: the median of theirs / ours."""
     running = {
         "bertfast": loop_of(recipe, store, theirs=False).run(),
         "transformers": loop_of(recipe, store).run(),
@@ -101,21 +119,9 @@ def beside(folder: Path) -> None:
         for name, steps in running.items():
             seconds[name].append(next(steps).seconds)
     pairs = zip(seconds["bertfast"][1:], seconds["transformers"][1:], strict=True)
-    found: dict[str, Any] = {
-        "seconds_a_step": {name: statistics.median(times[1:]) for name, times in seconds.items()},
-        "ratio": statistics.median(theirs / ours for ours, theirs in pairs),
-        "transformers": [],
-    }
-    print(found, flush=True)
-    del running
-    for done in loop_of(recipe, store, rows=8).run():
-        if done.step % recipe.log_every == 0:
-            line = {"step": done.step, **done.metrics, "seconds": done.seconds}
-            found["transformers"].append(line)
-            print(line, flush=True)
-        if done.step == 500:
-            break
-    (folder / "beside.json").write_text(json.dumps(found, indent=1))
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    ratio = statistics.median(theirs / ours for ours, theirs in pairs)
+    return {"seconds_a_step": medians, "ratio": ratio}
 
 
 def finetuned(folder: Path, name: str) -> None:
@@ -141,6 +147,8 @@ def main() -> None:
         PARTS[part](given.folder)
     if text := table(given.folder, finetuning.RECIPES):
         print(text)
+    if picture := draw_curves(given.folder):
+        print(picture)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ The same command goes on with a run that was stopped, at the very step.
 @click.argument("recipe")
 @click.option("-o", "--output", required=True, metavar="RUN", help="Folder of the run.")
 @click.option("--store", help="Instead of the recipe's.")
-@click.option("--model", help="A checkpoint to go on with, instead of the recipe's or its config.")
+@click.option("--model", help="A checkpoint to go on with, of its own sizes.")
 @click.option("--budget", help='Time for training, as 24h or 90m; makes the schedule "budget".')
 @click.option("--seed", type=int, help="Instead of the recipe's.")
 @device_option
@@ -45,14 +45,10 @@ def pretrain(
     from ..training.pretraining import pretrain as run
     from ..training.run import Stopped
 
-    changes = {"store": store, "seed": seed}
-    if model is not None:
-        changes |= {"model": model, "config": None}
+    changes = {"store": store, "seed": seed, "model": model}
     if budget is not None:
         changes |= {"budget": budget, "schedule": "budget"}
     given = {name: value for name, value in changes.items() if value is not None}
-    if model is not None:
-        given["config"] = None
     found = read_recipe(recipe, **given)
     say = lambda line: click.echo(line, err=True)  # noqa: E731
     try:

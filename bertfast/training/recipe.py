@@ -193,7 +193,8 @@ def read_recipe(path: str | os.PathLike[str], **changes: Any) -> Recipe:
     """The recipe of a YAML file; one without a folder in its name, as bert-base, may be one that comes with bertfast.
 
     Args:
-        changes: fields that replace those of the file.
+        changes: fields that replace those of the file. With a `model` in the place of a new one, the sizes in the
+            file's `config` are left out, as the checkpoint has its own; what else stands there (dropout) holds.
 
     Raises:
         RecipeError: no file, not YAML, or wrong fields.
@@ -207,6 +208,9 @@ def read_recipe(path: str | os.PathLike[str], **changes: Any) -> Recipe:
         raise RecipeError(f"{path}: expected a YAML file ({error}).") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected keys and values, got {type(values).__name__}.")
+    config = values.get("config")
+    if changes.get("model") and not values.get("model") and isinstance(config, dict):
+        values["config"] = {name: config[name] for name in config if name not in _SIZES}
     return from_dict({**values, **changes}, str(path))
 
 
@@ -216,6 +220,10 @@ def shipped() -> list[str]:
 
 
 _FOLDER = Path(__file__).parents[1] / "recipes"
+_SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
 
 
 def _find(path: Path) -> Path:

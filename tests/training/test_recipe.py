@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from bertfast.cli import main
 from bertfast.errors import RecipeError
+from bertfast.training import pretraining
 from bertfast.training.recipe import from_dict, read_recipe, shipped
 from training.runs import recipe_of
 
@@ -48,6 +49,19 @@ def test_values_as_yaml_has_them(tmp_path):
     )
     recipe = read_recipe(path, seed=3)
     assert (recipe.learning_rate, recipe.seconds(), recipe.seed) == (1e-4, 5400, 3)
+
+
+@pytest.mark.parametrize("text", ["", "model: other\n"])
+def test_a_checkpoint_in_the_place_of_a_new_model(tmp_path, monkeypatch, text):
+    """Of what the recipe says of the model, all but the sizes of a new one holds."""
+    path, found = tmp_path / "r.yaml", []
+    path.write_text(f"store: s\nconfig: {{num_hidden_layers: 3, hidden_dropout_prob: 0.0}}\n{text}")
+    monkeypatch.setattr(pretraining, "pretrain", lambda recipe, *_, **__: found.append(recipe))
+    arguments = ["pretrain", str(path), "-o", str(tmp_path / "run"), "--model", "m"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    kept = {"num_hidden_layers": 3} if text else {}
+    assert found == [read_recipe(path, model="m")]
+    assert (found[0].model, found[0].config) == ("m", {**kept, "hidden_dropout_prob": 0.0})
 
 
 def test_there_and_back(store):
