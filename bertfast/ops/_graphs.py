@@ -4,7 +4,7 @@ It is recorded when the same call comes the second time on a stream, as a first 
 must not. "The same" is all that its launches are told: sizes, options, addresses of the weights. So a weight that lies
 elsewhere, by whatever it was moved, is another call, and what is written to it in place is read by the next replay. A
 call's inputs and result are copied into and out of an arena, where its workspace is too; the calls of a stream, which
-run one after the other, share one. Training has a second (`encoder/_recorded.py`).
+run one after the other, share one. Training has a second (`encoder/_cuda_recorded.py`).
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def test_a_model_learns_alike(device, accumulated):
     """Some steps with dropout, evaluated between forward and backward."""
     ids, found, counts = torch.arange(1, 15).view(2, 7), [], []
     for graphs in (False, "training"):
-        torch.manual_seed(5)
+        seeds.restart(5)
         model = BertModel(BertConfig(**MODEL), graphs=graphs).to(torch.bfloat16).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         with bertfast.graphs(True), dispatch.record() as log:

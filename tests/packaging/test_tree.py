@@ -71,7 +71,9 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 
 def layer(module: str) -> int:
     last = module.rsplit(".", 1)[-1]
-    if module.startswith("bertfast.ops.") and (last in BACKENDS or last.startswith("_triton_")):
+    if module.startswith("bertfast.ops.") and (
+        last in BACKENDS or last.startswith(("_cuda_", "_triton_"))
+    ):
         return 1
     return next(rank for prefix, rank in LAYERS.items() if module.startswith(prefix))
 

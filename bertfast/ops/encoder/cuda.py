@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ... import extension
 from .. import _graphs
-from . import _recorded, cpu
+from . import _cuda_recorded, cpu
 from .cpu import odd, sizes_of
 
 
@@ -38,9 +38,9 @@ def forward(call) -> tuple[Tensor, Tensor | None]:
 
 def forward_saving(
     call, needs: Sequence[bool]
-) -> tuple[Tensor, list[Tensor], _recorded.Recorded | None]:
+) -> tuple[Tensor, list[Tensor], _cuda_recorded.Recorded | None]:
     """As the CPU's; by a graph where training may be recorded."""
-    return _recorded.forward(call, needs) or cpu.forward_saving(call, needs)
+    return _cuda_recorded.forward(call, needs) or cpu.forward_saving(call, needs)
 
 
 def backward(
@@ -48,7 +48,7 @@ def backward(
     dout: Tensor,
     kept: Sequence[Tensor],
     needs: Sequence[bool],
-    recorded: _recorded.Recorded | None,
+    recorded: _cuda_recorded.Recorded | None,
 ) -> list[Tensor | None]:
     """As the CPU's; by the graph that belongs to the forward's."""
     if recorded is not None:

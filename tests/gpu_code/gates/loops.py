@@ -33,7 +33,7 @@ class _Block(NamedTuple):
 
 def reads(sass: str) -> int:
     """The most reads of 16 bytes in one straight piece of a kernel's code: they are on their way together."""
-    wide = re.compile(r"\bLDG\S*\.128\b")
+    wide = re.compile(r"\bLDG\.\S*\b128\b")
     return max(sum(map(bool, map(wide.search, block.text))) for block in _of(sass).values())
 
 
