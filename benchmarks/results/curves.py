@@ -28,7 +28,10 @@ def draw_curves(folder: Path) -> Path | None:
         for axes, field in ((words, WORDS), (pairs, PAIRS)):
             points = [(line["step"], line[field]) for line in lines if field in line]
             if points:
-                axes.plot(*zip(*points, strict=True), "o-", ms=2, lw=1, label=RUNS[name])
+                color = f"C{list(RUNS).index(name)}"
+                axes.plot(
+                    *zip(*points, strict=True), "o-", ms=2, lw=1, color=color, label=RUNS[name]
+                )
     if (folder / "beside.json").is_file():
         found = json.loads((folder / "beside.json").read_text())
         for name, style in (("bertfast", "o-"), ("transformers", "x--")):
