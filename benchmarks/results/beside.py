@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,27 +41,21 @@ class Padded(nn.Module):
         **_: Any,
     ) -> SimpleNamespace:
         lengths = cu_seq_lens_q.diff().tolist()
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        texts = [
-            values[0].split(lengths)
-            for values in (input_ids, torch.ones_like(input_ids), token_type_ids, labels)
-        ]
-        words, related = [torch.empty(0)] * len(order), [torch.empty(0)] * len(order)
-        step = self.rows or len(order)
-        for some in (order[first : first + step] for first in range(0, len(order), step)):
-            ids, mask, types, targets = (_rows([part[i] for i in some]) for part in texts)
-            output = self.model(input_ids=ids, attention_mask=mask, token_type_ids=types)
-            for index, found, pair, row, length in zip(
-                some,
-                output.prediction_logits,
-                output.seq_relationship_logits,
-                targets,
-                mask.sum(1),
-                strict=True,
-            ):
-                words[index] = found[:length][row[:length] != IGNORED]
-                related[index] = pair
-        predicted, pairs = torch.cat(words), torch.stack(related)
+        ids, types, words = (
+            values[0].split(lengths) for values in (input_ids, token_type_ids, labels)
+        )
+        found, related = [torch.empty(0)] * len(lengths), [torch.empty(0)] * len(lengths)
+        for some in of_like_lengths(lengths, self.rows):
+            output = self.model(
+                input_ids=padded([ids[i] for i in some]),
+                attention_mask=padded([torch.ones_like(ids[i]) for i in some]),
+                token_type_ids=padded([types[i] for i in some]),
+            )
+            for row, index in enumerate(some):
+                logits = output.prediction_logits[row, : lengths[index]]
+                found[index] = logits[words[index] != IGNORED]
+                related[index] = output.seq_relationship_logits[row]
+        predicted, pairs = torch.cat(found), torch.stack(related)
         targets = labels[labels != IGNORED]
         loss = F.cross_entropy(predicted, targets, reduction="sum") / num_items_in_batch
         told = F.cross_entropy(pairs, next_sentence_label, reduction="sum")
@@ -71,5 +66,12 @@ class Padded(nn.Module):
         )
 
 
-def _rows(texts: list[Tensor]) -> Tensor:
+def of_like_lengths(lengths: Sequence[int], rows: int | None) -> Iterator[list[int]]:
+    """The texts' indices, so many at a time and the shortest first; None: all at once."""
+    order, step = sorted(range(len(lengths)), key=lengths.__getitem__), rows or len(lengths)
+    return (order[first : first + step] for first in range(0, len(order), step))
+
+
+def padded(texts: list[Tensor]) -> Tensor:
+    """[texts, longest], zeros behind."""
     return nn.utils.rnn.pad_sequence(texts, batch_first=True)

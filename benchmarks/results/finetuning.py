@@ -23,6 +23,7 @@ from bertfast.training.processes import Processes
 from bertfast.training.run import FINAL, train
 from bertfast.training.sweep import sweep
 
+from .beside import of_like_lengths, padded
 from .labelled import SHARED, make
 
 SEEDS = 3
@@ -105,17 +106,15 @@ class Padded(nn.Module):
         self, input_ids: Tensor, token_type_ids: Tensor, cu_seq_lens_q: Tensor, **given: Any
     ) -> Any:
         lengths = cu_seq_lens_q.diff().tolist()
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
         inputs = {
             "input_ids": input_ids[0].split(lengths),
             "token_type_ids": token_type_ids[0].split(lengths),
             "attention_mask": torch.ones_like(input_ids[0]).split(lengths),
         }
-        logits: list[Any] = [None] * len(order)
-        step = self.rows or len(order)
-        for some in (order[first : first + step] for first in range(0, len(order), step)):
-            padded = {name: _rows([part[i] for i in some]) for name, part in inputs.items()}
-            output = super().forward(**padded)
+        logits: list[Any] = [None] * len(lengths)
+        for some in of_like_lengths(lengths, self.rows):
+            given_rows = {name: padded([part[i] for i in some]) for name, part in inputs.items()}
+            output = super().forward(**given_rows)
             for index, found in zip(some, output.logits, strict=True):
                 logits[index] = found
         if isinstance(self, transformers.BertForTokenClassification):
@@ -129,10 +128,6 @@ class Padded(nn.Module):
             loss = F.cross_entropy(scores, targets, reduction="sum")
             output.loss = loss / given["num_items_in_batch"]
         return output
-
-
-def _rows(texts: list[Tensor]) -> Tensor:
-    return nn.utils.rnn.pad_sequence(texts, batch_first=True)
 
 
 class Theirs(Job):

@@ -83,7 +83,7 @@ bool rows_are_vector(const P& p) {
 }
 
 template <class T, int warps>
-__global__ void __launch_bounds__(kRowThreads, 2)
+__global__ void __launch_bounds__(kRowThreads, 2)  // or ptxas saves registers on sm_120, and spills
     embedding_fwd_kernel(const EmbeddingFwd p, bool vector) {
   using Part = Row<T, warps>;
   const long token = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();

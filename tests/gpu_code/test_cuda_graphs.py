@@ -20,7 +20,7 @@ from bertfast.cli.info import recorded
 from bertfast.errors import ArgumentError, UnsupportedError
 from bertfast.ops import _graphs, encoder
 from gpu_code import cuda_driver, nvcc
-from gpu_code.recording import MODEL, card
+from gpu_code.recording import MODEL, card, poison
 from harness.layers import layers_of, stream, tensors_of, together, trained
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
@@ -32,13 +32,6 @@ OUT_OF_MEMORY = 2
 def device(request, monkeypatch):
     with card(request, monkeypatch) as device, torch.no_grad():
         yield device
-
-
-def _poison(device) -> None:
-    for arena in _graphs.arenas():
-        with _disable_current_modes():
-            device.memory.note_allocated(arena.memory)
-        arena.memory.numpy()[:] = 255  # NaN in every dtype
 
 
 def _call(lengths=LENGTHS, dtype=torch.bfloat16, scale=1.0):
@@ -55,7 +48,7 @@ def _replays(device, weights, call, **options) -> int:
     """Checks the bits; how many of three calls came from a graph."""
     expected, count = _plain(weights, call, **options), 0
     for _ in range(3):
-        _poison(device)
+        poison(device)
         with dispatch.record() as log:
             found = together(weights, *call, **options)
         count += ("graph", "cuda") in [(c.direction, c.backend) for c in log]
@@ -92,7 +85,7 @@ def test_results_are_the_callers(device):
     expected = [_plain(weights, call)[0] for call in calls]
     _replays(device, weights, calls[0])
     found = [together(weights, *call)[0] for call in calls]
-    _poison(device)
+    poison(device)
     assert all(map(torch.equal, found, expected))
 
 
@@ -329,7 +322,7 @@ def test_a_model(device):
     """Recorded beforehand; then a hook, other places of weights, and other sizes of tables."""
     model, ids = _model(), torch.arange(1, 15).view(2, 7)
     model.capture([(2, 7), (1, 3)])
-    _poison(device)
+    poison(device)
     assert _graph(model, ids)
     assert _graph(model, ids.flip(1))
     assert not _graph(model, ids[:, :4])
@@ -400,7 +393,7 @@ def test_a_head(device):
     """Of which each sequence's first row is enough."""
     head = BertForSequenceClassification(BertConfig(**MODEL)).to(torch.bfloat16).eval()
     head.capture([(2, 7)])
-    _poison(device)
+    poison(device)
     with dispatch.record() as log:
         found = head(torch.ones(2, 7, dtype=torch.int64)).logits
     with bertfast.graphs(False):

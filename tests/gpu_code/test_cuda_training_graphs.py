@@ -16,7 +16,7 @@ from bertfast import BertConfig, BertModel, dispatch
 from bertfast.errors import ArgumentError
 from bertfast.ops import _graphs
 from gpu_code import cuda_driver, nvcc
-from gpu_code.recording import MODEL, card
+from gpu_code.recording import MODEL, card, poison
 from harness import seeds
 from harness.layers import (
     TRAINING,
@@ -37,15 +37,6 @@ LENGTHS, OTHER = (6, 0, 3), (1, 7, 1)
 def device(request, monkeypatch):
     with card(request, monkeypatch) as device, bertfast.graphs("training"):
         yield device
-
-
-def _poison(device) -> None:
-    for arena in _graphs.arenas():
-        if arena.in_use():
-            continue
-        with _disable_current_modes():
-            device.memory.note_allocated(arena.memory)
-        arena.memory.numpy()[:] = 255  # NaN in every dtype
 
 
 def _call(lengths=LENGTHS, kind="dropout", scale=1.0, draw=0, dtype=torch.bfloat16, count=2):
@@ -86,7 +77,7 @@ def _replays(device, weights, *calls) -> list[int]:
     counts = []
     for call in calls:
         expected = _plain(weights, call)
-        _poison(device)
+        poison(device)
         *found, count = _step(weights, call)
         same_bits(found, expected)
         counts.append(count)
@@ -192,7 +183,7 @@ def test_results_and_gradients_are_the_callers(device):
         out.backward(dout.to(out))
         parts = [t for part in copy.layers[0][:8] for t in part[:2]]
         found.append((out.detach(), [t.grad for t in (start, *parts)]))
-    _poison(device)
+    poison(device)
     for got, expected in zip(found, right, strict=True):
         same_bits(got, expected)
 
@@ -213,7 +204,7 @@ def test_saved_tensors_that_are_moved(device):
         out, copy, start = _forward(weights, call)
     assert _count(log) == 1
     assert not any(arena.in_use() for arena in _graphs.arenas())
-    _poison(device)
+    poison(device)
     with dispatch.record() as log:
         same_bits((out.detach(), gradients_of(out, copy, start)), right)
     assert _count(log) == 0
