@@ -165,7 +165,7 @@ def where(like: Tensor, stream: int) -> dict[str, Any]:
     tf32, here = like.dtype == torch.float32 and allows_tf32(), scope()
     gpu = {
         "stream": stream, "workspace": 0, "tf32": tf32, "invariant": here.invariant,
-        "cublaslt": here.product == "cublaslt",
+        "cublaslt": here.product == "cublaslt", "used": 0,
     }  # fmt: skip
     return {"dtype": DTYPE_CODES[like.dtype], "threads": 1, "gpu": gpu}
 

@@ -26,6 +26,7 @@
 #include "common/cuda_driver.h"
 #include "common/cuda_graph.h"
 #include "common/limits.h"
+#include "encoder/padded.h"
 #include "product/cuda_cublaslt.h"
 #else
 #include "common/pool.h"
@@ -222,6 +223,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def("replay", &Graph::replay, py::call_guard<py::gil_scoped_release>());
   m.def("is_capturing", is_capturing, "whether somebody records what goes to a stream");
   BF_FOR_EACH_KERNEL(BF_DEFINE, )
+  BF_DEFINE(, padded_encoder_fwd, PaddedEncoderFwd)
   m.def(
       "targets", [] { return std::string(BF_CUDA_TARGETS); },
       "what was compiled for, as in 80,90,90+PTX");

@@ -24,7 +24,7 @@ class PackedBatch(NamedTuple):
 
     Fields:
         input_ids: [T] int64; or None, with inputs_embeds: [T,H].
-        position_ids, token_type_ids: [T] int64.
+        position_ids, token_type_ids: [T] int64; None where rows are there already (`all_places`).
         cu_seqlens: [sequences+1] int32, on the device: sequence b is the tokens cu_seqlens[b] to cu_seqlens[b+1].
         max_seqlen: an upper bound of the lengths that the host knows.
         batch, length: B and S of the padded batch; 1 and T where the caller packed.
@@ -35,8 +35,8 @@ class PackedBatch(NamedTuple):
 
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
-    position_ids: Tensor
-    token_type_ids: Tensor
+    position_ids: Tensor | None
+    token_type_ids: Tensor | None
     cu_seqlens: Tensor
     max_seqlen: int
     batch: int
@@ -108,6 +108,16 @@ def pack(
         length=length,
         indices=indices,
     )
+
+
+def all_places(
+    cu_seqlens: Tensor, batch: int, length: int, example_ids: Tensor | None
+) -> PackedBatch:
+    """The batch of rows that are there already, one for each place of [B,S], padding too.
+
+    cu_seqlens are those of the real tokens.
+    """
+    return PackedBatch(None, None, None, None, cu_seqlens, length, batch, length, None, example_ids)
 
 
 def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> PackedBatch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ..dispatch import note
 from ..ops import _philox
 from ..ops._seed import draw_seed
 from ..ops.encoder import encoder
+from ..ops.encoder._padded import Tables, Tokens, padded_encoder
 from .batch import PackedBatch, first_rows, one_row_each
 from .linear import linear
 from .weights import BertWeights, Call, EmbeddingWeights, LayerWeights, Linear, Norm
@@ -70,6 +72,19 @@ def encode_packed(
     return first_rows(x, batch.cu_seqlens) if first_only and last < 0 else x
 
 
+def encode_padded(
+    weights: BertWeights, tokens: Tokens, first_only: bool = False
+) -> tuple[Tensor | None, Tensor, Tensor] | None:
+    """As `ops.encoder._padded.padded_encoder`, which tells what comes out; None: the batch is to be packed."""
+    word, layers = weights.embeddings.word, _plain_layers(weights.layers)
+    if weights.drops or layers is None or not isinstance(word, Tensor):
+        return None
+    tensors, eps, alike = layers
+    norm = weights.embeddings.norm
+    tables = Tables(word, weights.embeddings.position, weights.embeddings.segment, *norm)
+    return padded_encoder(tokens, tables, tensors, eps, num_heads=alike[0], first_only=first_only)
+
+
 def encode_layers(
     weights: BertWeights,
     x: Tensor,
@@ -83,20 +98,30 @@ def encode_layers(
     Returns: the last layer's output, as `encode_packed`, and with `states` each layer's [L,T,H], else None; None alone
     where layers have to run one by one (`ops.encoder` records why; not where something in them was replaced).
     """
-    layers = weights.checkpointed or weights.layers
-    if not layers or not all(map(_is_plain, layers)):
+    layers = _plain_layers(weights.checkpointed or weights.layers)
+    if layers is None:
         return None
-    alike = layers[0][8:]  # heads, activation, dropout
-    if any(layer[8:] != alike for layer in layers):
-        return None
-    flat = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
-    tensors = list(chain.from_iterable(flat[place :: len(_PLACES) + 2] for place in _PLACES))
-    eps = list(chain.from_iterable(zip(flat[10::18], flat[17::18], strict=True)))
+    tensors, eps, alike = layers
     return encoder(
         x, tensors, eps, batch.cu_seqlens, batch.max_seqlen,
         num_heads=alike[0], first_only=first_only, states=states, p=alike[2:], seeds=seeds,
         example_ids=batch.example_ids, recompute=bool(weights.checkpointed),
     )  # fmt: skip
+
+
+def _plain_layers(layers: Sequence[Any]) -> tuple[list[Tensor], list[float], tuple] | None:
+    """The encoder's tensors and eps, and what the layers have alike: heads, activation, dropout; None where there are
+    none, something in one was replaced, or they are not alike.
+    """
+    if not layers or not all(map(_is_plain, layers)):
+        return None
+    alike = layers[0][8:]
+    if any(layer[8:] != alike for layer in layers):
+        return None
+    flat = list(chain.from_iterable(chain.from_iterable(layer[:8] for layer in layers)))
+    tensors = list(chain.from_iterable(flat[place :: len(_PLACES) + 2] for place in _PLACES))
+    eps = list(chain.from_iterable(zip(flat[10::18], flat[17::18], strict=True)))
+    return tensors, eps, alike
 
 
 def _is_plain(layer: LayerWeights | torch.nn.Module) -> bool:

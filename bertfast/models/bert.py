@@ -81,7 +81,7 @@ class BertModel(CheckedLoading, Prepackable, Capturable, modeling_bert.BertModel
             ArgumentError: an argument is wrong (ids, positions and segments out of range: on the CPU).
         """
         given = arguments(modeling_bert.BertModel, args, kwargs)
-        encoded = encode(self, given)
+        encoded = encode(self, given, padding=True)
         if isinstance(encoded, str):
             return theirs(self, modeling_bert.BertModel, encoded, given)
         states = encoded.hidden_states

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
-from ..core.batch import PackedBatch, first_rows, take, unpack
-from ..core.encode import encode_packed
+from ..core.batch import PackedBatch, all_places, first_rows, take, unpack
+from ..core.encode import encode_packed, encode_padded
 from ..core.finite import check_output, check_results
 from ..core.heads import pool
 from ..core.weights import BertWeights, Linear
@@ -26,7 +26,7 @@ from ..errors import UnsupportedError
 from ..ops._weights import KeptParameter
 from . import fusion
 from .capture import allowed
-from .inputs import INPUTS, STARTS, make_batch
+from .inputs import INPUTS, STARTS, Checked, check, make_batch, padded_tokens
 
 try:
     from transformers.utils import output_capturing
@@ -50,8 +50,8 @@ _OWN = (
 _IGNORED = frozenset(
     ("cache_position", "length", "num_items_in_batch", "offset_mapping", "output_cross_attentions")
 ) | {"overflow_to_sample_mapping", "seq_idx", "special_tokens_mask", "use_cache"}
-_LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
-_READ = frozenset((*INPUTS, *_OWN, *_LABELS, "output_hidden_states", "return_dict"))
+LABELS = ("labels", "next_sentence_label", "start_positions", "end_positions")
+_READ = frozenset((*INPUTS, *_OWN, *LABELS, "output_hidden_states", "return_dict"))
 _SAID: set[str] = set()  # reasons that the log has
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
@@ -60,10 +60,12 @@ class Encoded(NamedTuple):
     """What the encoder made of a call.
 
     Fields:
-        rows: [T,H], the last layer's output; [sequences,H] of first tokens where no more was asked for.
+        rows: [T,H], the last layer's output, of places too that hold no token where `real` is there; [sequences,H] of
+            first tokens where no more was asked for.
         pooled: [sequences,H], or None without a pooler.
         hidden_states: the embeddings' and every layer's output [B,S,H] where asked for, on the gradient's way; or None.
         packed_call: the caller packed the tokens, so the batch is one row [1,total].
+        real: [B,S], the attention_mask: rows are those of all places, zeros where it is 0; None: of real tokens alone.
     """
 
     rows: Tensor
@@ -71,6 +73,7 @@ class Encoded(NamedTuple):
     hidden_states: tuple[Tensor | None, ...] | None
     batch: PackedBatch
     packed_call: bool
+    real: Tensor | None = None
 
 
 def arguments(kind: type[nn.Module], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -112,12 +115,15 @@ def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
         _RECORDED[module] = recorded
 
 
-def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False) -> Encoded | str:
+def encode(
+    model: nn.Module, given: Mapping[str, Any], first_only: bool = False, padding: bool = False
+) -> Encoded | str:
     """The encoder on a call's arguments, or the reason why transformers' own forward has to run.
 
     Args:
         model: a `BertModel` of bertfast.
         first_only: each sequence's first row is enough.
+        padding: rows may be those of padding too, which a GPU gives without telling the host how many are real.
 
     Raises:
         ArgumentError: an argument is wrong.
@@ -132,18 +138,40 @@ def encode(model: nn.Module, given: Mapping[str, Any], first_only: bool = False)
     if given.get("output_attentions", model.config.output_attentions):
         return "output_attentions needs the matrices"
     fusion.tell(weights)
-    batch = make_batch(weights, given)
+    checked = check(weights, given)
     states: list[Tensor | None] = []
-    check = model if given.get("check_finite") else None
+    looks_at = model if given.get("check_finite") else None
     first_only = first_only and wanted is None
-    look = wanted is not None or check is not None
+    look = wanted is not None or looks_at is not None
     gradient = torch.no_grad() if _is_kept(weights) else contextlib.nullcontext()
     with gradient, allowed(model):
-        observe = _observer(batch, wanted, states, check) if look else None
+        if (first_only or padding) and not look:
+            found = _without_packing(weights, given, checked, first_only)
+            if found is not None:
+                return found
+        batch = make_batch(weights, given, checked)
+        observe = _observer(batch, wanted, states, looks_at) if look else None
         rows = encode_packed(weights, batch, first_only=first_only, observe=observe)
         pooled = _pooled(weights, rows, batch, first_only)
     kept = None if wanted is None else tuple(states)
     return Encoded(rows, pooled, kept, batch, "cu_seq_lens_q" in given)
+
+
+def _without_packing(
+    weights: BertWeights, given: Mapping[str, Any], checked: Checked, first_only: bool
+) -> Encoded | None:
+    """The encoder on a padded batch whose mask only the GPU reads; None where the batch has to be packed."""
+    tokens = padded_tokens(given)
+    found = None if tokens is None else encode_padded(weights, tokens, first_only)
+    if found is None:
+        return None
+    out, first, starts = found
+    mask, pooled = tokens.attention_mask, None
+    if weights.pooler is not None:
+        pooled = pool(weights.pooler, first, None if mask is None else starts)
+    rows = first if out is None else out.flatten(0, 1)
+    batch = all_places(starts, checked.rows, checked.length, given.get("example_ids"))
+    return Encoded(rows, pooled, None, batch, False, None if out is None else mask)
 
 
 def _wanted_states(model: nn.Module, given: Mapping[str, Any], count: int) -> Container[int] | None:
@@ -172,14 +200,14 @@ def _observer(
     batch: PackedBatch,
     wanted: Container[int] | None,
     states: list[Tensor | None],
-    check: nn.Module | None,
+    looks_at: nn.Module | None,
 ) -> Callable[[int, Tensor], Tensor]:
     """Keeps hidden states [B,S,H], through which the gradient then goes, and looks for values that are not finite."""
     through = torch.is_grad_enabled()
 
     def observe(index: int, x: Tensor) -> Tensor:
-        if check is not None:
-            part = check.encoder.layer[index - 1] if index else check.embeddings
+        if looks_at is not None:
+            part = looks_at.encoder.layer[index - 1] if index else looks_at.embeddings
             check_output(f"encoder.layer.{index - 1}" if index else "embeddings", part, x)
         if wanted is not None:
             states.append(unpack(x, batch) if index in wanted else None)

@@ -23,7 +23,7 @@ from ..ops._seed import draw_seed
 from . import fusion
 from .bert import BertModel, switch
 from .capture import AUTO, Capturable
-from .engine import TRANSFORMERS_4, Encoded, arguments, encode, finish, signed_as, theirs
+from .engine import LABELS, TRANSFORMERS_4, Encoded, arguments, encode, finish, signed_as, theirs
 from .inputs import class_labels, flat_choices, items, number_labels
 from .loading import CheckedLoading
 from .prepack import Prepackable
@@ -36,6 +36,7 @@ class Head(CheckedLoading, Prepackable, Capturable):
 
     _theirs: type[nn.Module]  # transformers' class of the same name
     _first_only = False  # whether each sequence's first row is enough
+    _row_by_row = False  # whether without labels rows of padding may be among those of tokens
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -92,7 +93,8 @@ class Head(CheckedLoading, Prepackable, Capturable):
                 raise fusion.Unfit(reason)
 
     def _encode(self, given: dict[str, Any]) -> Encoded | str:
-        return encode(self.bert, given, self._first_only)
+        padding = self._row_by_row and given.keys().isdisjoint(LABELS)
+        return encode(self.bert, given, self._first_only, padding)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         """The output of a call; each head has its own."""
@@ -204,6 +206,7 @@ class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification)
     """BERT with a classifier on every token; logits [B,S,labels] are zeros at padding."""
 
     _theirs = modeling_bert.BertForTokenClassification
+    _row_by_row = True
 
     def _check(self, name: str, module: nn.Module) -> None:
         """The classifier gets the rows of all texts at once, so it has to work row by row."""
@@ -219,7 +222,7 @@ class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification)
             shape = (batch.batch, batch.length)
             labels = class_labels("labels", given["labels"], shape, self.num_labels, scores.device)
             loss = heads.cross_entropy(scores, take(labels, batch), _items(given, scores))
-        logits = unpack(scores, batch)
+        logits = _padded(unpack(scores, batch), encoded, 0.0)
         return self._finish(outputs.TokenClassifierOutput, encoded, given, loss=loss, logits=logits)
 
 
@@ -227,6 +230,7 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
     """BERT with two scores a token: the answer starts, or ends, here; the lowest value at padding."""
 
     _theirs = modeling_bert.BertForQuestionAnswering
+    _row_by_row = True
 
     def _check(self, name: str, module: nn.Module) -> None:
         super()._check(name, module)
@@ -244,7 +248,8 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
                 place = class_labels(name, given[name], rows, None, scores.device)
                 losses.append(heads.span_loss(columns[..., side], real, place, count))
             loss = (losses[0] + losses[1]) / 2
-        start, end = heads.span_scores(scores, encoded.batch)[0].unbind(-1)
+        columns = heads.span_scores(scores, encoded.batch)[0]
+        start, end = _padded(columns, encoded, torch.finfo(scores.dtype).min).unbind(-1)
         fields = {"loss": loss, "start_logits": start, "end_logits": end}
         return self._finish(outputs.QuestionAnsweringModelOutput, encoded, given, **fields)
 
@@ -369,6 +374,13 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
 
 def _items(given: dict[str, Any], like: Tensor) -> heads.Items:
     return items(given.get("num_items_in_batch"), like.device)
+
+
+def _padded(scores: Tensor, encoded: Encoded, value: float) -> Tensor:
+    """Scores [B,S,·] with the value at padding, where they were computed there too."""
+    if encoded.real is None:
+        return scores
+    return scores.masked_fill(encoded.real[..., None] == 0, value)
 
 
 def _drop(

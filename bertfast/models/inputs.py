@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.batch import PackedBatch, pack, sequence_positions
+from ..core.encode import Tokens
 from ..core.heads import IGNORED, Items
 from ..core.weights import BertWeights
 from ..errors import ArgumentError
@@ -25,8 +26,16 @@ _MASKS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 _SHORTEN = "Truncate the text, or split it."
 
 
-def make_batch(weights: BertWeights, given: Mapping[str, Any]) -> PackedBatch:
-    """The tokens of a call: a padded batch [B,S], or one packed by the caller, [1,total] with cu_seq_lens_q.
+class Checked(NamedTuple):
+    """The sizes of a call: B and S of a padded batch; of a packed one 1, its tokens, a bound of the lengths."""
+
+    rows: int
+    length: int
+    bound: int | None = None
+
+
+def check(weights: BertWeights, given: Mapping[str, Any]) -> Checked:
+    """Look at what `make_batch` will be given.
 
     Raises:
         ArgumentError: an argument is wrong.
@@ -37,7 +46,6 @@ def make_batch(weights: BertWeights, given: Mapping[str, Any]) -> PackedBatch:
         if value is not None:
             _check_integers(name, value, weights.device, (rows, length), (1, length))
     starts, longest, key_starts, longest_key = (given.get(name) for name in STARTS)
-    tokens = {"input_ids": ids, "inputs_embeds": embeds, "token_type_ids": segments}
     if starts is None:
         _refuse_lengths(given)
         name = "inputs_embeds" if ids is None else "input_ids"
@@ -46,17 +54,36 @@ def make_batch(weights: BertWeights, given: Mapping[str, Any]) -> PackedBatch:
             raise ArgumentError(name, expected, str(length), _SHORTEN)
         if mask is not None:
             _check_mask(mask, rows, length, weights.device)
-        batch = pack(mask, rows, length, weights.device, position_ids=positions, **tokens)
-        return batch._replace(example_ids=_example_ids(given, rows, weights.device))
+        _check_examples(given, rows, weights.device)
+        return Checked(rows, length)
     _check_packed_call(weights, mask, rows, starts)
     bound = _check_starts(weights, starts, length, longest, positions)
     _check_keys(starts, key_starts, longest, longest_key)
-    starts = starts.to(torch.int32)
+    _check_examples(given, starts.shape[0] - 1, weights.device)
+    return Checked(rows, length, bound)
+
+
+def make_batch(weights: BertWeights, given: Mapping[str, Any], checked: Checked) -> PackedBatch:
+    """The tokens of a call: a padded batch [B,S], or one packed by the caller, [1,total] with cu_seq_lens_q."""
+    ids, mask, segments, positions, embeds = (given.get(name) for name in INPUTS)
+    rows, length, bound = checked
+    tokens = {"input_ids": ids, "inputs_embeds": embeds, "token_type_ids": segments}
+    examples = given.get("example_ids")
+    if bound is None:
+        batch = pack(mask, rows, length, weights.device, position_ids=positions, **tokens)
+        return batch._replace(example_ids=examples)
+    starts = given["cu_seq_lens_q"].to(torch.int32)
     if positions is None:
         positions = sequence_positions(starts, length)[None]
     batch = pack(None, 1, length, weights.device, position_ids=positions, **tokens)
-    ids = _example_ids(given, starts.shape[0] - 1, weights.device)
-    return batch._replace(cu_seqlens=starts, max_seqlen=bound, example_ids=ids)
+    return batch._replace(cu_seqlens=starts, max_seqlen=bound, example_ids=examples)
+
+
+def padded_tokens(given: Mapping[str, Any]) -> Tokens | None:
+    """The tokens of a padded batch as they were given; None for one that the caller packed, and without ids."""
+    if "cu_seq_lens_q" in given or given.get("input_ids") is None:
+        return None
+    return Tokens(*(given.get(name) for name in Tokens._fields))
 
 
 def describe(value: Any) -> str:
@@ -105,16 +132,15 @@ def _check_integers(
     _check_device(name, value, device)
 
 
-def _example_ids(given: Mapping[str, Any], count: int, device: torch.device) -> Tensor | None:
+def _check_examples(given: Mapping[str, Any], count: int, device: torch.device) -> None:
     """The ids of a call with `count` sequences."""
     ids = given.get("example_ids")
     if ids is None:
-        return None
+        return
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (count,):
         expected = f"an int64 tensor [{count}], an id for each sequence"
         raise ArgumentError("example_ids", expected, describe(ids))
     _check_device("example_ids", ids, device)
-    return ids
 
 
 def _check_mask(mask: Tensor, batch: int, length: int, device: torch.device) -> None:

@@ -30,13 +30,21 @@ _ALIGNED = 256  # bytes, of every part of an arena
 Key = tuple[Any, ...]
 
 
+class Input(NamedTuple):
+    """What a call brings: shape and dtype of its place, and the value, a tensor or the number that all elements are."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    value: Tensor | int
+
+
 class Request(NamedTuple):
     """A launch of the kernel `name`.
 
     Fields:
-        like: tells dtype and device. tokens: those of the call.
+        like: tells dtype and device. tokens: those of the call, or of its places.
         fields: as for `extension.launch`, without the inputs and the result.
-        inputs: contiguous tensors by the names of their fields. shape: of the result, in the dtype of `like`.
+        inputs: by the names of their fields. shape: of the result, in the dtype of `like`.
         results: by the names of its fields the place in the result, in bytes.
     """
 
@@ -44,7 +52,7 @@ class Request(NamedTuple):
     like: Tensor
     tokens: int
     fields: Mapping[str, Any]
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Input]
     shape: tuple[int, ...]
     results: Mapping[str, int]
 
@@ -86,7 +94,11 @@ class Captured:
     def __init__(self, request: Request, stream: int, arena: Arena):
         like = request.like
         count = math.prod(request.shape) * like.element_size()
-        starts = places_of([*(value.nbytes for value in request.inputs.values()), count])
+        given = [
+            torch.empty(shape, dtype=dtype, device="meta")
+            for shape, dtype, _ in request.inputs.values()
+        ]
+        starts = places_of([*(value.nbytes for value in given), count])
         fields = {**request.fields, **extension.where(like, stream)}
 
         def at(base: int) -> dict[str, Any]:
@@ -99,15 +111,12 @@ class Captured:
         base = arena.reserve(starts[-1] + asked, like)
         self.graph = extension.record(request.name, at(base))
         self.arena, memory = arena, arena.memory
-        self.inputs = [
-            view_as(memory, start, value)
-            for start, value in zip(starts, request.inputs.values(), strict=False)
-        ]
+        self.inputs = [view_as(memory, *place) for place in zip(starts, given, strict=False)]
         self.result = memory[starts[-2] : starts[-2] + count].view(like.dtype).view(request.shape)
 
     def __call__(self, request: Request, stream: int) -> Tensor:
-        for place, value in zip(self.inputs, request.inputs.values(), strict=True):
-            place.copy_(value)
+        for place, (_, _, value) in zip(self.inputs, request.inputs.values(), strict=True):
+            place.fill_(value) if isinstance(value, int) else place.copy_(value)
         extension.replay(self.graph, stream)
         return self.result.clone()
 
@@ -129,15 +138,15 @@ def replayed(request: Request) -> Tensor | None:
         if extension.cuda.is_capturing(stream):  # the caller's own graph takes the launches in
             return None
         told = {**request.fields, **extension.where(request.like, stream)}
-        shapes = (tuple(value.shape) for value in request.inputs.values())
-        key = key_of(request.name, device, *shapes, *request.results, *told.values())
+        places = ((name, *given[:2]) for name, given in request.inputs.items())
+        key = key_of(request.name, device, *places, *request.results, *told.values())
         place = (device, stream)
         with LOCK:
             call = find(key, request.tokens, place, partial(Captured, request, stream))
             if call is None:
                 return None
             result = call(request, stream)
-    dispatch.note(request.name.removesuffix("_fwd"), "graph", "cuda", {})
+    dispatch.note("encoder", "graph", "cuda", {})
     return result
 
 
@@ -186,7 +195,7 @@ def describe() -> list[tuple[torch.device, int, int]]:
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, dict):
-        return tuple(value.values())
+        return tuple(map(_frozen, value.values()))
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -206,7 +215,7 @@ def _capture(key: Key, place: Place, make: Callable[[Arena], Any]) -> Any:
             reason = " ".join(str(error).split())
             _remember(_SEEN, key, reason)
     if reason is not None:
-        dispatch.note(key[0].removesuffix("_fwd"), "graph", None, {"cuda": reason})
+        dispatch.note("encoder", "graph", None, {"cuda": reason})
     return None
 
 

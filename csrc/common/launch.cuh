@@ -97,6 +97,11 @@ class Arena {
   std::size_t used_ = 0;
 };
 
+// How many of the rows of a call count.
+__device__ __forceinline__ long used_rows(const Gpu& gpu, long rows) {
+  return gpu.used && *gpu.used < rows ? *gpu.used : rows;
+}
+
 __host__ __device__ constexpr long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
 }  // namespace

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)  // or ptxas saves registers o
     embedding_fwd_kernel(const EmbeddingFwd p, bool vector) {
   using Part = Row<T, warps>;
   const long token = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
-  if (token >= p.rows) return;
+  if (token >= used_rows(p.gpu, p.rows)) return;
   const Part row{static_cast<int>(p.n), vector};
   const TokenRows<T> from(p, token);
   typename Part::Values z;

@@ -1,6 +1,7 @@
 // All layers in one call: layer.h and backward.h walk, the operations' own host code launches.
-// Between them three kernels of this file: the sum of two gradients that meet, the first rows of
-// the sequences, and such rows' way back among zeros.
+// Between them the kernels of rows.cuh. A padded batch (padded.h): its tokens are laid end to end,
+// embedded, and taken through the layers as a call with room for all places; `used` tells the
+// kernels where the real ones end.
 //
 // The workspace of a call is laid out once: rows on their way through a layer (all layers use the
 // same), then what the operations ask for, the most of any. How much that is, a walk tells that
@@ -8,61 +9,14 @@
 // results are wanted. What must hold: all weights contiguous, cu_seqlens as attention asks.
 #include "common/launch.cuh"
 #include "common/philox.cuh"
-#include "common/vector.cuh"
 #include "encoder/lists.h"
+#include "encoder/rows.cuh"
 
 #define BF_ISA cuda
 #include "encoder/backward.h"
 
 namespace bf::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-
-// to += from; in fp32, rounded once.
-template <class T>
-__global__ void __launch_bounds__(kThreads) add_rows(T* to, const T* from, long size) {
-  const long first = (static_cast<long>(blockIdx.x) * kThreads + threadIdx.x) * kGroup<T>;
-  const long left = size - first;
-  if (left <= 0) return;
-  const bool vector = left >= kGroup<T>;
-  float sum[kGroup<T>];
-  load_group(sum, to + first, left, vector);
-  add_group(sum, from + first, left, vector);
-  store_group(to + first, sum, left, vector);
-}
-
-// A row of `bytes` from `from`, or zeros where that is null, by the threads of a block.
-template <class Word>
-__device__ __forceinline__ void copy_row(const char* from, char* to, long bytes) {
-#pragma unroll 1
-  for (long i = threadIdx.x * sizeof(Word); i < bytes; i += kThreads * sizeof(Word))
-    *reinterpret_cast<Word*>(to + i) = from ? *reinterpret_cast<const Word*>(from + i) : Word{};
-}
-__device__ __forceinline__ void copy_row(const char* from, char* to, long bytes, bool vector) {
-  vector ? copy_row<uint4>(from, to, bytes) : copy_row<std::uint16_t>(from, to, bytes);
-}
-
-// A block a sequence. `ones` is told that each of these rows is a sequence.
-__global__ void __launch_bounds__(kThreads)
-    take_first_rows(const char* from, char* to, const std::int32_t* cu_seqlens, std::int32_t* ones,
-                    long bytes, bool vector) {
-  const long i = blockIdx.x, start = cu_seqlens[i];
-  if (threadIdx.x == 0) ones[i] = static_cast<std::int32_t>(i);
-  if (threadIdx.x == 0 && i + 1 == gridDim.x) ones[i + 1] = static_cast<std::int32_t>(i + 1);
-  copy_row(start < cu_seqlens[i + 1] ? from + start * bytes : nullptr, to + i * bytes, bytes,
-           vector);
-}
-
-// A block a token: a row where it is its sequence's first, else zeros.
-__global__ void __launch_bounds__(kThreads)
-    spread_first_rows(const char* from, char* to, const std::int32_t* cu_seqlens, int sequences,
-                      long bytes, bool vector) {
-  const long token = blockIdx.x;
-  const int i = sequence_of(cu_seqlens, sequences, token);
-  const bool first = cu_seqlens[i] == token && token < cu_seqlens[i + 1];
-  copy_row(first ? from + i * bytes : nullptr, to + token * bytes, bytes, vector);
-}
 
 // How a GPU runs a layer's operations and moves rows; or, where `most` is given, only asks how much
 // workspace the operations take.
@@ -73,8 +27,10 @@ struct Card {
 
 #define BF_RUN(NAME, OP)                           \
   void run_part(OP q) const {                      \
-    const bool cublaslt = q.gpu.cublaslt;          \
-    q.gpu = gpu, q.gpu.cublaslt = cublaslt;        \
+    const Gpu own = q.gpu;                         \
+    q.gpu = gpu;                                   \
+    q.gpu.cublaslt = own.cublaslt;                 \
+    q.gpu.used = own.used;                         \
     if (!most) return NAME(q);                     \
     const std::size_t bytes = NAME##_workspace(q); \
     if (bytes > *most) *most = bytes;              \
@@ -110,23 +66,24 @@ struct Card {
 struct Encoder : Layers<EncoderFwd, Card> {
   using Layers::Layers;
 
-  void run(Arena& arena) {
-    Stream s = whole();
+  void run(Arena& arena) { run(arena, whole(), static_cast<char*>(p.out)); }
+
+  void run(Arena& arena, Stream s, char* last) {
     const bool keeps = p.saved.size && !p.recompute;
     keeps ? carve_first(arena, s, p.sequences) : carve(arena, s, p.tokens, p.sequences);
     char* next = p.saved.size || p.states ? nullptr : arena.take<char>(p.tokens * row);
     gpu.workspace = arena.rest();
     for (long layer = 0; layer < p.layers; ++layer) {
       if (keeps) save_to(s, layer);
-      s.out = out_of(layer, next);
+      s.out = out_of(layer, next, last);
       forward(s, layer);
       s.x = s.out;
     }
   }
 
-  char* out_of(long layer, char* next) const {
+  char* out_of(long layer, char* next, char* last) const {
     if (p.saved.size) return saved(layer, kRows);
-    if (layer + 1 == p.layers) return static_cast<char*>(p.out);
+    if (layer + 1 == p.layers) return last;
     return p.states ? static_cast<char*>(p.states) + layer * p.tokens * row : next;
   }
 };
@@ -144,6 +101,63 @@ void walk(const EncoderBwd& p, Card card, Arena& arena) {
   backward.carve_all(arena, grads, s);
   backward.gpu.workspace = arena.rest();
   backward.run(s, grads);
+}
+
+// Tokens of a padded batch, end to end, and their rows before and behind the layers.
+struct Unpadded : Packed {
+  char *x, *out;  // out: null with first_only
+
+  Unpadded(const PaddedEncoderFwd& p, Arena& arena) {
+    const long places = p.batch * p.length,
+               bytes = places * p.encoder.hidden * dtype_bytes(p.dtype);
+    input_ids = arena.take<std::int64_t>(places);
+    position_ids = arena.take<std::int64_t>(places);
+    token_type_ids = arena.take<std::int64_t>(places);
+    cu_seqlens = p.cu_seqlens;
+    rows = arena.take<std::int32_t>(places);
+    x = arena.take<char>(bytes);
+    out = p.encoder.first_only ? nullptr : arena.take<char>(bytes);
+  }
+  const std::int32_t* used(const PaddedEncoderFwd& p) const {
+    return p.mask ? cu_seqlens + p.batch : nullptr;
+  }
+};
+
+void pack(const PaddedEncoderFwd& p, const Unpadded& rows) {
+  const PaddedTokens tokens{p.mask, p.input_ids, p.position_ids, p.token_type_ids};
+  BF_LAUNCH(pack_tokens, static_cast<unsigned>(p.batch), kPackThreads, 0, p.gpu, tokens,
+            static_cast<const Packed&>(rows), p.length);
+}
+
+void embed(const PaddedEncoderFwd& p, const Unpadded& rows) {
+  EmbeddingFwd q = p.embedding;
+  q.input_ids = rows.input_ids, q.position_ids = rows.position_ids;
+  q.segment_ids = rows.token_type_ids, q.rows = p.batch * p.length, q.out = rows.x;
+  q.dtype = p.dtype, q.gpu = p.gpu, q.gpu.used = rows.used(p);
+  embedding_fwd(q);
+}
+
+void unpack(const PaddedEncoderFwd& p, const Unpadded& rows) {
+  const long places = p.batch * p.length, bytes = p.encoder.hidden * dtype_bytes(p.dtype);
+  char *const out = static_cast<char*>(p.out), *const first = static_cast<char*>(p.first);
+  BF_LAUNCH(unpack_rows, static_cast<unsigned>(ceil_div(places, kRowsAtOnce)), kThreads, 0, p.gpu,
+            static_cast<const char*>(rows.out), out, static_cast<const std::int32_t*>(rows.rows),
+            places, bytes, is_vector(out, bytes));
+  BF_LAUNCH(take_first_rows, static_cast<unsigned>(p.batch), kThreads, 0, p.gpu,
+            static_cast<const char*>(rows.out), first,
+            static_cast<const std::int32_t*>(rows.cu_seqlens), static_cast<std::int32_t*>(nullptr),
+            bytes, is_vector(first, bytes));
+}
+
+void walk(const PaddedEncoderFwd& p, Card card, Arena& arena) {
+  check_lists(p.encoder);
+  const Unpadded rows(p, arena);
+  if (!card.most) pack(p, rows), embed(p, rows);
+  Encoder layers(p.encoder, card);
+  Stream s = layers.whole();
+  s.x = rows.x, s.cu_seqlens = rows.cu_seqlens, s.used = rows.used(p);
+  layers.run(arena, s, rows.out ? rows.out : static_cast<char*>(p.first));
+  if (!card.most && rows.out) unpack(p, rows);
 }
 
 template <class Params>
@@ -167,5 +181,10 @@ void encoder_fwd(const EncoderFwd& p) { launch_all(p); }
 
 std::size_t encoder_bwd_workspace(const EncoderBwd& p) { return workspace_of(p); }
 void encoder_bwd(const EncoderBwd& p) { launch_all(p); }
+
+std::size_t padded_encoder_fwd_workspace(const PaddedEncoderFwd& p) { return workspace_of(p); }
+void padded_encoder_fwd(const PaddedEncoderFwd& p) {
+  if (p.batch * p.length > 0) launch_all(p);
+}
 
 }  // namespace bf::cuda

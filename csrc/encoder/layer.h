@@ -28,9 +28,9 @@ static inline long larger(long a, long b) { return a > b ? a : b; }
 struct Stream {
   const char* x;  // [tokens, hidden]
   char *y, *qkv, *context, *inner, *out;
-  char *first, *first_context;  // first rows of x and of context
-  std::int32_t* ones;           // their cu_seqlens, one row a sequence
-  const std::int32_t* cu_seqlens;
+  char *first, *first_context;            // first rows of x and of context
+  std::int32_t* ones;                     // their cu_seqlens, one row a sequence
+  const std::int32_t *cu_seqlens, *used;  // used: see Gpu; of tokens
   long tokens, sequences;
   int threads;
   char *pre, *sum[2];  // these and below: null where no backward follows
@@ -79,7 +79,7 @@ struct Layers : Machine {
       q.weight[i] = weight(layer, kQuery + i), q.bias[i] = weight(layer, kBias + kQuery + i);
       q.weight_stride[i] = stride(p.hidden);
     }
-    q.weight_dtype = p.dtype, q.out = s.qkv;
+    q.weight_dtype = p.dtype, q.out = s.qkv, q.gpu.used = s.used;
     q.gpu.cublaslt = by_cublaslt(layer, kQuery, false);
     this->run_part(q);
   }
@@ -112,6 +112,7 @@ struct Layers : Machine {
     q.z = s.sum[half], q.mean = s.mean[half], q.rstd = s.rstd[half];
     q.eps = p.eps.data[2 * layer + half];
     q.gpu.cublaslt = by_cublaslt(layer, which, false);
+    q.gpu.used = is_short(layer) ? nullptr : s.used;
     drop(q, s, layer, half);
     this->run_part(q);
   }
@@ -128,6 +129,7 @@ struct Layers : Machine {
     q.weight = weight(layer, kInner), q.bias = weight(layer, kBias + kInner);
     q.weight_stride = stride(p.hidden);
     q.weight_dtype = p.dtype, q.out = s.inner, q.pre = s.pre;
+    q.gpu.used = is_short(layer) ? nullptr : s.used;
     this->run_part(q);
   }
 

@@ -45,6 +45,7 @@ struct Product {
   float* partial;      // [splits, outputs] results in fp32, partial_size apart, instead of c
   float* partial_sum;  // the same of sum, partial_sum_size apart
   long partial_size, partial_sum_size;
+  const std::int32_t* used;  // forward: rows that count; null: all m
 
   __host__ __device__ int tiles() const { return tiles_m * tiles_n; }
   __host__ __device__ int blocks() const { return tiles() * outputs * splits; }
@@ -72,6 +73,8 @@ __device__ __forceinline__ void compute_tile(const Product& p, int index, char* 
   const TilePlace place = place_tile(index % p.tiles(), p.tiles_m, p.tiles_n);
   const int split = index / p.tiles() % p.splits, output = index / p.tiles() / p.splits;
   const int row = place.row * Shape::kM, column = place.column * Shape::kN;
+  const int m = p.used ? min(p.m, *p.used) : p.m;
+  if (row >= m) return;
   const bool sum = sums && place.column == 0 && pick(p.sum, output) != nullptr;
   const bool store = pick(p.c, output) != nullptr;
   if (!store && !sum) return;
@@ -81,13 +84,18 @@ __device__ __forceinline__ void compute_tile(const Product& p, int index, char* 
   // All warps of the block sum, though those of the first columns would do: a condition of the
   // block costs its loop less than one of the warp.
   core.accumulate(
-      shared, [&](int part) { return pick(p.a, output + part); },
+      shared,
+      [&](int part) {
+        Operand a = pick(p.a, output + part);
+        if constexpr (a_along) a.rows = m;
+        return a;
+      },
       [&](int part) { return pick(p.b, output + part); }, row, column, p.depths, first, last, sum);
   const long slot = static_cast<long>(split) * p.outputs + output;
   if (sum && Shape::first_column() == 0)
     core.math.for_each_sum([&](int r, float value) {
       const int at = row + Shape::first_row() + r;
-      if (at >= p.m) return;
+      if (at >= m) return;
       if (p.splits > 1)
         p.partial_sum[slot * p.partial_sum_size + at] = value;
       else
@@ -95,7 +103,7 @@ __device__ __forceinline__ void compute_tile(const Product& p, int index, char* 
     });
   if (!store) return;
   core.for_each_group(shared, [&](float (&v)[kGroup<T>], int r, int c) {
-    if (row + r >= p.m || column + c >= p.n) return;
+    if (row + r >= m || column + c >= p.n) return;
     if (p.splits == 1) return finish(v, row + r, column + c, output);
     float* to = p.partial + slot * p.partial_size + static_cast<long>(row + r) * p.n + column + c;
     store_group(to, v, p.n - column - c, p.n % kGroup<T> == 0);
@@ -415,7 +423,7 @@ void linear_fwd(const LinearFwd& p) {
   Product q = {};
   BiasGelu epilogue = {{}, p.pre, p.gelu};
   set_tiles(q, e, large ? kLarge : kSmall, p.dtype, p.splits);
-  q.partial = p.partial, q.partial_size = p.rows * p.n;
+  q.partial = p.partial, q.partial_size = p.rows * p.n, q.used = p.gpu.used;
   q.c_stride = p.out_stride, q.c_vector = is_vector(p.pre, 0);
   for (int w = 0; w < p.weights; ++w) {
     q.a[w] = operand(p.x, p.x_stride, p.rows, p.k, bytes);

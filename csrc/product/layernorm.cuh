@@ -45,7 +45,7 @@ __device__ __forceinline__ void normalise_product(const RowsFwd<Op>& p, Change c
   const Op& op = p.op;
   const Part part{static_cast<int>(op.n), p.vector};
   const long row = static_cast<long>(blockIdx.x) * Part::kRows + Part::index();
-  if (row >= op.rows) return;
+  if (row >= used_rows(op.gpu, op.rows)) return;
   const long start = row * op.n;
   const T* y = static_cast<const T*>(p.y) + row * p.y_stride;
   const auto changed = change(row);

@@ -107,7 +107,7 @@ def encoder(
         return None
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in chain((x,), weights))
     name = "cuda" if extension.on_gpu(x) else "cpu"
-    reason = _reason(call, name, grad)
+    reason = reason_of(call, name, grad)
     if reason is None and name == "cuda":
         theirs, reason = chosen(call, grad)
         call = call._replace(cublaslt=theirs)
@@ -129,7 +129,7 @@ def encoder(
     return differentiable(call, ran, _BACKENDS[name]), None
 
 
-def _reason(call: Call, name: str, grad: bool) -> str | None:
+def reason_of(call: Call, name: str, grad: bool) -> str | None:
     """Why the five operations have to be called, or None: the backend of that name computes them in one call."""
     asked = dispatch.backend()
     if asked not in ("auto", name) and (name, asked) != ("cuda", CUBLASLT):

@@ -94,15 +94,15 @@ def _wanted(call: Any) -> list[Needs | None]:
 def _attending(call: Any, direction: str, wants: bool | Needs) -> Iterator[tuple[int | None, Any]]:
     wq, wk, wv = call.weights[: 3 * call.layers : call.layers]
     heads, (width, _) = call.num_heads, wq.shape
-    qkv = _like(call.x, call.x.shape[0], 3, heads, width // heads)
+    qkv = like(call.x, call.x.shape[0], 3, heads, width // heads)
     starts, longest = call.cu_seqlens, call.max_seqlen
     of_attention = {"qkv": qkv, "cu_seqlens": starts, "max_seqlen": longest, "p": call.p[0]}
     if direction == "forward" or any(wants[0]):
         needs = {"needs": wants[0]} if direction == "backward" else {}
         weights = {"wq": wq, "wk": wk, "wv": wv, "num_heads": heads}
-        yield 0, _part("qkv_projection", direction, x=call.x, **weights, **needs)
+        yield 0, part("qkv_projection", direction, x=call.x, **weights, **needs)
         save = {"save": wants} if direction == "forward" else {}
-        yield None, _part("attention", direction, **of_attention, **save)
+        yield None, part("attention", direction, **of_attention, **save)
 
 
 def _rowwise(
@@ -119,16 +119,16 @@ def _rowwise(
         wanted = wants if direction == "forward" else wants[place]
         if direction == "forward" or any(wanted):
             more = {**more, "save" if direction == "forward" else "needs": wanted}
-            x = _like(call.x, rows, weight.shape[1])
-            yield place, _part(operation, direction, x=x, weight=weight, **more)
+            x = like(call.x, rows, weight.shape[1])
+            yield place, part(operation, direction, x=x, weight=weight, **more)
 
 
-def _part(operation: str, direction: str, **given: Any) -> Any:
+def part(operation: str, direction: str, **given: Any) -> Any:
     """A call of which only what a choice reads is there."""
     kind = getattr(CONTRACTS[operation], direction)
     return kind(*map(given.get, kind._fields))
 
 
-def _like(x: Tensor, *shape: int) -> Tensor:
+def like(x: Tensor, *shape: int) -> Tensor:
     """Shape, dtype and device of an intermediate, without memory."""
     return x.detach().as_strided(shape, (0,) * len(shape))

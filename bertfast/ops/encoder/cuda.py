@@ -68,7 +68,8 @@ def _request(call) -> _graphs.Request:
         shape = (call.layers, *shape)
         results = {"out": (call.layers - 1) * x.nbytes, "states": 0}
     fields = {"saved": [], "states": 0, **cpu.fields_of(call, x, sizes)}
-    inputs = {name: getattr(call, name) for name in ("x", "cu_seqlens")}
+    given = {name: getattr(call, name) for name in ("x", "cu_seqlens")}
+    inputs = {name: _graphs.Input(tuple(t.shape), t.dtype, t) for name, t in given.items()}
     for name in (*inputs, *results):
         fields.pop(name, None)
     return _graphs.Request("encoder_fwd", x, tokens, fields, inputs, shape, results)
