@@ -93,7 +93,7 @@ class Head(CheckedLoading, Prepackable, Capturable):
                 raise fusion.Unfit(reason)
 
     def _encode(self, given: dict[str, Any]) -> Encoded | str:
-        padding = self._row_by_row and given.keys().isdisjoint(LABELS)
+        padding = self._row_by_row and not any(name in given for name in LABELS)
         return encode(self.bert, given, self._first_only, padding)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:

@@ -68,6 +68,7 @@ def _fields(operation: str, direction: str, sizes: dict[str, int]) -> dict[str, 
             "tf32": False,
             "invariant": False,
             "cublaslt": False,
+            "used": 0,
         },
     }
     return {**fields, **sizes, **where}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -20,6 +18,7 @@ from bertfast import (
 )
 from bertfast.core import encode
 from bertfast.models import engine
+from bertfast.ops import _graphs
 from gpu_code import recording
 from gpu_code.recording import MODEL, poison
 from harness import seeds
@@ -53,7 +52,7 @@ def _batch(lengths=RAGGED, length=7, left=False):
 
 def _packed(monkeypatch, run):
     """What comes out where the batch is packed first, as on a CPU."""
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, bertfast.graphs(False):
         patch.setattr(engine, "encode_padded", lambda *_: None)
         return run()
 
@@ -88,3 +87,130 @@ def test_outputs(device, monkeypatch, dtype, left):
             poison(device)
     assert not expected.last_hidden_state[batch["attention_mask"] == 0].any()
     assert not expected.pooler_output[RAGGED.index(0)].any()
+
+
+def _replayed(model, batch):
+    with dispatch.record() as log:
+        output = model(**batch)
+    return output, any(choice.direction == "graph" and choice.backend for choice in log)
+
+
+@pytest.mark.parametrize(
+    "device", [{"order": order} for order in ("forward", "shuffled")], indirect=True
+)
+def test_one_graph_for_every_mask(device, monkeypatch):
+    """Recorded of tokens that are all real; other masks, other numbers of tokens, none at all, no arguments but ids."""
+    model = _model()
+    with dispatch.batch_invariant():
+        model.capture([(3, 7)])
+        recorded = list(_graphs._CAPTURED)
+        poison(device)
+        for lengths in ((7, 7, 7), (1, 0, 0), (0, 7, 3), (0, 0, 0), (2, 2, 2)):
+            batch = _batch(lengths)
+            launched = len(device.launches)
+            found, replay = _replayed(model, batch)
+            assert replay
+            assert len(device.launches) - launched == 1 + 1 + 2 * 7 + 2 + 1  # pooler
+            _same(found, _packed(monkeypatch, lambda batch=batch: model(**batch)))
+        ids = _batch((7, 7, 7))["input_ids"]
+        expected = _packed(monkeypatch, lambda: model(ids))
+        for given in ({}, {"attention_mask": torch.ones(3, 7)}, {"token_type_ids": ids * 0}):
+            found, replay = _replayed(model, {"input_ids": ids.int(), **given})
+            assert replay
+            _same(found, expected)
+    assert list(_graphs._CAPTURED) == recorded
+
+
+def test_places_of_tokens(device, monkeypatch):
+    """position_ids for each place or for all rows, which no graph without them serves."""
+    model, batch = _model(), _batch((7, 2))
+    positions = torch.arange(20, 27)[None]
+    with dispatch.batch_invariant():
+        for given in (positions, positions - 10, torch.cat((positions, positions.flip(1)))):
+            expected = _packed(monkeypatch, lambda given=given: model(**batch, position_ids=given))
+            for _ in range(2):
+                _same(model(**batch, position_ids=given), expected)
+        assert _replayed(model, {**batch, "position_ids": positions})[1]
+        assert not _replayed(model, batch)[1]
+
+
+def test_long_rows(device, monkeypatch):
+    """More columns than a block packs at once, real ones on both sides of its end; as many places before a row."""
+    options = {"num_hidden_layers": 1, "max_position_embeddings": 1100}
+    model = _model(**options)
+    mask = torch.zeros(3, 1100, dtype=torch.int64)
+    mask[0, 3] = mask[1, 1020:1030] = mask[2, 1023] = mask[2, 1099] = 1
+    ids = torch.randint(1, 50, mask.shape, generator=seeds.generator(1))
+    with dispatch.batch_invariant():
+        expected = _packed(monkeypatch, lambda: model(ids, mask))
+        _unasked(monkeypatch)
+        _same(model(ids, mask), expected)
+
+
+@pytest.mark.parametrize(
+    "kind", [BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering]
+)
+def test_heads(device, monkeypatch, kind):
+    model, batch = _model(kind), _batch()
+    with dispatch.batch_invariant():
+        expected = _packed(monkeypatch, lambda: model(**batch))
+        _unasked(monkeypatch)
+        for _ in range(3):
+            _same(model(**batch), expected)
+
+
+def test_what_is_packed(monkeypatch):
+    """Where the number of real tokens, or what is between the layers, is wanted; where it cannot be this call."""
+    asked = []
+    monkeypatch.setattr(
+        engine, "make_batch", lambda *args, old=engine.make_batch: asked.append(1) or old(*args)
+    )
+    batch, model, names = _batch((7, 3)), _model(), _model(BertForTokenClassification)
+    labels = torch.zeros(2, 7, dtype=torch.int64)
+    embedded = {**batch, "inputs_embeds": torch.randn(2, 7, 64, dtype=torch.bfloat16)}
+    del embedded["input_ids"]
+    with _disable_current_modes():
+        outputs = (
+            lambda: model(**batch, output_hidden_states=True),
+            lambda: model(**batch, check_finite=True),
+            lambda: model(**embedded),
+            lambda: names(**batch, labels=labels),
+            lambda: _model(BertForMaskedLM)(**batch),
+        )
+        for run in outputs:
+            asked.clear()
+            assert run()
+            assert asked == [1]
+
+
+@pytest.mark.parametrize("device", [{"execute": False}], indirect=True)
+def test_what_another_backend_is_for(device, monkeypatch):
+    model, batch = _model(), _batch((7, 3))
+    tokens = encode.Tokens(batch["input_ids"], None, None, None)
+    weights = model.view()
+    assert encode.encode_padded(weights, tokens) is not None
+    with dispatch.use_backend("eager"):
+        assert encode.encode_padded(weights, tokens) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encode.encode_padded(weights, tokens) is None
+    with torch.enable_grad():
+        assert encode.encode_padded(weights, tokens) is None
+    assert encode.encode_padded(model.train().view(), tokens) is None
+    wide = torch.zeros(8, 1025, dtype=torch.int64)
+    assert encode.encode_padded(weights, tokens._replace(input_ids=wide)) is None
+    with dispatch.graphs_of_any_size():
+        assert encode.encode_padded(weights, tokens._replace(input_ids=wide)) is not None
+    assert encode.encode_padded(weights, tokens._replace(input_ids=wide[:0])) is None
+    elsewhere = weights.embeddings._replace(position=weights.embeddings.position.float())
+    assert encode.encode_padded(weights._replace(embeddings=elsewhere), tokens) is None
+
+
+def test_an_id_outside_the_table(device):
+    """Its row is NaN, as `embedding` has it; the other texts' are as they were."""
+    model, batch = _model(), _batch((7, 3))
+    expected = model(**batch).last_hidden_state
+    batch["input_ids"][0, 2] = 50
+    for _ in range(2):
+        found = model(**batch).last_hidden_state
+        assert found[0].isnan().all()
+        assert torch.equal(found[1], expected[1])

@@ -214,7 +214,7 @@ class Native:
         self.fields = {
             "x": x.data_ptr(), "weight": extension.pointers(weights), "bias": extension.pointers(biases),
             "out": self.out.data_ptr(), "rows": 17, "n": 24, "k": 32, "x_stride": 32, "weight_stride": [32] * 3,
-            "weight_dtype": 0, "dtype": 0, "threads": 1, "gpu": gpu | {"tf32": False, "invariant": False},
+            "weight_dtype": 0, "dtype": 0, "threads": 1, "gpu": gpu | {"tf32": False, "invariant": False, "used": 0},
         }  # fmt: skip
 
     def right(self) -> bool:
