@@ -22,14 +22,7 @@ struct Work {
 // - start / kBlock + 1, and tokens / kBlock + sequences ids are enough; surplus ids own no rows.
 __device__ __forceinline__ Work find_work(const std::int32_t* cu_seqlens, int sequences, int id) {
   if (sequences == 0) return {0, 0, 0, 0};
-  int low = 0, high = sequences;
-  while (high - low > 1) {
-    const int middle = low + (high - low) / 2;
-    if (cu_seqlens[middle] / kBlock + middle <= id)
-      low = middle;
-    else
-      high = middle;
-  }
+  const int low = last_of(sequences, [&](int b) { return cu_seqlens[b] / kBlock + b <= id; });
   const int start = cu_seqlens[low];
   return {low, cu_seqlens[low + 1] - start, (id - start / kBlock - low) * kBlock, start};
 }

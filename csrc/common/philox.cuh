@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/dropout.h"
+#include "common/reduce.cuh"
 
 namespace bf::cuda {
 namespace {
@@ -45,15 +46,7 @@ __device__ __forceinline__ std::uint32_t philox_keep(uint4 words, std::uint32_t 
 // The sequence that token t belongs to: the last b < sequences with cu_seqlens[b] <= t
 // (zero-length sequences are passed over); 0 where there is none.
 __device__ __forceinline__ int sequence_of(const std::int32_t* cu_seqlens, int sequences, long t) {
-  int low = 0, high = sequences;
-  while (high - low > 1) {
-    const int middle = low + (high - low) / 2;
-    if (cu_seqlens[middle] <= t)
-      low = middle;
-    else
-      high = middle;
-  }
-  return low;
+  return last_of(sequences, [&](int b) { return cu_seqlens[b] <= t; });
 }
 
 // The counter that tells sequences apart.

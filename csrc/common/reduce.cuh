@@ -30,6 +30,22 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+// The last i < count for which holds(i), which no i behind the first that does not is to hold for;
+// 0 where none is. The lanes of a warp, which ask for the same, look at 32 at a time.
+template <class Holds>
+__device__ __forceinline__ int last_of(int count, Holds holds) {
+  const int lane = threadIdx.x % kWarp;
+  int low = 0;
+  while (count > 1) {
+    const int step = (count + kWarp - 1) / kWarp, i = lane * step;
+    const unsigned found = __ballot_sync(kAllLanes, i < count && holds(low + i));
+    const int last = found ? 31 - __clz(static_cast<int>(found)) : 0;
+    low += last * step;
+    count = min(step, count - last * step);
+  }
+  return low;
+}
+
 // Over the first `warps` warps of the block, all of which call it. scratch: `warps` floats of
 // shared memory that the next call may not use again: two taken in turn serve any number of calls.
 template <int warps>

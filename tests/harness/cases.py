@@ -48,6 +48,7 @@ CASES: dict[str, list[Case]] = {
         Case("near-constant", (17,), 768, 100, variant="near-constant"),
         Case("large-mean", (17,), 768, 100, variant="large-mean"),
         Case("wide", (5, 0, 4), 1100, 9, p=0.1),
+        Case("many", (1, 0, 0, 1, 0) * 14, 17, 9, p=0.1),
     ],
     "qkv_projection": [
         Case("tiny", (1,), 7, 6, heads=2),
@@ -67,6 +68,7 @@ CASES: dict[str, list[Case]] = {
         Case("beyond-512", (530, 3), outer=24, heads=2, p=0.1),
         Case("sharp", (33, 17), outer=128, heads=2, variant="sharp"),
         Case("head-128", (70, 0, 17), outer=256, heads=2, p=0.1),
+        Case("many", (3, 0, 0, 1, 0) * 14, outer=16, heads=1, p=0.1),
     ],
     "linear_gelu": _PRODUCT,
     "linear_layernorm": [

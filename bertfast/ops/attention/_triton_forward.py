@@ -31,15 +31,16 @@ def find_block(cu_seqlens_ptr, sequences, tokens, BLOCK: tl.constexpr):
 
     The sequence is `sequences` for tokens that belong to none. A row that is not below the length: nothing to do.
     """
-    block = tl.program_id(0)
+    block, lane = tl.program_id(0), tl.arange(0, 32)
     low = block * 0
-    high = low + sequences + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(cu_seqlens_ptr + middle) // BLOCK + middle <= block:
-            low = middle
-        else:
-            high = middle
+    count = low + sequences + 1
+    while count > 1:  # 32 at a time, by one read
+        step = (count + 31) // 32
+        at = low + lane * step
+        first = tl.load(cu_seqlens_ptr + at, mask=lane * step < count, other=2147483647) // BLOCK
+        last = tl.sum((first + at <= block).to(tl.int32), 0) - 1
+        low += last * step
+        count = tl.minimum(step, count - last * step)
     start = tl.load(cu_seqlens_ptr + low)
     stop = tl.load(cu_seqlens_ptr + low + 1, mask=low < sequences, other=tokens)
     return low, start, stop - start, (block - start // BLOCK - low) * BLOCK
