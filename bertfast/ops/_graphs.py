@@ -110,7 +110,7 @@ class Captured:
         asked = extension.workspace_bytes(request.name, at(_ALIGNED))
         base = arena.reserve(starts[-1] + asked, like)
         self.graph = extension.record(request.name, at(base))
-        self.arena, memory = arena, arena.memory
+        self.arena, self.tokens, memory = arena, request.tokens, arena.memory
         self.inputs = [view_as(memory, *place) for place in zip(starts, given, strict=False)]
         self.result = memory[starts[-2] : starts[-2] + count].view(like.dtype).view(request.shape)
 
@@ -172,6 +172,15 @@ def find(key: Key, tokens: int, place: Place, make: Callable[[Arena], Any]) -> A
 def arena_at(place: Place) -> Arena:
     """The arena there; its calls keep it."""
     return _ARENAS.setdefault(place, Arena())
+
+
+def holds(name: str, tokens: int) -> bool:
+    """Whether a call of that kernel with so many tokens is recorded."""
+    with LOCK:
+        return any(
+            key[0] == name and getattr(call, "tokens", None) == tokens
+            for key, call in _CAPTURED.items()
+        )
 
 
 def forget() -> None:

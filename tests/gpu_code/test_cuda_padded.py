@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -19,7 +21,7 @@ from bertfast import (
 from bertfast.core import encode
 from bertfast.models import engine
 from bertfast.ops import _graphs
-from gpu_code import recording
+from gpu_code import cuda_driver, recording
 from gpu_code.recording import MODEL, poison
 from harness import seeds
 
@@ -197,12 +199,37 @@ def test_what_another_backend_is_for(device, monkeypatch):
         assert encode.encode_padded(weights, tokens) is None
     assert encode.encode_padded(model.train().view(), tokens) is None
     wide = torch.zeros(8, 1025, dtype=torch.int64)
-    assert encode.encode_padded(weights, tokens._replace(input_ids=wide)) is None
-    with dispatch.graphs_of_any_size():
-        assert encode.encode_padded(weights, tokens._replace(input_ids=wide)) is not None
     assert encode.encode_padded(weights, tokens._replace(input_ids=wide[:0])) is None
     elsewhere = weights.embeddings._replace(position=weights.embeddings.position.float())
     assert encode.encode_padded(weights._replace(embeddings=elsewhere), tokens) is None
+
+
+@pytest.mark.parametrize("device", [{"execute": False}], indirect=True)
+def test_large_batches(device, monkeypatch):
+    """Are packed, unless a graph was asked for by name; another model's does not count."""
+    models = [_model(max_position_embeddings=1100) for _ in range(2)]
+    tokens = encode.Tokens(torch.ones(8, 1025, dtype=torch.int64), None, None, None)
+    assert encode.encode_padded(models[0].view(), tokens) is None
+    models[0].capture([tokens.input_ids.shape])
+    assert encode.encode_padded(models[0].view(), tokens) is not None
+    assert encode.encode_padded(models[1].view(), tokens) is None
+
+
+def test_inside_the_callers_own_recording(device):
+    """With a mask, too: nothing asks the GPU how many tokens are real."""
+    model, runtime = _model(), cuda_driver.runtime()
+    handle, graph = ctypes.c_void_p(cuda_driver.STREAM), ctypes.c_void_p()
+    tokens = encode.Tokens(_batch()["input_ids"], _batch()["attention_mask"].bool(), None, None)
+    encode.encode_padded(model.view(), tokens)
+    launched = len(device.launches)
+    assert runtime.cudaStreamBeginCapture(handle, 0) == 0
+    try:
+        assert encode.encode_padded(model.view(), tokens) is not None
+    finally:
+        assert runtime.cudaStreamEndCapture(handle, ctypes.byref(graph)) == 0
+    assert len(device.launches) == launched
+    assert not _graphs._CAPTURED
+    assert runtime.cudaGraphDestroy(graph) == 0
 
 
 def test_an_id_outside_the_table(device):

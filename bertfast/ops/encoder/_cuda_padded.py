@@ -13,11 +13,22 @@ from .. import _graphs
 from .._native import dropout
 from . import cpu
 
+_KERNEL = "padded_encoder_fwd"
 
-def forward(tokens: Any, tables: Any, call: Any) -> tuple[Tensor | None, Tensor, Tensor]:
-    """See `padded_encoder`."""
+
+def is_recorded(places: int) -> bool:
+    """Whether some graph is of a padded batch with so many places."""
+    return _graphs.holds(_KERNEL, places)
+
+
+def forward(
+    tokens: Any, tables: Any, call: Any, only_recorded: bool = False
+) -> tuple[Tensor | None, Tensor, Tensor] | None:
+    """See `padded_encoder`; with only_recorded None where no graph was recorded of this very call."""
     request = _request(tokens, tables, call)
     found = _graphs.replayed(request)
+    if found is None and only_recorded:
+        return None
     if found is None:
         found = _launched(request)
     (batch, length), hidden = tokens.input_ids.shape, call.x.shape[1]
@@ -58,9 +69,7 @@ def _request(tokens: Any, tables: Any, call: Any) -> _graphs.Request:
     }  # fmt: skip
     for name in (*inputs, *results):
         fields.pop(name, None)
-    return _graphs.Request(
-        "padded_encoder_fwd", x, batch * length, fields, inputs, (total,), results
-    )
+    return _graphs.Request(_KERNEL, x, batch * length, fields, inputs, (total,), results)
 
 
 def _launched(request: _graphs.Request) -> Tensor:

@@ -50,18 +50,20 @@ def padded_encoder(
     """The last layer's output of a padded batch, without dropout and gradient; other arguments as of `encoder`.
 
     Returns: [B,S,H], zeros at padding (None with first_only); each sequence's first real row [B,H], zeros where there
-    is none; cu_seqlens [B+1] int32. Or None: the caller is to pack, as a batch is too large, or not all is the backend
-    cuda's.
+    is none; cu_seqlens [B+1] int32. Or None: the caller is to pack, as a batch is large and no graph was recorded of
+    it, or not all is the backend cuda's.
     """
     if torch.compiler.is_compiling() or not extension.on_gpu(tables.position):
         return None
     batch, length = tokens.input_ids.shape
-    if not 0 < batch * length <= max(scope().graph_tokens, GRAPH_TOKENS):
+    places = batch * length
+    large = places > max(scope().graph_tokens, GRAPH_TOKENS)  # packing is worth a wait
+    if not places or (large and not _cuda_padded.is_recorded(places)):
         return None
     floats = [*tables[:-1], *weights]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in floats):
         return None
-    x = like(tables.position, batch * length, tables.position.shape[1])
+    x = like(tables.position, places, tables.position.shape[1])
     starts = like(tokens.input_ids, batch + 1)
     call = Call(x, weights, eps, starts, length, num_heads, first_only)
     if reason_of(call, "cuda", False) or not _embeds(tables, x):
@@ -69,9 +71,11 @@ def padded_encoder(
     theirs, reason = chosen(call, False)
     if theirs or reason:
         return None
-    dispatch.note("embedding", "forward", "cuda", {})
-    dispatch.note("encoder", "forward", "cuda", {})
-    return _cuda_padded.forward(tokens, tables, call)
+    found = _cuda_padded.forward(tokens, tables, call, only_recorded=large)
+    if found is not None:
+        dispatch.note("embedding", "forward", "cuda", {})
+        dispatch.note("encoder", "forward", "cuda", {})
+    return found
 
 
 def _embeds(tables: Tables, x: Tensor) -> bool:
