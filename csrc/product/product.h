@@ -12,11 +12,13 @@ namespace bf::cuda {
 
 constexpr int kMaxWeights = 3;
 
+namespace {
 // An element of a kernel's argument without an address for it (which would cost a local copy).
 template <class V>
 __device__ __forceinline__ V pick(const V (&list)[kMaxWeights], int i) {
   return i == 0 ? list[0] : i == 1 ? list[1] : list[2];
 }
+}  // namespace
 
 struct LinearFwd {                  // out_w = act(x weight_w^T + bias_w)
   const void* x;                    // [rows, k], row stride x_stride
