@@ -139,13 +139,13 @@ def _rest(at: device.Device, found: results.Results, monkeypatch) -> None:
     )
     contenders = {}
     with torch.no_grad():
-        truth = captured.models_at(at, "8x128")["bertfast"]()
-    captured._own_graphs(at, found, "8x128", truth, contenders)
+        truth = captured.models_at(at, "8x128")["bertfast"]()["out"]
+    captured._own_graphs(at, found, "8x128", truth, 1.0, contenders)
     assert asked == [[(3, 2)]]
     assert list(contenders) == ["bertfast.graphs"]
     with monkeypatch.context() as without:
         without.setattr(captured, "ours", lambda device: object())
-        captured._own_graphs(at, found, "8x128", truth, contenders)
+        captured._own_graphs(at, found, "8x128", truth, 1.0, contenders)
     assert found.skipped == {"bertfast.graphs": "not in this version"}
     for error in (FileNotFoundError("no such tool"), subprocess.TimeoutExpired("x", 3)):
 

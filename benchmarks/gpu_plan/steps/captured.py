@@ -62,7 +62,12 @@ def _plainly(device: Device, step: Callable[[], object]) -> Callable[[], object]
 
 
 def _own_graphs(
-    device: Device, results: Results, load: str, truth: Tensor, mask: Tensor, contenders: dict
+    device: Device,
+    results: Results,
+    load: str,
+    truth: Tensor,
+    mask: Tensor | float,
+    contenders: dict,
 ) -> None:
     """bertfast's own capture, where this version has it."""
     model, lengths = ours(device), device.sizes.loads[load]
