@@ -89,11 +89,12 @@ def batch_invariant() -> contextlib.AbstractContextManager[None]:
 def graphs(enabled: bool | str) -> contextlib.AbstractContextManager[None]:
     """Whether all layers' launches on a GPU may leave as one CUDA graph inside the block; elsewhere they may.
 
-    One is recorded of a call without a gradient and without dropout, of at most 8192 tokens, when the same layers get
-    as many tokens and sequences on the same stream the second time, and replayed from then on, with the same bits. The
-    16 used last are kept. "training" has calls with a gradient recorded too, forward and backward, with fresh dropout
-    at each replay; what one of them saves for its backward, and all its gradients, have memory that stays
-    (`bertfast info` in the process tells how much). Holds for the calling thread or task. Raises ArgumentError.
+    One is recorded of a call without a gradient and without dropout, of at most 8192 tokens or places, when the same
+    layers get a padded batch of the same shape, whatever its mask, on the same stream the second time (of packed tokens
+    as many, in as many sequences), and replayed from then on, with the same bits. The 16 used last are kept. "training"
+    has calls with a gradient recorded too, forward and backward, with fresh dropout at each replay; what one of them
+    saves for its backward, and all its gradients, have memory that stays (`bertfast info` in the process tells how
+    much). Holds for the calling thread or task. Raises ArgumentError.
     """
     if enabled not in (True, False, TRAINING):
         raise ArgumentError("enabled", f"True, False or {TRAINING!r}", repr(enabled))

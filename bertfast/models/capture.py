@@ -33,10 +33,10 @@ class Capturable:
         self._graphs = graphs
 
     def capture(self, shapes: Iterable[Sequence[int]]) -> None:
-        """Record the CUDA graphs that calls of these shapes replay on the current stream, of however many tokens.
+        """Record the CUDA graphs that calls of these shapes replay on the current stream, whatever their mask.
 
-        Unasked that happens at the second call of a shape, of at most 8192 tokens (`bertfast.graphs`). Runs the model
-        twice for each shape, on tokens that are all real; with padding, one graph serves as many real tokens.
+        Unasked that happens at the second call of a shape, of at most 8192 places (`bertfast.graphs`). Runs the model
+        twice for each shape. Of heads that score every word a graph serves calls with as many real tokens.
 
         Args:
             shapes: of input_ids, as in (batch, length); the 16 used last are kept.
