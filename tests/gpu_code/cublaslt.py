@@ -74,7 +74,7 @@ def present(device: cuda_driver.Device | None = None) -> Iterator[list[dict[str,
             return 1
         return 0
 
-    library().fake_cublaslt_watch(watch, ctypes.c_void_p(cuda_driver.STREAM))
+    library().fake_cublaslt_watch(watch, cuda_driver.runtime().fake_cudart_run)
     try:
         yield products
     finally:

@@ -57,8 +57,11 @@ struct Touched {
 // Told of each product before it is computed; returns 0, or what keeps it from being computed.
 using Watch = int (*)(const Touched* touched, int count);
 
+// Lets what is launched on a stream run now or, where that is recorded, at each replay.
+using Launch = int (*)(void* stream, int (*job)(void*), void (*end)(void*), void* data);
+
 Watch watch = nullptr;
-void* callers_stream = nullptr;
+Launch launch = nullptr;
 std::atomic<long> made{0}, ended{0}, chosen{0}, handles{0};
 std::atomic<std::uint32_t> reductions{0};
 
@@ -137,11 +140,77 @@ int refusal(const Description& d, const Layout* const (&layouts)[4]) {
   return kSuccess;
 }
 
+// A product that was accepted: what is done when the stream comes to it.
+struct Job {
+  Description what;
+  Layout la, lb, ld;
+  const void *a, *b;
+  void *d, *workspace;
+  std::size_t bytes;
+  float scale, old;
+
+  int run() const;
+  static int start(void* job) { return static_cast<Job*>(job)->run(); }
+  static void end(void* job) { delete static_cast<Job*>(job); }
+};
+
+int Job::run() const {
+  const int type = ld.type, size = bytes_of(type);
+  const long m = static_cast<long>(ld.rows), n = static_cast<long>(ld.columns);
+  const long k = static_cast<long>(what.turn[0] ? la.rows : la.columns);
+  const bool gradient = what.epilogue == kGradientOfA || what.epilogue == kGradientOfB;
+  const long length = what.epilogue == kGradientOfB ? n : m;
+  if (watch) {
+    const auto matrix = [&](const void* at, const Layout& l, bool written) {
+      return Touched{number(at), l.rows * size, l.columns, static_cast<std::uint64_t>(l.ld) * size,
+                     written};
+    };
+    const std::uint64_t vector = what.epilogue == kPlain ? 0 : length * size;
+    const Touched touched[] = {matrix(a, la, false),
+                               matrix(b, lb, false),
+                               {what.vector, vector, vector ? 1u : 0u, vector, gradient},
+                               {number(workspace), bytes, 1, bytes, true},
+                               matrix(d, ld, true)};
+    if (watch(touched, 5)) return kInternalError;
+  }
+  const bool rounds = what.compute == kSumTf32;
+  const auto operand = [&](const void* from, const Layout& l, bool turned) {  // [rows, k] packed
+    const long rows = static_cast<long>(turned ? l.columns : l.rows);
+    const long depth = static_cast<long>(turned ? l.rows : l.columns);
+    std::vector<float> packed(rows * depth);
+    for (long i = 0; i < rows; ++i)
+      for (long j = 0; j < depth; ++j) {
+        const float x = load(type, from, turned ? j + i * l.ld : i + j * l.ld);
+        packed[i * depth + j] = rounds ? tf32(x) : x;
+      }
+    return packed;
+  };
+  const std::vector<float> left = operand(a, la, what.turn[0]);
+  const std::vector<float> right = operand(b, lb, !what.turn[1]);
+  if (old != 0) return kNotSupported;
+  std::memset(workspace, 0xff, kNeeded);  // nobody else has anything there
+  void* vector = reinterpret_cast<void*>(what.vector);
+  for (long j = 0; j < n; ++j)
+    for (long i = 0; i < m; ++i) {
+      double sum = 0;
+      for (long q = 0; q < k; ++q) sum += static_cast<double>(left[i * k + q]) * right[j * k + q];
+      float x = scale * static_cast<float>(sum);
+      if (what.epilogue == kBias) x += load(type, vector, i);
+      store(type, d, i + j * ld.ld, x);
+    }
+  for (long i = 0; gradient && i < length; ++i) {
+    double sum = 0;
+    for (long q = 0; q < k; ++q) sum += (what.epilogue == kGradientOfA ? left : right)[i * k + q];
+    store(type, vector, i, static_cast<float>(sum));
+  }
+  return kSuccess;
+}
+
 }  // namespace
 
-EXPORT void fake_cublaslt_watch(Watch function, void* stream) {
+EXPORT void fake_cublaslt_watch(Watch function, Launch launcher) {
   watch = function;
-  callers_stream = stream;
+  launch = launcher;
 }
 // Things made and not yet taken back; handles; algorithms chosen; how sums might be cut.
 EXPORT long fake_cublaslt_left() { return made - ended; }
@@ -262,57 +331,16 @@ EXPORT int cublasLtMatmul(void* handle, void* description, const void* alpha, co
     if (!matrices[i] || number(matrices[i]) % chosen_for[1 + i]) return kInvalidValue;
   if (what.vector % 16 || bytes < kNeeded || !workspace || number(workspace) % 16)
     return kInvalidValue;
-  if (stream != callers_stream) return kInvalidValue;
-
-  const Layout &la = *layouts[0], &lb = *layouts[1], &ld = *layouts[3];
-  const int type = ld.type, size = bytes_of(type);
-  const long m = static_cast<long>(ld.rows), n = static_cast<long>(ld.columns);
-  const long k = static_cast<long>(what.turn[0] ? la.rows : la.columns);
-  const bool gradient = what.epilogue == kGradientOfA || what.epilogue == kGradientOfB;
-  const long length = what.epilogue == kGradientOfB ? n : m;
-  if (watch) {
-    const auto matrix = [&](const void* at, const Layout& l, bool written) {
-      return Touched{number(at), l.rows * size, l.columns, static_cast<std::uint64_t>(l.ld) * size,
-                     written};
-    };
-    const std::uint64_t vector = what.epilogue == kPlain ? 0 : length * size;
-    const Touched touched[] = {matrix(a, la, false),
-                               matrix(b, lb, false),
-                               {what.vector, vector, vector ? 1u : 0u, vector, gradient},
-                               {number(workspace), bytes, 1, bytes, true},
-                               matrix(d, ld, true)};
-    if (watch(touched, 5)) return kInternalError;
-  }
-  const bool rounds = what.compute == kSumTf32;
-  const auto operand = [&](const void* from, const Layout& l, bool turned) {  // [rows, k] packed
-    const long rows = static_cast<long>(turned ? l.columns : l.rows);
-    const long depth = static_cast<long>(turned ? l.rows : l.columns);
-    std::vector<float> packed(rows * depth);
-    for (long i = 0; i < rows; ++i)
-      for (long j = 0; j < depth; ++j) {
-        const float x = load(type, from, turned ? j + i * l.ld : i + j * l.ld);
-        packed[i * depth + j] = rounds ? tf32(x) : x;
-      }
-    return packed;
-  };
-  const std::vector<float> left = operand(a, la, what.turn[0]);
-  const std::vector<float> right = operand(b, lb, !what.turn[1]);
-  const float scale = *static_cast<const float*>(alpha), old = *static_cast<const float*>(beta);
-  if (old != 0) return kNotSupported;
-  std::memset(workspace, 0xff, kNeeded);  // nobody else has anything there
-  void* vector = reinterpret_cast<void*>(what.vector);
-  for (long j = 0; j < n; ++j)
-    for (long i = 0; i < m; ++i) {
-      double sum = 0;
-      for (long q = 0; q < k; ++q) sum += static_cast<double>(left[i * k + q]) * right[j * k + q];
-      float x = scale * static_cast<float>(sum);
-      if (what.epilogue == kBias) x += load(type, vector, i);
-      store(type, d, i + j * ld.ld, x);
-    }
-  for (long i = 0; gradient && i < length; ++i) {
-    double sum = 0;
-    for (long q = 0; q < k; ++q) sum += (what.epilogue == kGradientOfA ? left : right)[i * k + q];
-    store(type, vector, i, static_cast<float>(sum));
-  }
-  return kSuccess;
+  auto* job = new Job{what,
+                      *layouts[0],
+                      *layouts[1],
+                      *layouts[3],
+                      a,
+                      b,
+                      d,
+                      workspace,
+                      bytes,
+                      *static_cast<const float*>(alpha),
+                      *static_cast<const float*>(beta)};
+  return launch ? launch(stream, Job::start, Job::end, job) : (Job::end(job), kNotInitialized);
 }

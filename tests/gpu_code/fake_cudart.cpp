@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -264,6 +265,16 @@ EXPORT int cudaMemsetAsync(void* memory, int value, std::size_t bytes, void* str
   };
   if (!capture) return run();
   capture->graph.emplace_back(run);
+  return 0;
+}
+
+// What another library launches: `job` runs, or is recorded and runs at each replay; `end` takes
+// `data` back.
+EXPORT int fake_cudart_run(void* stream, int (*job)(void*), void (*end)(void*), void* data) {
+  const std::shared_ptr<void> held(data, end);
+  if (const int error = misplaced(stream)) return error;
+  if (!capture) return job(data);
+  capture->graph.emplace_back([=] { return job(held.get()); });
   return 0;
 }
 

@@ -97,7 +97,7 @@ def forward(call: Any, needs: Sequence[bool]) -> tuple[Tensor, list[Tensor], Rec
         needs: which gradients are wanted, of x, then of each weight.
     """
     here, x = scope(), call.x
-    if not (here.training_graphs and here.graph_tokens) or call.cublaslt:
+    if not (here.training_graphs and here.graph_tokens):
         return None
     with extension.current_stream(x.device) as stream:
         if extension.cuda.is_capturing(stream):

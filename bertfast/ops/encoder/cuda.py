@@ -29,8 +29,7 @@ def supports(call) -> str | None:
 
 def forward(call) -> tuple[Tensor, Tensor | None]:
     """See `bertfast.ops.encoder`; without a gradient. By a graph where one was recorded."""
-    by_itself = any(call.p) or call.cublaslt  # no recording of cuBLASLt's products has been tested
-    found = None if by_itself else _graphs.replayed(_request(call))
+    found = None if any(call.p) else _graphs.replayed(_request(call))
     if found is None:
         return cpu.forward(call)
     return (found[-1], found) if call.states else (found, None)
