@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kRowsAtOnce = kThreads / kWarp;
-constexpr int kPackThreads = 1024, kPackWarps = kPackThreads / kWarp;
+constexpr int kPackThreads = 512, kPackWarps = kPackThreads / kWarp;
 
 // to += from; in fp32, rounded once.
 template <class T>

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from bertfast import dispatch
+from bertfast.core import encode
+from bertfast.core.weights import example_weights
 from bertfast.ops import encoder
 from gpu_code import cublaslt, cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
@@ -68,6 +70,7 @@ def shapes():
                         )
                         list(launched)
             _launch_layers(census.DTYPES[dtype])
+        _launch_padded()
         with cublaslt.present(device):  # what lays weights together for its product
             few = SIZES["qkv_projection"][1]
             list(census.launched(device, "qkv_projection", few, torch.bfloat16, "cuda:cublaslt"))
@@ -78,6 +81,13 @@ def _launch_layers(dtype):
     with pytest.MonkeyPatch.context() as patch, dispatch.use_backend("cuda"):
         patch.setattr(encoder, "through_library", lambda: False)
         layers.differentiate(dtype)
+
+
+def _launch_padded():
+    weights, ids = example_weights("cpu")[0], torch.ones(2, 8, dtype=torch.int64)
+    with pytest.MonkeyPatch.context() as patch, dispatch.use_backend("cuda"):
+        patch.setattr(encoder, "through_library", lambda: False)
+        assert encode.encode_padded(weights, encode.Tokens(ids, ids, None, None))
 
 
 def test_every_kernel_is_launched(kernels, shapes):
