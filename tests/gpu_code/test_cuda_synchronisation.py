@@ -12,6 +12,9 @@ import torch
 
 import harness
 from bertfast import dispatch
+from bertfast.core import encode
+from bertfast.core.weights import example_weights
+from bertfast.ops import encoder
 from gpu_code import cuda_driver, mutate, nvcc
 from gpu_code.backends import allowing_tf32
 from harness import Case
@@ -96,3 +99,18 @@ def _forward_and_backward(operation: str, case: Case, dtype: torch.dtype) -> Non
         out = harness.public(operation)(**{**inputs, **leaves})
         gradient = harness.make_gradient(case, out)
         torch.autograd.grad(out, list(leaves.values()), gradient, materialize_grads=True)
+
+
+def test_packing(monkeypatch):
+    """Real tokens in all parts of rows that a block packs in several turns; a row before, which it counts."""
+    monkeypatch.setattr(encoder, "through_library", lambda: False)
+    ids = torch.ones(2, 1100, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    mask[:, ::31] = 1
+    tokens = encode.Tokens(ids, mask, ids, None)
+    with torch.no_grad(), cuda_driver.emulated(keep=True) as device, dispatch.use_backend("cuda"):
+        assert encode.encode_padded(example_weights("cpu", 32, 1, 1)[0], tokens, first_only=True)
+        (kernel,) = {launch.name for launch in device.launches if "pack_tokens" in launch.name}
+        survey = mutate.survey(cuda_driver.ptx(kernel), _every_launch(device, kernel), kernel)
+    assert survey.reported
+    assert not survey.redundant
