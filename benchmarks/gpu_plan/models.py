@@ -64,8 +64,8 @@ def models_at(device: Device, load: str) -> dict[str, calls.Call]:
 
 
 def predicted_us(device: Device, load: str, backward: bool) -> float | None:
-    """Of BERT-base as shipped; None where the card's roofline is not known, or it is a stand-in's size."""
-    if device.roof is None or device.stand_in:
+    """Of BERT-base as shipped; None where the card's roofline is not known, it is a stand-in's size, or not counted."""
+    if device.roof is None or device.stand_in or load not in predictions.counted():
         return None
     parts = predictions.model(load, backward)
     return round(sum(predictions.seconds(part, device.roof) for part in parts) * 1e6, 1)

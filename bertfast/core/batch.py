@@ -31,6 +31,7 @@ class PackedBatch(NamedTuple):
         indices: [T] int64, place of each token in the flattened [B*S]; None: every place holds a real token.
         example_ids: [sequences] int64, by which dropout counts the sequences, so that it drops the same in any batch;
             None: by their indices.
+        padding: there is a row for each place, those of padding too (`all_places`).
     """
 
     input_ids: Tensor | None
@@ -43,17 +44,19 @@ class PackedBatch(NamedTuple):
     length: int
     indices: Tensor | None = None
     example_ids: Tensor | None = None
+    padding: bool = False
 
     @property
     def tokens(self) -> int:
         """T."""
-        return self.position_ids.shape[0]
+        return self.batch * self.length if self.indices is None else self.indices.shape[0]
 
     @property
     def is_dense(self) -> bool:
         """Whether every row of [B,S] is one sequence of S tokens, as far as the host knows."""
         rows = self.cu_seqlens.shape[0] - 1
-        return self.indices is None and rows == self.batch and self.max_seqlen == self.length
+        whole = self.indices is None and not self.padding
+        return whole and rows == self.batch and self.max_seqlen == self.length
 
 
 def pack(
@@ -113,11 +116,9 @@ def pack(
 def all_places(
     cu_seqlens: Tensor, batch: int, length: int, example_ids: Tensor | None
 ) -> PackedBatch:
-    """The batch of rows that are there already, one for each place of [B,S], padding too.
-
-    cu_seqlens are those of the real tokens.
-    """
-    return PackedBatch(None, None, None, None, cu_seqlens, length, batch, length, None, example_ids)
+    """The batch of rows that are there already, one for each place of [B,S]; cu_seqlens are of the real tokens."""
+    places = (cu_seqlens, length, batch, length)
+    return PackedBatch(None, None, None, None, *places, example_ids=example_ids, padding=True)
 
 
 def pack_rows(rows: Sequence[Sequence[int]], device: torch.device | str) -> PackedBatch:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import extension, ops
 from ..dispatch import note
 from ..ops import _philox
 from ..ops._seed import draw_seed
@@ -46,7 +46,7 @@ def encode_packed(
             (without a gradient it has to be the same rows, as the layers may have run already).
 
     Returns:
-        [T,H]; [B,H] with first_only, zeros for a sequence without tokens.
+        [T,H]; [B,H] with first_only, where the row of a sequence without tokens means nothing.
 
     Raises:
         ArgumentError: an id is out of its table (on the CPU), or tensors do not fit.
@@ -76,8 +76,11 @@ def encode_padded(
     weights: BertWeights, tokens: Tokens, first_only: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor] | None:
     """As `ops.encoder._padded.padded_encoder`, which tells what comes out; None: the batch is to be packed."""
-    word, layers = weights.embeddings.word, _plain_layers(weights.layers)
-    if weights.drops or layers is None or not isinstance(word, Tensor):
+    word, on_gpu = weights.embeddings.word, extension.on_gpu(weights.embeddings.position)
+    if not on_gpu or weights.drops or torch.compiler.is_compiling() or not isinstance(word, Tensor):
+        return None
+    layers = _plain_layers(weights.layers)
+    if layers is None:
         return None
     tensors, eps, alike = layers
     norm = weights.embeddings.norm

@@ -36,7 +36,8 @@ class Capturable:
         """Record the CUDA graphs that calls of these shapes replay on the current stream, whatever their mask.
 
         Unasked that happens at the second call of a shape, of at most 8192 places (`bertfast.graphs`). Runs the model
-        twice for each shape. Of heads that score every word a graph serves calls with as many real tokens.
+        twice for each shape, without position_ids, with which a call is another. Of heads that score every word a graph
+        serves calls with as many real tokens.
 
         Args:
             shapes: of input_ids, as in (batch, length); the 16 used last are kept.

@@ -60,8 +60,8 @@ class Encoded(NamedTuple):
     """What the encoder made of a call.
 
     Fields:
-        rows: [T,H], the last layer's output, of places too that hold no token where `real` is there; [sequences,H] of
-            first tokens where no more was asked for.
+        rows: [T,H], the last layer's output; [B*S,H] where `real` is there; [sequences,H] of first tokens where no more
+            was asked for.
         pooled: [sequences,H], or None without a pooler.
         hidden_states: the embeddings' and every layer's output [B,S,H] where asked for, on the gradient's way; or None.
         packed_call: the caller packed the tokens, so the batch is one row [1,total].

@@ -36,7 +36,6 @@ class Head(CheckedLoading, Prepackable, Capturable):
 
     _theirs: type[nn.Module]  # transformers' class of the same name
     _first_only = False  # whether each sequence's first row is enough
-    _row_by_row = False  # whether without labels rows of padding may be among those of tokens
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -93,8 +92,11 @@ class Head(CheckedLoading, Prepackable, Capturable):
                 raise fusion.Unfit(reason)
 
     def _encode(self, given: dict[str, Any]) -> Encoded | str:
-        padding = self._row_by_row and not any(name in given for name in LABELS)
-        return encode(self.bert, given, self._first_only, padding)
+        return encode(self.bert, given, self._first_only, self._takes_padding(given))
+
+    def _takes_padding(self, given: dict[str, Any]) -> bool:
+        """Whether rows of padding may be among those of tokens."""
+        return False
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         """The output of a call; each head has its own."""
@@ -206,13 +208,16 @@ class BertForTokenClassification(Head, modeling_bert.BertForTokenClassification)
     """BERT with a classifier on every token; logits [B,S,labels] are zeros at padding."""
 
     _theirs = modeling_bert.BertForTokenClassification
-    _row_by_row = True
 
     def _check(self, name: str, module: nn.Module) -> None:
         """The classifier gets the rows of all texts at once, so it has to work row by row."""
         super()._check(name, module)
         fusion.linear(self, "classifier", None, "")
         fusion.dropout(self._modules.get("dropout"), "dropout")
+
+    def _takes_padding(self, given: dict[str, Any]) -> bool:
+        """Not with dropout, which counts real tokens."""
+        return not (_labelled(given) or self.dropout.training)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         batch, loss = encoded.batch, None
@@ -230,11 +235,13 @@ class BertForQuestionAnswering(Head, modeling_bert.BertForQuestionAnswering):
     """BERT with two scores a token: the answer starts, or ends, here; the lowest value at padding."""
 
     _theirs = modeling_bert.BertForQuestionAnswering
-    _row_by_row = True
 
     def _check(self, name: str, module: nn.Module) -> None:
         super()._check(name, module)
         fusion.linear(self, "qa_outputs", None, "")
+
+    def _takes_padding(self, given: dict[str, Any]) -> bool:
+        return not _labelled(given)
 
     def _answer(self, encoded: Encoded, given: dict[str, Any]) -> Any:
         scores, loss = self._linear(self, "qa_outputs", encoded.rows[None])[0], None  # [T,2]
@@ -374,6 +381,10 @@ class BertForPreTraining(MaskedLMHead, modeling_bert.BertForPreTraining):
 
 def _items(given: dict[str, Any], like: Tensor) -> heads.Items:
     return items(given.get("num_items_in_batch"), like.device)
+
+
+def _labelled(given: dict[str, Any]) -> bool:
+    return any(name in given for name in LABELS)
 
 
 def _padded(scores: Tensor, encoded: Encoded, value: float) -> Tensor:

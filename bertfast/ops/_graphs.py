@@ -25,13 +25,14 @@ from .. import dispatch, extension
 from .._scope import scope
 
 KEPT = 16  # recorded calls
+_OPERATION = "encoder"  # what is recorded, to records of choices
 _ALIGNED = 256  # bytes, of every part of an arena
 
 Key = tuple[Any, ...]
 
 
 class Input(NamedTuple):
-    """What a call brings: shape and dtype of its place, and the value, a tensor or the number that all elements are."""
+    """What a call brings: shape and dtype of its place, and the value, a tensor that broadcasts to it or one number."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -146,7 +147,7 @@ def replayed(request: Request) -> Tensor | None:
             if call is None:
                 return None
             result = call(request, stream)
-    dispatch.note("encoder", "graph", "cuda", {})
+    dispatch.note(_OPERATION, "graph", "cuda", {})
     return result
 
 
@@ -177,10 +178,7 @@ def arena_at(place: Place) -> Arena:
 def holds(name: str, tokens: int) -> bool:
     """Whether a call of that kernel with so many tokens is recorded."""
     with LOCK:
-        return any(
-            key[0] == name and getattr(call, "tokens", None) == tokens
-            for key, call in _CAPTURED.items()
-        )
+        return any(key[0] == name and call.tokens == tokens for key, call in _CAPTURED.items())
 
 
 def forget() -> None:
@@ -224,7 +222,7 @@ def _capture(key: Key, place: Place, make: Callable[[Arena], Any]) -> Any:
             reason = " ".join(str(error).split())
             _remember(_SEEN, key, reason)
     if reason is not None:
-        dispatch.note("encoder", "graph", None, {"cuda": reason})
+        dispatch.note(_OPERATION, "graph", None, {"cuda": reason})
     return None
 
 

@@ -12,8 +12,9 @@ namespace bf {
   FIELD(bool, tf32)       /* fp32 products may round their inputs to tf32 */                       \
   FIELD(bool, invariant)  /* how a row's sums are cut depends on no other row */                   \
   FIELD(bool, cublaslt)   /* products are cuBLASLt's, where it has what they end in */             \
-  FIELD(const std::int32_t*, used) /* how many of the rows count: what lies beyond is neither read \
-                                      nor written, but whole rows may be; null: all do */
+  FIELD(const std::int32_t*, used) /* how many of a forward's rows count, null: all do. Embedding, \
+                                      products and LN read and write no other; attention knows     \
+                                      from cu_seqlens, and writes zeros there */
 BF_STRUCT(Gpu, BF_GPU)
 
 }  // namespace bf

@@ -30,8 +30,8 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// The last i < count for which holds(i), which no i behind the first that does not is to hold for;
-// 0 where none is. The lanes of a warp, which ask for the same, look at 32 at a time.
+// The last i < count for which holds(i), which is true up to some i and false from there on; 0
+// where it never is. The lanes of a warp, which ask for the same, look at 32 at a time.
 template <class Holds>
 __device__ __forceinline__ int last_of(int count, Holds holds) {
   const int lane = threadIdx.x % kWarp;

@@ -23,7 +23,7 @@ BF_STRUCT(PaddedTokens, BF_PADDED_TOKENS)
   FIELD(EncoderFwd, encoder)       /* for `tokens` batch * length; first_only: `out` is null */ \
   FIELD(std::int32_t*, cu_seqlens) /* [batch + 1] */                                            \
   FIELD(void*, out)                /* [batch, length, hidden], zeros at padding */              \
-  FIELD(void*, first) /* [batch, hidden]: first real rows; zeros where there is none */         \
+  FIELD(void*, first) /* [batch, hidden]: first real rows; of none with first_only anything */  \
   BF_WHERE(FIELD)
 
 BF_STRUCT(PaddedEncoderFwd, BF_PADDED_ENCODER_FWD)

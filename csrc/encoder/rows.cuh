@@ -89,8 +89,7 @@ struct Ranked {
   }
 };
 
-// A block a sequence, which counts the tokens before it itself: the batches are small, and so no
-// block waits for another.
+// A block a sequence, which counts the tokens before it itself, so that no block waits for another.
 __global__ void __launch_bounds__(kPackThreads)
     pack_tokens(const PaddedTokens p, const Packed to, const long length) {
   __shared__ int counts[kPackWarps];
@@ -98,7 +97,7 @@ __global__ void __launch_bounds__(kPackThreads)
   long row = p.mask ? 0 : first;
   for (long at = 0; p.mask && at < first; at += kPackThreads) {
     const long place = at + threadIdx.x;
-    row += Ranked(place < first && p.mask[place], counts).all;
+    row += __syncthreads_count(place < first && p.mask[place]);
   }
   if (first == 0 && threadIdx.x == 0) to.cu_seqlens[0] = 0;
   for (long at = 0; at < length; at += kPackThreads) {

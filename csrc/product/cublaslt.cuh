@@ -1,6 +1,7 @@
 // Products of the operations that cuBLASLt computes, where gpu.cublaslt says so: which they are,
 // and what is launched for them.
 #pragma once
+#include "common/check.h"
 #include "common/launch.cuh"
 #include "product/cuda_cublaslt.h"
 #include "product/product.h"
@@ -30,6 +31,7 @@ long apart(long stride, long width, long count) { return count > 1 ? stride : wi
 bool forward_is_cublaslts(const LinearFwd& p) { return p.gpu.cublaslt && !p.gelu && !p.pre; }
 
 void cublaslt_fwd(const LinearFwd& p) {
+  BF_CHECK(!p.gpu.used, "cuBLASLt computes all rows");
   for (int w = 0; w < p.weights; ++w) {
     LtProduct q = {p.weight[w], p.x, p.out[w], p.n, p.rows, p.k};
     q.lda = p.k, q.ldb = apart(p.x_stride, p.k, p.rows), q.ldd = apart(p.out_stride, p.n, p.rows);

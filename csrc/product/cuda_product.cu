@@ -360,6 +360,7 @@ std::size_t linear_bwd_workspace(const LinearBwd& p) {
 }
 
 void linear_bwd(const LinearBwd& p, void* workspace) {
+  BF_CHECK(!p.gpu.used, "backward computes all rows");
   check_sizes(p.rows, p.n, p.k);
   Arena arena(workspace);
   const CublasltBwd theirs(p, arena);

@@ -143,5 +143,5 @@ def test_arguments_are_copied(runtime):
     assert runtime.cudaGraphDestroy(graph) == runtime.cudaGraphExecDestroy(ready) == 0
     declared = cuda_driver._parameters()
     assert {tuple(s) for name, s in declared.items() if "attention_fwd_kernel" in name} == {
-        (136, 1)
+        (144, 1)
     }

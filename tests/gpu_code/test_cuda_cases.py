@@ -36,6 +36,7 @@ def test_every_kernel_is_compared(monkeypatch):
                         harness.differentiate(operation, case, dtype, harness.public(operation))
                 monkeypatch.setattr(encoder, "through_library", lambda: False)
                 layers.differentiate(dtype)
+        layers.padded()
         case = harness.Case("three", (5, 0, 20), 64, 48, heads=2)  # rows of 16 bytes
         with cublaslt.present(device), dispatch.use_backend("cuda:cublaslt"):
             harness.differentiate(

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import BertConfig
+from transformers.models.bert import modeling_bert
 
 import bertfast
 from bertfast import (
     BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -19,11 +22,12 @@ from bertfast import (
     dispatch,
 )
 from bertfast.core import encode
+from bertfast.dispatch import decisions
 from bertfast.models import engine
 from bertfast.ops import _graphs
-from gpu_code import cuda_driver, recording
+from gpu_code import cublaslt, cuda_driver, recording
 from gpu_code.recording import MODEL, poison
-from harness import seeds
+from harness import near, seeds
 
 
 @pytest.fixture
@@ -124,8 +128,9 @@ def test_one_graph_for_every_mask(device, monkeypatch):
 
 
 def test_places_of_tokens(device, monkeypatch):
-    """position_ids for each place or for all rows, which no graph without them serves."""
+    """position_ids for each place or for all rows, which no graph without them serves; segments for all rows."""
     model, batch = _model(), _batch((7, 2))
+    batch["token_type_ids"] = torch.tensor([[0, 1, 0, 1, 1, 0, 1]])
     positions = torch.arange(20, 27)[None]
     with dispatch.batch_invariant():
         for given in (positions, positions - 10, torch.cat((positions, positions.flip(1)))):
@@ -150,15 +155,94 @@ def test_long_rows(device, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", [BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering]
+    "kind",
+    [
+        BertForSequenceClassification,
+        BertForNextSentencePrediction,
+        BertForMultipleChoice,
+        BertForTokenClassification,
+        BertForQuestionAnswering,
+    ],
 )
 def test_heads(device, monkeypatch, kind):
-    model, batch = _model(kind), _batch()
+    model, batch = _model(kind), _batch((7, 3, 0, 1))
+    if kind is BertForMultipleChoice:
+        batch = {name: tensor.view(2, 2, 7) for name, tensor in batch.items()}
     with dispatch.batch_invariant():
         expected = _packed(monkeypatch, lambda: model(**batch))
         _unasked(monkeypatch)
         for _ in range(3):
             _same(model(**batch), expected)
+
+
+def test_a_head_that_drops(device):
+    """By the positions of real tokens in each text, whatever the batch, as its `bert` would."""
+    model, batch = _model(BertForTokenClassification), _batch((3, 7))
+    model.dropout.train()
+    numbers = torch.tensor([9, 4])
+    with dispatch.batch_invariant():
+        seeds.restart(1)
+        both = model(**batch, example_ids=numbers).logits
+        seeds.restart(1)
+        alone = model(**{name: t[1:] for name, t in batch.items()}, example_ids=numbers[1:]).logits
+    assert torch.equal(both[1], alone[0])
+
+
+def test_a_head_that_learns(device, monkeypatch):
+    """On a frozen encoder, its loss outside: gradients of real tokens alone."""
+    model, batch = _model(BertForTokenClassification), _batch((3, 7))
+    model.bert.requires_grad_(False)
+    rows = model.bert(**batch).last_hidden_state[batch["attention_mask"].bool()]
+    leaves = [parameter.detach().clone() for parameter in model.classifier.parameters()]
+
+    def gradients(dtype):
+        weight, bias = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+        logits = torch.nn.functional.linear(rows.to(dtype), weight, bias)
+        return torch.autograd.grad(logits.square().sum(), (weight, bias))
+
+    _unasked(monkeypatch)
+    with torch.enable_grad():
+        logits = model(**batch).logits
+        found = torch.autograd.grad(logits.square().sum(), list(model.classifier.parameters()))
+        near("gradients", found, gradients(torch.float64), gradients(torch.bfloat16))
+
+
+def test_sums_cut_by_the_shape(device, monkeypatch):
+    """Bits may depend on the shape here, which does not make them less near."""
+    model = _model(dtype=torch.float32, intermediate_size=4096, num_hidden_layers=1)
+    batch = _batch((3, 0, 5), 32)  # two tiles of rows, where packed they are one
+    real = batch["attention_mask"].bool()
+    found = model(**batch).last_hidden_state[real]
+    assert not torch.equal(found, _packed(monkeypatch, lambda: model(**batch))[0][real])
+
+    def theirs(dtype):
+        given = {**batch, "input_ids": batch["input_ids"] * real}
+        return modeling_bert.BertModel.forward(model.to(dtype), **given).last_hidden_state[real]
+
+    with _disable_current_modes():
+        near("rows", found, theirs(torch.float64), theirs(torch.float32))
+
+
+def test_rows_of_odd_bytes(device, monkeypatch):
+    """No multiple of 16; a single token; a single text of one column."""
+    model = _model(hidden_size=36, intermediate_size=70)
+    for lengths, length in ((RAGGED, 7), ((1,), 1), ((1, 0), 1)):
+        batch = _batch(lengths, length)
+        with dispatch.batch_invariant():
+            expected = _packed(monkeypatch, lambda batch=batch: model(**batch))
+            for _ in range(2):
+                _same(model(**batch), expected)
+
+
+def test_masks_of_any_kind(device):
+    model, batch = _model(), _batch((3, 7))
+    expected, mask = model(**batch), batch["attention_mask"]
+    wide = torch.stack((mask, 1 - mask), 2)[:, :, 0]  # rows and columns that lie apart
+    for other in (mask.bool(), mask.to(torch.uint8) * 4, mask.float() / 2, wide):
+        for _ in range(2):
+            _same(model(**{**batch, "attention_mask": other}), expected)
+    with torch.inference_mode():
+        _same(model(**batch), expected)
 
 
 def test_what_is_packed(monkeypatch):
@@ -204,6 +288,30 @@ def test_what_another_backend_is_for(device, monkeypatch):
     assert encode.encode_padded(weights._replace(embeddings=elsewhere), tokens) is None
 
 
+@pytest.mark.parametrize(
+    ("operation", "name", "reason"),
+    [
+        ("embedding", "triton", "triton is chosen for embedding, forward"),
+        ("attention", "triton", "triton is chosen for attention, forward"),
+        ("qkv_projection", "cuda:cublaslt", "cuBLASLt computes products of all rows"),
+    ],
+)
+@pytest.mark.parametrize("device", [{"execute": False}], indirect=True)
+def test_a_table(device, monkeypatch, operation, name, reason):
+    """That sends a part elsewhere; why the batch is packed is told."""
+    tokens = encode.Tokens(_batch()["input_ids"], None, None, None)
+    monkeypatch.setattr(decisions, "knows", lambda device: True)
+    weights = _model().view()
+    with cublaslt.present(device), dispatch.use_backend("auto"), dispatch.record() as log:
+        monkeypatch.setattr(dispatch, "chosen_on_gpu", lambda call: "cuda")
+        assert encode.encode_padded(weights, tokens) is not None
+        monkeypatch.setattr(
+            dispatch, "chosen_on_gpu", lambda call: name if call.operation == operation else "cuda"
+        )
+        assert encode.encode_padded(weights, tokens) is None
+    assert log[-1] == dispatch.Choice("encoder", "padded", None, {"cuda": reason})
+
+
 @pytest.mark.parametrize("device", [{"execute": False}], indirect=True)
 def test_large_batches(device, monkeypatch):
     """Are packed, unless a graph was asked for by name; another model's does not count."""
@@ -222,9 +330,12 @@ def test_inside_the_callers_own_recording(device):
     tokens = encode.Tokens(_batch()["input_ids"], _batch()["attention_mask"].bool(), None, None)
     encode.encode_padded(model.view(), tokens)
     launched = len(device.launches)
+    large = encode.Tokens(torch.ones(8, 1025, dtype=torch.int64), None, None, None)
+    assert encode.encode_padded(model.view(), large) is None
     assert runtime.cudaStreamBeginCapture(handle, 0) == 0
     try:
         assert encode.encode_padded(model.view(), tokens) is not None
+        assert encode.encode_padded(model.view(), large) is not None  # which could not be packed
     finally:
         assert runtime.cudaStreamEndCapture(handle, ctypes.byref(graph)) == 0
     assert len(device.launches) == launched

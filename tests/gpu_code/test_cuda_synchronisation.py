@@ -12,12 +12,10 @@ import torch
 
 import harness
 from bertfast import dispatch
-from bertfast.core import encode
-from bertfast.core.weights import example_weights
 from bertfast.ops import encoder
 from gpu_code import cuda_driver, mutate, nvcc
 from gpu_code.backends import allowing_tf32
-from harness import Case
+from harness import Case, layers
 
 pytestmark = pytest.mark.skipif(not nvcc.find(), reason=nvcc.absent())
 
@@ -107,9 +105,9 @@ def test_packing(monkeypatch):
     ids = torch.ones(2, 1100, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     mask[:, ::31] = 1
-    tokens = encode.Tokens(ids, mask, ids, None)
-    with torch.no_grad(), cuda_driver.emulated(keep=True) as device, dispatch.use_backend("cuda"):
-        assert encode.encode_padded(example_weights("cpu", 32, 1, 1)[0], tokens, first_only=True)
+    tokens = layers.Tokens(ids, mask, ids, None)
+    with cuda_driver.emulated(keep=True) as device, dispatch.use_backend("cuda"):
+        layers.padded(places=tokens, first_only=True)
         (kernel,) = {launch.name for launch in device.launches if "pack_tokens" in launch.name}
         survey = mutate.survey(cuda_driver.ptx(kernel), _every_launch(device, kernel), kernel)
     assert survey.reported

@@ -7,6 +7,7 @@ import torch
 from bertfast import dispatch
 from bertfast.core import encode
 from bertfast.core.batch import pack_rows
+from bertfast.core.encode import Tokens
 from bertfast.core.weights import BertWeights, example_weights
 
 from . import seeds
@@ -101,6 +102,16 @@ def differentiate(dtype):
     weights, x = trained(layers_of(dtype, 1), (0,), (0.0, 0.0, 0.0)), x.requires_grad_()
     out, _ = together(weights, x, batch, first_only=True)
     out.backward(torch.ones_like(out))
+
+
+def padded(layers=1, hidden=32, places=None, **options):
+    """A padded batch in one call, without a gradient: whatever that launches."""
+    weights, ids = example_weights("cpu", hidden, 1, layers)[0], torch.ones(2, 8, dtype=torch.int64)
+    tokens = Tokens(ids, ids, None, None) if places is None else places
+    with torch.no_grad():
+        found = encode.encode_padded(weights, tokens, **options)
+    assert found is not None
+    return found
 
 
 def both_ways(weights, x, batch, kind, recompute=False):

@@ -13,7 +13,7 @@ from ..device import Device, busy, gaps
 from ..models import batch_at, mask_at, models_at, ours, predicted_us
 from ..results import Results
 
-LOADS = ("8x128", "1x128", "128x128", "32x512", "ragged-32x512")
+LOADS = ("8x128", "1x128", "128x128", "32x512", "ragged-16x128")
 REPLAYS = 5  # that are profiled
 
 

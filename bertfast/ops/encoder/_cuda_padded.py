@@ -14,11 +14,18 @@ from .._native import dropout
 from . import cpu
 
 _KERNEL = "padded_encoder_fwd"
+_VECTOR = 16  # bytes that are written at once
 
 
 def is_recorded(places: int) -> bool:
     """Whether some graph is of a padded batch with so many places."""
     return _graphs.holds(_KERNEL, places)
+
+
+def is_capturing(x: Tensor) -> bool:
+    """Whether somebody records what goes to the current stream of the GPU of x."""
+    with extension.current_stream(x.device) as stream:
+        return extension.cuda is not None and extension.cuda.is_capturing(stream)
 
 
 def forward(
@@ -41,9 +48,7 @@ def forward(
 def _places(call: Any, batch: int, length: int) -> tuple[int, int, int]:
     """Where in the result end cu_seqlens, the rows of all places, and first rows; in elements."""
     size, hidden = call.x.element_size(), call.x.shape[1]
-    starts = (
-        math.ceil(4 * (batch + 1) / 16) * 16 // size
-    )  # what follows can be written 16 bytes at a time
+    starts = math.ceil(4 * (batch + 1) / _VECTOR) * _VECTOR // size
     out = starts + (0 if call.first_only else batch * length * hidden)
     return starts, out, out + batch * hidden
 
@@ -61,8 +66,7 @@ def _request(tokens: Any, tables: Any, call: Any) -> _graphs.Request:
         "token_type_ids": _graphs.Input(shape, torch.int64, 0 if segments is None else segments),
     }
     if tokens.position_ids is not None:
-        positions = tokens.position_ids.expand(shape)
-        inputs["position_ids"] = _graphs.Input(shape, torch.int64, positions)
+        inputs["position_ids"] = _graphs.Input(shape, torch.int64, tokens.position_ids)
     fields = {
         "batch": batch, "length": length, "position_ids": 0, "out": 0,
         "embedding": {**_embedding(tables), **_inside(x)}, "encoder": {**_layers(call), **_inside(x)},
@@ -78,8 +82,8 @@ def _launched(request: _graphs.Request) -> Tensor:
     base = found.data_ptr()
     places = {name: base + place for name, place in request.results.items()}
     given = {
-        name: None if isinstance(value, int) else value.to(dtype).contiguous()
-        for name, (_, dtype, value) in request.inputs.items()
+        name: None if isinstance(value, int) else value.to(dtype).expand(shape).contiguous()
+        for name, (shape, dtype, value) in request.inputs.items()
     }
     inputs = dict(zip(given, extension.pointers(list(given.values())), strict=True))
     extension.launch(request.name, request.like, **request.fields, **places, **inputs)

@@ -29,6 +29,7 @@ class Recorded:
 
     def __init__(self, call: Any, needs: Sequence[bool], stream: int, arena: _graphs.Arena):
         x, self.sizes, self.needs = call.x, cpu.sizes_of(call), needs
+        self.tokens = self.sizes["tokens"]
         given = _inputs(call)
         rows = self.sizes["sequences" if call.first_only else "tokens"]
         out = _like(x, rows, self.sizes["hidden"])

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from bertfast import dispatch
-from bertfast.core import encode
-from bertfast.core.weights import example_weights
 from bertfast.ops import encoder
 from gpu_code import cublaslt, cuda_driver, nvcc
 from gpu_code.backends import allowing_tf32
@@ -84,10 +82,9 @@ def _launch_layers(dtype):
 
 
 def _launch_padded():
-    weights, ids = example_weights("cpu")[0], torch.ones(2, 8, dtype=torch.int64)
     with pytest.MonkeyPatch.context() as patch, dispatch.use_backend("cuda"):
         patch.setattr(encoder, "through_library", lambda: False)
-        assert encode.encode_padded(weights, encode.Tokens(ids, ids, None, None))
+        layers.padded()
 
 
 def test_every_kernel_is_launched(kernels, shapes):
