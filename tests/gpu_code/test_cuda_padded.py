@@ -102,7 +102,7 @@ def _replayed(model, batch):
 
 
 @pytest.mark.parametrize(
-    "device", [{"order": order} for order in ("forward", "shuffled")], indirect=True
+    "device", [{"order": order} for order in ("forward", "reversed", "shuffled")], indirect=True
 )
 def test_one_graph_for_every_mask(device, monkeypatch):
     """Recorded of tokens that are all real; other masks, other numbers of tokens, none at all, no arguments but ids."""
