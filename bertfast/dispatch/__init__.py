@@ -69,7 +69,8 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Run every operation in the backend `name`, or choose freely ("auto"), inside the block.
 
     Backends: "cpu" (C++), "cuda" (CUDA C++), "cuda:cublaslt" (its kernels around cuBLASLt's products), "triton",
-    "triton:torch" (Triton's kernels around torch's own products), "eager" (plain torch in the tensors' own dtype),
+    "triton:torch" (Triton's kernels around torch's own products, and torch's attention of packed sequences where it
+    has one, before Triton's backward), "eager" (plain torch in the tensors' own dtype),
     "reference" (the definition, in plain torch with sums in fp32).
     Holds for the calling thread or task, and for the backward of what it computes. Raises ArgumentError for an unknown
     name; an operation that the named backend cannot compute raises UnsupportedError with the reason.

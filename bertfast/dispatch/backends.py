@@ -6,8 +6,8 @@ from types import ModuleType, SimpleNamespace
 
 Backend = ModuleType | SimpleNamespace
 
-# "triton:torch": triton, in operations with a matrix product around torch's instead of its own. "cuda:cublaslt": cuda
-# around cuBLASLt's in the same way.
+# "triton:torch": triton, in operations with a matrix product around torch's instead of its own, in attention behind
+# torch's forward (`ops/_varlen.py`). "cuda:cublaslt": cuda around cuBLASLt's products in the same way.
 NAMES = ("cpu", "cuda", "cuda:cublaslt", "triton", "triton:torch", "eager", "reference")
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "eager", "reference")}
 

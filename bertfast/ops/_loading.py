@@ -57,6 +57,10 @@ def _load(operation: str, name: str) -> Backend:
         from . import _cublaslt
 
         return _cublaslt.of(operation, found)
+    if product == "torch" and operation == "attention":
+        from . import _varlen
+
+        return _varlen.of(found)
     return found
 
 

@@ -145,17 +145,29 @@ def forward(
     lse = qkv.new_empty(heads, tokens, dtype=torch.float32) if save else None
     if tokens == 0:
         return out, lse
+    _launch(qkv, cu_seqlens, max_seqlen, scale, p, seed, example_ids, out, lse)
+    return out, lse
+
+
+def clear_spare(qkv: Tensor, cu_seqlens: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    """Makes the rows behind the last sequence 0: a forward without a sequence, whose spare rows begin there."""
+    _launch(qkv, cu_seqlens[-1:], qkv.shape[0], 1.0, 0.0, None, None, out, lse)
+
+
+def _launch(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, p: float, seed: Tensor | None,
+    example_ids: Tensor | None, out: Tensor, lse: Tensor | None,
+) -> None:  # fmt: skip
     key = _key(qkv)
     if "-" not in key:
         short = max_seqlen <= SHORT and not dispatch.is_batch_invariant()
         key += "-short" if short else "-long"
     config = FORWARD.pick(key)
     _attention_fwd_kernel[_grid(qkv, cu_seqlens, config.blocks["BLOCK_M"])](
-        *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, *_dropout(p, seed, example_ids), tokens,
+        *qkv.unbind(1), cu_seqlens.contiguous(), out, lse, *_dropout(p, seed, example_ids), qkv.shape[0],
         cu_seqlens.numel() - 1, qkv.stride(0), qkv.stride(2), scale * math.log2(math.e), threshold(p), keep_scale(p),
         **_shape(qkv), **config.options(),
     )  # fmt: skip
-    return out, lse
 
 
 def backward(
