@@ -18,7 +18,7 @@ from .. import dispatch
 
 NAME = "triton:torch"
 _LARGEST_HEAD = 256
-_EIGHT = 8  # heads are multiples of so many elements, or torch would pad them
+_EIGHT, _BYTES = 8, 16  # heads are multiples of so many elements, which are copied at once
 
 
 def of(triton: ModuleType) -> SimpleNamespace:
@@ -56,10 +56,11 @@ def _refuses(qkv: Tensor, p: float) -> str | None:
         return "torch's attention has other dropout"
     if qkv.dtype not in (torch.bfloat16, torch.float16):
         return f"dtype {qkv.dtype}; torch's attention of packed sequences computes in 16 bits"
-    if size % _EIGHT or size > _LARGEST_HEAD or qkv.stride(3) != 1:
-        return (
-            f"head size {size}; torch's attention takes multiples of {_EIGHT} up to {_LARGEST_HEAD}"
-        )
+    if size % _EIGHT or size > _LARGEST_HEAD:
+        most = f"multiples of {_EIGHT} up to {_LARGEST_HEAD}"
+        return f"head size {size}; torch's attention takes {most}"
+    if qkv.stride(3) != 1 or qkv.data_ptr() % _BYTES or any(s % _EIGHT for s in qkv.stride()[:3]):
+        return f"qkv: its heads do not begin at multiples of {_BYTES} bytes"
     if dispatch.is_batch_invariant():
         return "how torch's attention cuts a sum depends on the batch"
     if tokens == heads:

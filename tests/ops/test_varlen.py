@@ -114,6 +114,8 @@ def test_refuses(torchs, monkeypatch):
                 assert _refusals(case) is None
                 harness.check_forward(ATTENTION, case, torch.bfloat16, NAME)
         assert "computes in 16 bits" in _refusals(CASES[0], torch.float32)
+        strided = Case("", (17,), outer=32, heads=2, strided=True)
+        assert _refusals(strided) == "qkv: its heads do not begin at multiples of 16 bytes"
         with dispatch.batch_invariant():
             assert "depends on the batch" in _refusals(CASES[0])
         assert _refusals(CASES[0]) is None
