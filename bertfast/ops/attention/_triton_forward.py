@@ -122,9 +122,8 @@ def _attention_fwd_kernel(
 ):  # fmt: skip
     """out, and lse where it is not None; scale_log2 = scale / ln 2, as exponentials are of base 2."""
     sequence, start, length, first = find_block(cu_seqlens_ptr, sequences, tokens, BLOCK_M)
-    if (first < 0) | (
-        first >= length
-    ):  # below 0: before the spare rows, of a launch for these alone
+    # as unsigned: it is below 0 before the spare rows, in a launch for these alone
+    if first.to(tl.uint32) >= length.to(tl.uint32):
         return
     head, heads = tl.program_id(1), tl.num_programs(1)
     row, rows = start + first, length - first
