@@ -1,5 +1,5 @@
-// Sums and maxima over the lanes of a warp and over the warps of a block, in one fixed order; every
-// lane receives the result.
+// Sums and maxima over the lanes of a warp and over the warps of a block, in one fixed order, and a
+// search by a warp; every lane receives the result.
 #pragma once
 
 namespace bf::cuda {
