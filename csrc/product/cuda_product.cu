@@ -81,7 +81,7 @@ __device__ __forceinline__ void compute_tile(const Product& p, int index, char* 
       shared,
       [&](int part) {
         Operand a = pick(p.a, output + part);
-        if constexpr (a_along) a.rows = m;
+        if constexpr (a_along) a.rows = keep(m);  // or the loop computes it anew
         return a;
       },
       [&](int part) { return pick(p.b, output + part); }, row, column, p.depths, first, last, sum);
